@@ -1,0 +1,1 @@
+"""Addresses, host ports and port mappings for dense container and microVM hosts."""

@@ -1,0 +1,53 @@
+"""Every error netalloc raises on purpose; each names the value and the limit."""
+
+from collections.abc import Sequence
+
+
+class NetallocError(Exception):
+    """The base of all errors of this package."""
+
+
+class ExhaustedError(NetallocError):
+    """Nothing is free."""
+
+
+class InUseError(NetallocError):
+    """That address, port or mapping is held; `holder` names the holder where it is known."""
+
+    def __init__(self, message: str, holder: str | None = None) -> None:
+        super().__init__(message)
+        self.holder = holder
+
+
+class NotAllocatedError(NetallocError, KeyError):
+    """Released or unmapped without being held."""
+
+    __str__ = Exception.__str__  # KeyError would print its message in quotes
+
+
+class OutOfRangeError(NetallocError, ValueError):
+    """Not of this network or range, or no such value at all."""
+
+
+class CommandError(NetallocError):
+    """A command such as iptables or nft failed, or could not be started."""
+
+    def __init__(
+        self, message: str, command: Sequence[str] = (), status: int | None = None, stderr: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.command = tuple(command)
+        self.status = status
+        self.stderr = stderr
+
+
+class InterfaceError(NetallocError):
+    """No such interface, or it has no IPv4 address."""
+
+
+class StoreError(NetallocError):
+    """State that cannot be read, is locked or is corrupt."""
+
+
+class StaleLeaseError(NetallocError):
+    """A lease of an older generation: somebody else holds it by now."""

@@ -1,0 +1,36 @@
+"""What a port mapper asks of the kernel."""
+
+from collections.abc import Collection, Sequence
+from typing import Protocol
+
+from netalloc.model import Mapping, Repairs
+
+
+class Backend(Protocol):
+    """Makes the kernel agree with the desired mappings."""
+
+    @property
+    def name(self) -> str:
+        """The backend's own name: "nftables", "iptables" or "null"."""
+
+    def setup(self) -> None:
+        """Make the fixed part; a crashed predecessor's remains are adopted or replaced."""
+
+    def cleanup(self) -> None:
+        """Remove all that is ours; what is missing already is no error."""
+
+    def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping] = ()) -> None:
+        """Remove, then add, as one batch: all of it or nothing.
+
+        Raises InUseError where a key to add is present, NotAllocatedError where a
+        mapping to remove is not there as given.
+        """
+
+    def mappings(self) -> list[Mapping]:
+        """What the kernel has now."""
+
+    def reconcile(self, desired: Collection[Mapping]) -> Repairs:
+        """Bring the kernel to the desired mappings, touching only what differs."""
+
+    def close(self) -> None:
+        """Give back sockets; the rules stay."""
