@@ -1,0 +1,301 @@
+# Many ordinals at a time, over the tree: each search reads only, and what it found is then
+# set by filling one or two ranges, which costs a step per node and cannot fail.
+
+ctypedef fused element:
+    uint32_t
+    uint64_t
+
+# fill() makes at most one path of nodes at each of its two ends
+cdef enum:
+    FILL_PATHS = 2
+
+
+# ---- filling a range
+
+cdef void leaf_fill(Node *leaf, word lo, word hi) noexcept nogil:
+    cdef int k, first = <int>((lo >> 6) & 63), final = <int>((hi >> 6) & 63)
+    cdef word mask
+    for k in range(first, final + 1):
+        mask = ALL
+        if k == first:
+            mask &= ALL << (lo & 63)
+        if k == final:
+            mask &= ~above(<int>(hi & 63))
+        leaf.mixed += popcount(mask & ~leaf.at.words[k])
+        leaf.at.words[k] |= mask
+        if leaf.at.words[k] == ALL:
+            leaf.full |= <word>1 << k
+
+cdef void fill_below(Tree *t, Node *node, int level, word lo, word hi) noexcept nogil:
+    cdef int k, shift = child_shift(level)
+    cdef word span = span_mask(level - 1), base = lo & ~span_mask(level), start, stop, bit
+    cdef Node *child
+    for k in range(index_at(lo, level), index_at(hi, level) + 1):
+        bit = <word>1 << k
+        if node.full & bit:
+            continue
+        start = base | <word>k << shift
+        stop = min(start | span, t.last)
+        if lo <= start and stop <= hi:
+            if node.mixed & bit:
+                free_below(t, node.at.child[k], level - 1)
+        else:
+            if not node.mixed & bit:
+                node.at.child[k] = make(t, level - 1, start, False)
+                node.mixed |= bit
+            child = node.at.child[k]
+            if level == 1:
+                leaf_fill(child, max(lo, start), min(hi, stop))
+            else:
+                fill_below(t, child, level - 1, max(lo, start), min(hi, stop))
+            if child.full != ALL:
+                continue
+            give_back(t, child)
+        node.mixed &= ~bit
+        node.full |= bit
+
+cdef void fill(Tree *t, word lo, word hi) noexcept nogil:
+    """Set lo..hi, both included; the caller has ensured the nodes and counts `used`."""
+    leave(t)
+    if t.root == &FULL:
+        return
+    if lo == 0 and hi == t.last:
+        if t.root != &EMPTY:
+            free_below(t, t.root, t.top)
+        t.root = &FULL
+        return
+    if t.root == &EMPTY:
+        t.root = make(t, t.top, 0, False)
+    if t.top == 0:
+        leaf_fill(t.root, lo, hi)
+    else:
+        fill_below(t, t.root, t.top, lo, hi)
+    if t.root.full == ALL:
+        give_back(t, t.root)
+        t.root = &FULL
+
+cdef inline bint ensure_fill(Tree *t) noexcept nogil:
+    if ensure(t, FILL_PATHS * (t.top + 1)):
+        return True
+    trim(t)
+    return False
+
+
+# ---- taking n ordinals from the cursor on
+
+cdef word scan_free(
+    Tree *t, word lo, word hi, element *out, word room, word offset, word *final
+) noexcept nogil:
+    """Write the free ordinals of lo..hi, plus `offset`, until `room` is used up.
+
+    Returns how many were written and sets `final` to the last. A word with nothing set
+    costs about 0.1 ns an ordinal, a mixed one 1.5.
+    """
+    cdef Node *node
+    cdef int level, k
+    cdef word done = 0, stop, end, n, j, bits
+    while True:
+        node = locate(t, lo, &level)
+        stop = min(lo | span_mask(level), hi)
+        if node == &EMPTY:
+            n = min(stop - lo, room - done - 1) + 1
+            for j in range(n):
+                out[done + j] = <element>(offset + lo + j)
+            done += n
+            final[0] = lo + n - 1
+        elif node != &FULL:
+            while True:
+                k = <int>((lo >> 6) & 63)
+                bits = ~node.at.words[k] & (ALL << (lo & 63))
+                end = lo | 63
+                if end > stop:
+                    end = stop
+                    bits &= ~above(<int>(stop & 63))
+                if bits == ALL and room - done >= 64:
+                    for j in range(64):
+                        out[done + j] = <element>(offset + lo + j)
+                    done += 64
+                    final[0] = lo + 63
+                else:
+                    lo &= ~<word>63
+                    while bits and done < room:
+                        final[0] = lo | <word>ctz(bits)
+                        out[done] = <element>(offset + final[0])
+                        done += 1
+                        bits &= bits - 1
+                if end == stop or done == room:
+                    break
+                lo = end + 1
+        if stop == hi or done == room:
+            return done
+        lo = stop + 1
+
+cdef inline void take_through(Tree *t, word ahead, word final, word wrapped, word n) noexcept nogil:
+    """Take the n free ordinals from the cursor on.
+
+    `ahead` of them lie between the cursor and `final`, the others between 0 and `wrapped`.
+    """
+    cdef word begin = t.cursor
+    if ahead:
+        fill(t, begin, final)
+    if ahead < n:
+        fill(t, 0, wrapped)
+        final = wrapped
+    t.used += n
+    trim(t)
+    move_cursor(t, final)
+
+cdef Status take_into(Tree *t, element *out, word n, word offset) noexcept nogil:
+    """Take n ordinals, of which at least n are free, and write them, plus `offset`."""
+    cdef word ahead, final = 0, wrapped = 0
+    if not ensure_fill(t):
+        return NO_MEMORY
+    ahead = scan_free(t, t.cursor, t.last, out, n, offset, &final)
+    if ahead < n:
+        scan_free(t, 0, t.cursor - 1, out + ahead, n - ahead, offset, &wrapped)
+    take_through(t, ahead, final, wrapped, n)
+    return OK
+
+
+# ---- a contiguous run
+
+cdef inline word fold(word free, word n) noexcept nogil:
+    """The positions in a word of free bits where n of them begin in a row; n up to 64."""
+    cdef word step = 1, left = n - 1
+    while left and free:
+        if step > left:
+            step = left
+        free &= free >> step
+        left -= step
+        step <<= 1
+    return free
+
+cdef bint run_in_leaf(Node *leaf, word i, word stop, word n, word *begin) noexcept nogil:
+    """Look for the run in i..stop; `begin` is where the free run that reaches i began.
+
+    About 2 ns a mixed word, and 5 where n is small enough to lie within one.
+    """
+    cdef word bits, start, fit
+    while True:
+        start = i & ~<word>63
+        bits = leaf.at.words[(i >> 6) & 63] | ~(ALL << (i & 63))
+        if bits == ALL:
+            begin[0] = start + 64
+        elif bits == 0:
+            if start + 63 - begin[0] >= n - 1:
+                return True
+        else:
+            # what is carried into this word ends in it, or a run lies within it, or begins in it
+            if begin[0] < start and start + <word>ctz(bits) - begin[0] >= n:
+                return True
+            if n < 64:
+                fit = fold(~bits, n)
+                if fit:
+                    begin[0] = start + <word>ctz(fit)
+                    return True
+            begin[0] = start + 64 - <word>clz(bits)
+        if start + 63 >= stop:
+            return False
+        i = start + 64
+
+cdef bint find_run(Tree *t, word lo, word hi, word n, word *found) noexcept nogil:
+    """The lowest start of n free ordinals in a row within lo..hi."""
+    cdef Node *node
+    cdef int level
+    cdef word begin = lo, i = lo, stop
+    while hi >= lo and hi - lo >= n - 1:
+        node = locate(t, i, &level)
+        stop = min(i | span_mask(level), hi)
+        if node == &FULL:
+            begin = stop + 1
+        elif stop - begin >= n - 1 if node == &EMPTY else run_in_leaf(node, i, stop, n, &begin):
+            found[0] = begin
+            return hi - begin >= n - 1
+        if stop == hi:
+            return False
+        i = stop + 1
+    return False
+
+cdef Status take_run(Tree *t, word n, word *found) noexcept nogil:
+    """Take n ordinals in a row, the first such at or after the cursor, then from 0 on."""
+    if n - 1 > t.last:
+        return FOUND_SET
+    if not find_run(t, t.cursor, t.last, n, found):
+        # a run may begin before the cursor and reach past it
+        if t.cursor == 0:
+            return FOUND_SET
+        if not find_run(t, 0, t.cursor - 1 + min(n - 1, t.last - t.cursor + 1), n, found):
+            return FOUND_SET
+    if not ensure_fill(t):
+        return NO_MEMORY
+    fill(t, found[0], found[0] + n - 1)
+    t.used += n
+    trim(t)
+    move_cursor(t, found[0] + n - 1)
+    return OK
+
+
+# ---- releasing many
+
+cdef Status release_all(
+    Tree *t, element *values, Py_ssize_t n, word offset, Py_ssize_t *at
+) noexcept nogil:
+    """Clear every ordinal, given plus `offset`, or none; `at` is the one that failed.
+
+    About 1.5 ns an ordinal in sorted order. No leaf is given up before all are cleared, so
+    that undoing needs no memory.
+    """
+    cdef Node *leaf = NULL
+    cdef word base = 0, i = 0
+    cdef int level
+    cdef bint emptied = False
+    cdef Status status = OK
+    cdef Py_ssize_t j
+    for j in range(n):
+        i = <word>values[j] - offset
+        if leaf == NULL or (i ^ base) > LEAF_MASK:
+            if i > t.last:
+                status = FOUND_CLEAR
+                break
+            leaf = locate(t, i, &level)
+            base = i & ~<word>LEAF_MASK
+            if leaf == &EMPTY:
+                status = FOUND_CLEAR
+                break
+            if leaf == &FULL:
+                leaf = enter(t, i)
+                if leaf == NULL:
+                    status = NO_MEMORY
+                    break
+        if i > t.last or not (leaf.at.words[(i >> 6) & 63] >> (i & 63) & 1):
+            status = FOUND_CLEAR
+            break
+        leaf_clear(leaf, i)
+        emptied |= leaf.mixed == 0
+    if status != OK:
+        at[0] = j
+        while j > 0:
+            j -= 1
+            i = <word>values[j] - offset
+            leaf = locate(t, i, &level)
+            leaf_set(leaf, i)
+            if leaf.full == ALL:
+                settle(t, i)
+        trim(t)
+        return status
+    if emptied:
+        leaf = NULL
+        for j in range(n):
+            i = <word>values[j] - offset
+            if leaf == NULL or (i ^ base) > LEAF_MASK:
+                leaf = locate(t, i, &level)
+                base = i & ~<word>LEAF_MASK
+                if leaf != &EMPTY and leaf.mixed == 0 and leaf != t.leaf:
+                    settle(t, i)
+                    leaf = &EMPTY
+    if n and t.used == t.last + 1:
+        leave(t)
+        t.cursor = <word>values[0] - offset
+    t.used -= n
+    trim(t)
+    return OK

@@ -1,0 +1,157 @@
+# The tree as bytes, little endian:
+#
+#   "NABM" version:u16 mark:u16 last:u64 cursor:u64 used:u64 [node] crc32:u32
+#
+# `mark` says whether the root is EMPTY, FULL or a node. An inner node is full:u64 mixed:u64
+# and its mixed children in order, a leaf its 64 words; levels follow from `last`.
+
+cdef extern from *:
+    """
+    #if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    #define na_little(x) __builtin_bswap64(x)
+    #else
+    #define na_little(x) (x)
+    #endif
+    """
+    word little "na_little"(word) noexcept nogil
+
+cdef enum:
+    FORMAT_VERSION = 1
+    HEADER = 32
+    TRAILER = 4
+
+cdef struct Reader:
+    const uint8_t *at
+    Py_ssize_t left
+    word used
+    Status status        # FOUND_CLEAR: the bytes make no tree
+
+cdef Py_ssize_t encoded_size(Node *node, int level) noexcept nogil:
+    cdef Py_ssize_t size = 16
+    cdef word left
+    if level == 0:
+        return sizeof(node.at.words)
+    left = node.mixed
+    while left:
+        size += encoded_size(node.at.child[ctz(left)], level - 1)
+        left &= left - 1
+    return size
+
+cdef inline uint8_t *put(uint8_t *out, word value) noexcept nogil:
+    value = little(value)
+    memcpy(out, &value, 8)
+    return out + 8
+
+cdef uint8_t *encode(Node *node, int level, uint8_t *out) noexcept nogil:
+    cdef word left
+    cdef int k
+    if level == 0:
+        for k in range(WORDS):
+            out = put(out, node.at.words[k])
+        return out
+    out = put(out, node.full)
+    out = put(out, node.mixed)
+    left = node.mixed
+    while left:
+        out = encode(node.at.child[ctz(left)], level - 1, out)
+        left &= left - 1
+    return out
+
+cdef inline word get(Reader *r) noexcept nogil:
+    cdef word value = 0
+    if r.left < 8:
+        r.status = FOUND_CLEAR
+        return 0
+    memcpy(&value, r.at, 8)
+    r.at += 8
+    r.left -= 8
+    return little(value)
+
+cdef word block_size(Tree *t, int level, word base) noexcept nogil:
+    """How many ordinals a block has, modulo 2**64."""
+    return min(span_mask(level), t.last - base) + 1
+
+cdef void decode_leaf(Tree *t, Reader *r, Node *leaf, word base) noexcept nogil:
+    """Fill an empty leaf; its padding must be as it was."""
+    cdef int k
+    cdef word bits
+    for k in range(WORDS):
+        bits = get(r)
+        if leaf.at.words[k] & ~bits:
+            r.status = FOUND_CLEAR
+        leaf.mixed += popcount(bits & ~leaf.at.words[k])
+        leaf.at.words[k] = bits
+        if bits == ALL:
+            leaf.full |= <word>1 << k
+    r.used += leaf.mixed
+    if leaf.mixed == 0 or leaf.full == ALL:
+        r.status = FOUND_CLEAR
+
+cdef Node *decode(Tree *t, Reader *r, int level, word base) noexcept nogil:
+    """A node and all beneath it; NULL, owning nothing, when the bytes make none."""
+    cdef Node *node
+    cdef Node *child
+    cdef word full, mixed, pad, bit, start
+    cdef int k
+    if not ensure(t, 1):
+        r.status = NO_MEMORY
+        return NULL
+    node = make(t, level, base, False)
+    if level == 0:
+        decode_leaf(t, r, node, base)
+    else:
+        pad = node.full
+        full = get(r)
+        mixed = get(r)
+        if full & mixed or pad & ~full or mixed == 0:
+            r.status = FOUND_CLEAR
+        for k in range(WORDS):
+            bit = <word>1 << k
+            start = base | <word>k << child_shift(level)
+            if r.status != OK:
+                break
+            if mixed & bit:
+                child = decode(t, r, level - 1, start)
+                if child != NULL:
+                    node.at.child[k] = child
+                    node.mixed |= bit
+            elif full & ~pad & bit:
+                r.used += block_size(t, level - 1, start)
+                node.full |= bit
+    if r.status != OK:
+        free_below(t, node, level)
+        return NULL
+    return node
+
+cdef void tree_encode(Tree *t, uint8_t *out) noexcept nogil:
+    """Everything but the trailer."""
+    memcpy(out, b"NABM", 4)
+    out[4] = FORMAT_VERSION
+    out[5] = 0
+    out[6] = 0 if t.root == &EMPTY else 1 if t.root == &FULL else 2
+    out[7] = 0
+    out = put(put(put(out + 8, t.last), t.cursor), t.used)
+    if t.root != &EMPTY and t.root != &FULL:
+        encode(t.root, t.top, out)
+
+cdef Status tree_decode(Tree *t, const uint8_t *data, Py_ssize_t size) noexcept nogil:
+    """Read a header and nodes whose checksum has been verified into a tree to be initialised."""
+    cdef Reader r
+    cdef int mark = data[6]
+    r.at, r.left, r.used, r.status = data + 8, size - 8, 0, OK
+    tree_init(t, get(&r))
+    t.cursor = get(&r)
+    t.used = get(&r)
+    if mark == 2:
+        t.root = decode(t, &r, t.top, 0)
+        if t.root == NULL:
+            t.root = &EMPTY
+    elif mark == 1:
+        t.root = &FULL
+        r.used = t.last + 1
+    elif mark != 0:
+        r.status = FOUND_CLEAR
+    if r.status == OK and (r.left or r.used != t.used or t.cursor > t.last):
+        r.status = FOUND_CLEAR
+    trim(t)
+    return r.status

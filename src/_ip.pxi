@@ -1,0 +1,625 @@
+# IPAllocator: a Bitmap laid over the addresses of a network that may be given.
+#
+# Ordinal 0 is the first such address, so the network and broadcast addresses, and a gateway
+# at either end, are not even in the bitmap: an empty network of any size owns no node. What
+# lies in between and is not to be given (a gateway there, `reserved`, addresses that are
+# cooling down) is set in the bitmap and also in a second one, `withheld`.
+
+cdef object V4 = IPv4Address
+cdef object V6 = IPv6Address
+
+
+cdef class IPAllocator:
+    """The free and taken addresses of a network, given in order, round and round.
+
+    `network` is written as the gateway would: in "10.0.0.1/8" the gateway is 10.0.0.1, which
+    is never given; where the address part is the network's own there is none. Network and
+    broadcast addresses are never given, but in a /31 both are (RFC 3021); IPv6 has no
+    broadcast, and its lowest address is the routers' anycast (RFC 4291, 2.6.1) unless the
+    prefix is a /127 (RFC 6164) or /128. `reserved` names addresses and networks that are
+    never given either; `cooldown` keeps a released address out for so many seconds.
+
+    Time and memory are those of Bitmap. It reads like a set of the addresses that are taken.
+    Text, address objects and ints are accepted; address objects come back.
+
+    Raises OutOfRangeError for what is no network, for IPv6 prefixes shorter than /64, and
+    where no address is left to give.
+
+    >>> a = IPAllocator("10.0.0.1/29")
+    >>> a.acquire(), a.acquire()
+    (IPv4Address('10.0.0.2'), IPv4Address('10.0.0.3'))
+    >>> "10.0.0.2" in a, len(a), a.available
+    (True, 2, 3)
+    >>> a.release("10.0.0.2")
+    >>> [str(ip) for ip in a]
+    ['10.0.0.3']
+    """
+
+    cdef Bitmap bits
+    cdef Bitmap withheld         # None, or ordinals that are set in `bits` but are not taken
+    cdef object cooling          # None, or {ordinal: when it is ready}, oldest first
+    cdef object clock
+    cdef bint v4
+    cdef word offset             # ordinal 0 as a number: of 32 bits, in IPv6 the host part
+    cdef object first            # ordinal 0 as an address of IPv6, an int
+    cdef object reach            # size less what is excluded for good
+    cdef object interface
+    cdef object __weakref__
+    cdef readonly double cooldown
+
+    def __cinit__(self, network, *, reserved=(), cooldown=0.0, clock=monotonic):
+        self.interface = as_interface(network)
+        self.v4 = self.interface.version == 4
+        if not 0.0 <= cooldown < float("inf"):
+            raise OutOfRangeError(f"a cool-down of {cooldown} seconds is not 0 or more")
+        self.cooldown = cooldown
+        self.clock = clock
+        if self.cooldown:
+            self.cooling = OrderedDict()
+        lay_out(self)
+        for item in (reserved,) if isinstance(reserved, str) else reserved:
+            exclude(self, item)
+        if self.cooling is not None and self.withheld is None:
+            self.withheld = Bitmap(self.size)
+        if self.reach <= 0:
+            raise OutOfRangeError(f"{self.interface} has no address to give")
+
+    # ---- one address
+
+    @cython.critical_section
+    def acquire(self, *, bint early=False):
+        """Take the next free address at or after the cursor, from the first on after the last.
+
+        With `early`, when only cooling addresses are left, the one that has cooled longest.
+        Raises ExhaustedError, which says how many are cooling.
+        """
+        cdef word i
+        if self.cooling is not None:
+            thaw(self)
+        if tree_acquire(&self.bits.tree, &i) != OK:
+            acquire_cooling(self, early, &i)
+        if self.v4:
+            return v4_address(<uint32_t>(self.offset + i))
+        return v6_address(self.first + i)
+
+    @cython.critical_section
+    def acquire_int(self, *, bint early=False):
+        """The same as a number, at half the cost."""
+        cdef word i
+        if self.cooling is not None:
+            thaw(self)
+        if tree_acquire(&self.bits.tree, &i) != OK:
+            acquire_cooling(self, early, &i)
+        if self.v4:
+            return <uint32_t>(self.offset + i)
+        return self.first + i
+
+    @cython.critical_section
+    def reserve(self, ip):
+        """Take this address, also while it cools down, and leave the cursor where it is.
+
+        Raises InUseError; OutOfRangeError for an address of another network and for one
+        that is never given.
+        """
+        cdef word i
+        ordinal_of(self, ip, &i)
+        cdef Status status = tree_reserve(&self.bits.tree, i)
+        if status == FOUND_SET and self.cooling is not None and i in self.cooling:
+            tree_release(&self.withheld.tree, i)
+            del self.cooling[i]
+        elif status != OK:
+            refuse(status, ip)
+
+    @cython.critical_section
+    def release(self, ip):
+        """Give this address back; if all were taken, it is the next one given.
+
+        Raises NotAllocatedError; OutOfRangeError as `reserve` does.
+        """
+        cdef word i
+        cdef Status status
+        ordinal_of(self, ip, &i)
+        if self.cooling is not None:
+            status = cool(self, i)
+        else:
+            status = tree_release(&self.bits.tree, i)
+        if status != OK:
+            refuse(status, ip)
+
+    def discard(self, ip):
+        """Give this address back if it is taken, as set.discard does; tell whether it was."""
+        try:
+            self.release(ip)
+        except NotAllocatedError:
+            return False
+        return True
+
+    @cython.critical_section
+    def __contains__(self, ip):
+        cdef word i
+        try:
+            ordinal_of(self, ip, &i)
+        except (OutOfRangeError, TypeError):
+            return False
+        return contains(&self.bits.tree, i) and not is_withheld(self, i)
+
+    # ---- many
+
+    @cython.critical_section
+    def acquire_into(self, buffer):
+        """Fill a writable buffer with addresses as numbers, in order; all or nothing.
+
+        32- or 64-bit integers; for IPv6 64-bit ones, which get the host part. Returns their
+        number. About 0.1 ns each where nothing is taken and 2 where half is.
+        Raises ExhaustedError, OutOfRangeError.
+
+        >>> from array import array
+        >>> a = array("I", bytes(8))
+        >>> IPAllocator("10.0.0.1/8").acquire_into(a), int_to_ip(a[1])
+        (2, IPv4Address('10.0.0.3'))
+        """
+        if self.cooling is not None:
+            thaw(self)
+        return acquire_into(self.bits, buffer, self.offset)
+
+    def acquire_many(self, n):
+        """Take n addresses, as a list in the order given; all or nothing. Raises ExhaustedError."""
+        cdef word i, offset = self.offset
+        as_word(n, &i)
+        with cython.critical_section(self):
+            check_available(self.bits, n)
+        numbers = array("Q", bytes(8 * n))
+        self.acquire_into(numbers)
+        try:
+            if self.v4:
+                return [v4_address(i) for i in numbers]
+            return [v6_address(self.first + (i - offset)) for i in numbers]
+        except MemoryError:
+            self.release_many(numbers)
+            raise
+
+    @cython.critical_section
+    def acquire_block(self, n):
+        """Take n addresses in a row and return the first: first fit from the cursor on.
+
+        Raises ExhaustedError.
+
+        >>> IPAllocator("10.0.0.1/8").acquire_block(256)
+        IPv4Address('10.0.0.2')
+        """
+        if self.cooling is not None:
+            thaw(self)
+        return address_of(self, acquire_block(self.bits, n))
+
+    @cython.critical_section
+    def release_many(self, ips):
+        """Give all of these back or none: what `acquire_into` filled, or any iterable.
+
+        About 2 ns each for a sorted buffer. Raises NotAllocatedError, also where one is
+        named twice, and OutOfRangeError.
+        """
+        cdef word i
+        offset = self.offset
+        if not PyObject_CheckBuffer(ips):
+            numbers = array("Q")
+            for ip in ips:
+                ordinal_of(self, ip, &i)
+                numbers.append(i)
+            ips, offset = numbers, 0
+        if self.withheld is None:
+            release_many(self.bits, ips, offset)
+            return
+        ordinals = [int(n) - offset for n in memoryview(ips)]
+        for n in ordinals:
+            check_given(self, n)
+            if not contains(&self.bits.tree, n) or is_withheld(self, n):
+                refuse(FOUND_CLEAR, address_of(self, n))
+        if len(set(ordinals)) < len(ordinals):
+            raise NotAllocatedError("an address is named twice")
+        if self.cooling is None:
+            release_many(self.bits, as_array(ordinals), 0)
+            return
+        for n in ordinals:
+            if cool(self, n) != OK:
+                raise MemoryError
+
+    # ---- looking
+
+    @cython.critical_section
+    def __len__(self):
+        return taken(self)
+
+    def __iter__(self):
+        """Ascending; each step looks anew, so it starts at once and bears changes."""
+        i = next_taken(self, 0)
+        while i is not None:
+            yield address_of(self, i)
+            i = next_taken(self, i + 1)
+
+    def runs(self):
+        """The taken addresses as ascending (first, last), both included."""
+        i = next_taken(self, 0)
+        while i is not None:
+            stop = next_not_taken(self, i)
+            yield address_of(self, i), address_of(self, stop - 1)
+            i = next_taken(self, stop)
+
+    @property
+    def network(self):
+        """The IPv4Network or IPv6Network."""
+        return self.interface.network
+
+    @property
+    def gateway(self):
+        """The gateway's address, or None."""
+        ip = self.interface.ip
+        return None if ip == self.interface.network.network_address else ip
+
+    @property
+    def capacity(self):
+        """How many addresses can be taken at the same time."""
+        return self.reach
+
+    @property
+    def available(self):
+        """How many are free now; those that cool down are not."""
+        with cython.critical_section(self):
+            if self.cooling is not None:
+                thaw(self)
+            return size_of(&self.bits.tree) - used(&self.bits.tree)
+
+    @property
+    def nbytes(self):
+        """Memory in bytes: this object, its bitmaps and, while addresses cool, their times."""
+        n = <Py_ssize_t>IPAllocator.__basicsize__ + self.bits.nbytes
+        if self.withheld is not None:
+            n += self.withheld.nbytes
+        return n + 200 * len(self.cooling or ())
+
+    def __sizeof__(self):
+        return self.nbytes
+
+    def __repr__(self):
+        return f"<{type(self).__name__} {self.interface}: {taken(self)} of {self.reach} taken>"
+
+    # ---- ordinals, for whoever keeps the bits elsewhere
+
+    @property
+    def size(self):
+        """How many ordinals there are; ordinal 0 is the lowest address that may be given."""
+        return self.bits.size
+
+    def ordinal(self, ip):
+        """The ordinal of an address. Raises OutOfRangeError as `reserve` does."""
+        cdef word i
+        ordinal_of(self, ip, &i)
+        return i
+
+    def address(self, i):
+        """The address of an ordinal. Raises OutOfRangeError."""
+        cdef word n
+        as_ordinal(self.bits, i, &n)
+        return address_of(self, n)
+
+    def excluded(self):
+        """The ordinals that are never given, as ascending (start, stop)."""
+        if self.withheld is None:
+            return
+        stop = 0
+        while (start := self.withheld.next_set(stop)) is not None:
+            stop = start
+            while stop < self.size and stop in self.withheld and not is_cooling(self, stop):
+                stop = min(self.withheld.next_free(stop) or self.size, next_cooling(self, stop))
+            if stop > start:
+                yield start, stop
+            stop += 1
+
+    # ---- as bytes
+
+    def to_bytes(self):
+        """The whole state: network, cursor, what is taken, and how long the cooling ones still cool.
+
+        Equal allocators give equal bytes.
+        """
+        with cython.critical_section(self):
+            parts = encoded_parts(self)
+        body = b"NAIP" + pack("<HH5I", FORMAT_VERSION, 0, *map(len, parts)) + b"".join(parts)
+        return body + pack("<I", crc32(body))
+
+    @classmethod
+    def from_bytes(cls, data):
+        """The allocator that `to_bytes` wrote, cursor and remaining cool-downs included.
+
+        Raises StoreError for bytes that are truncated, corrupt, foreign or of a newer version.
+        """
+        network, cooldown, bits, withheld, cooling = allocator_parts(bytes(data))
+        try:
+            self = cls(network.decode(), cooldown=unpack("<d", cooldown)[0])
+            restore(self, bits, withheld, cooling)
+        except (OutOfRangeError, ValueError, StructError) as error:
+            raise StoreError(f"an allocator whose parts contradict each other: {error}") from None
+        return self
+
+    def __reduce__(self):
+        return type(self).from_bytes, (self.to_bytes(),)
+
+    @cython.critical_section
+    def _check(self):
+        """Assert every invariant; the message describes the state."""
+        check_allocator(self)
+
+
+# ---- laying out
+
+cdef int lay_out(IPAllocator self) except -1:
+    """Find the addresses that may be given, and make the bitmap over them."""
+    network = self.interface.network
+    first, last = int(network.network_address), int(network.broadcast_address)
+    host_bits = network.max_prefixlen - network.prefixlen
+    if host_bits > 64:
+        raise OutOfRangeError(f"{network} has {host_bits} host bits; 64 are the limit")
+    if host_bits > 1:
+        first += 1
+        last -= self.v4
+    gateway = int(self.interface.ip)
+    lowest = int(network.network_address)
+    if gateway == lowest:
+        gateway = None
+    elif self.v4 and host_bits > 1 and gateway > last:
+        raise OutOfRangeError(f"gateway {self.interface.ip} is the broadcast address of {network}")
+    elif gateway == first:
+        first, gateway = first + 1, None
+    elif gateway == last:
+        last, gateway = last - 1, None
+    if first > last:
+        raise OutOfRangeError(f"{self.interface} has no address to give")
+    self.bits = Bitmap(last - first + 1)
+    self.reach = self.bits.size
+    self.first = first
+    self.offset = first if self.v4 else first - lowest
+    if gateway is not None:
+        withhold(self, gateway - first, gateway - first)
+    return 0
+
+cdef int withhold(IPAllocator self, word lo, word hi) except -1:
+    """Exclude lo..hi for good; some of them may be already."""
+    cdef word i, stop
+    cdef Tree *t
+    if self.withheld is None:
+        self.withheld = Bitmap(self.size)
+    while next_free(&self.withheld.tree, lo, &i) and i <= hi:
+        stop = hi
+        if next_set(&self.withheld.tree, i, &lo) and lo <= hi:
+            stop = lo - 1
+        for bitmap in (self.bits, self.withheld):
+            t = &(<Bitmap>bitmap).tree
+            if not ensure_fill(t):
+                raise MemoryError
+            fill(t, i, stop)
+            t.used += stop - i + 1
+            trim(t)
+        self.reach -= stop - i + <object>1
+        if stop == hi:
+            break
+        lo = stop + 1
+    return 0
+
+cdef int exclude(IPAllocator self, object item) except -1:
+    """Withhold an address or a network, as text or object, which lies in this network."""
+    try:
+        block = ip_network(item if isinstance(item, (str, IPv4Network, IPv6Network)) else str(item))
+    except ValueError:
+        raise OutOfRangeError(f"reserved {item!r} is no address and no network") from None
+    if block.version != self.interface.version or not block.subnet_of(self.interface.network):
+        raise OutOfRangeError(f"reserved {item} is not of {self.interface.network}")
+    lo = max(int(block.network_address) - self.first, 0)
+    hi = min(int(block.broadcast_address) - self.first, self.size - 1)
+    if lo <= hi:
+        withhold(self, lo, hi)
+    return 0
+
+
+# ---- ordinals and addresses
+
+cdef inline object address_of(IPAllocator self, object i):
+    return v4_address(self.first + i) if self.v4 else v6_address(self.first + i)
+
+cdef inline int ordinal_of(IPAllocator self, object ip, word *out) except -1:
+    """The ordinal of an address that may be given; the usual type is read without a call."""
+    cdef void *slot
+    if self.v4 and type(ip) is V4 and V4_IP:
+        slot = get_slot(ip, V4_IP)
+        if slot != NULL:
+            out[0] = as_uint64(<object>slot) - self.offset
+            if out[0] <= self.bits.tree.last and self.withheld is None:
+                return 0
+    return parse_ordinal(self, ip, out)
+
+cdef int parse_ordinal(IPAllocator self, object ip, word *out) except -1:
+    if isinstance(ip, str):
+        try:
+            ip = ip_address(ip)
+        except ValueError:
+            raise OutOfRangeError(f"{ip!r} is not an IP address") from None
+    if isinstance(ip, (V4, V6)):
+        if ip.version != self.interface.version:
+            raise OutOfRangeError(f"{ip} is not of {self.interface.network}")
+        n = int(ip)
+    else:
+        n = index(ip)
+    n -= self.first
+    check_given(self, n)
+    out[0] = n
+    return 0
+
+cdef int check_given(IPAllocator self, object n) except -1:
+    """Refuse an ordinal that is none, and one that is never given; say which it is."""
+    if 0 <= n < self.size and not (is_withheld(self, n) and not is_cooling(self, n)):
+        return 0
+    network = self.interface.network
+    n += self.first
+    if not 0 <= n < 2 ** network.max_prefixlen:
+        raise OutOfRangeError(f"{n} is no address of IPv{network.version}")
+    ip = (V4 if self.v4 else V6)(n)
+    if ip not in network:
+        raise OutOfRangeError(f"{ip} is not of {network}")
+    if ip == self.gateway:
+        raise OutOfRangeError(f"{ip} is the gateway of {network}")
+    if 0 <= n - self.first < self.size:
+        raise OutOfRangeError(f"{ip} is excluded from {network}")
+    if self.v4:
+        part = "network" if ip == network.network_address else "broadcast"
+        raise OutOfRangeError(f"{ip} is the {part} address of {network}")
+    raise OutOfRangeError(f"{ip} is the routers' anycast address of {network}")
+
+cdef inline bint is_withheld(IPAllocator self, word i) noexcept:
+    return self.withheld is not None and contains(&self.withheld.tree, i)
+
+cdef object taken(IPAllocator self):
+    n = used(&self.bits.tree)
+    return n if self.withheld is None else n - used(&self.withheld.tree)
+
+cdef object next_taken(IPAllocator self, object start):
+    """The first ordinal at or after `start` that is taken, or None."""
+    cdef object held
+    i = self.bits.next_set(start)
+    while i is not None and self.withheld is not None and i in self.withheld:
+        held = self.withheld.next_free(i)
+        i = None if held is None else self.bits.next_set(held)
+    return i
+
+cdef object next_not_taken(IPAllocator self, object start):
+    """The first ordinal at or after `start` that is not taken, or the size."""
+    stop = self.bits.next_free(start)
+    if self.withheld is not None:
+        held = self.withheld.next_set(start)
+        if held is not None and (stop is None or held < stop):
+            stop = held
+    return self.size if stop is None else stop
+
+
+# ---- cooling down
+
+cdef inline bint is_cooling(IPAllocator self, object i):
+    return self.cooling is not None and i in self.cooling
+
+cdef object next_cooling(IPAllocator self, object start):
+    return min((i for i in self.cooling or () if i >= start), default=self.size)
+
+cdef Status cool(IPAllocator self, word i) except *:
+    """Withhold a taken ordinal until its time has come."""
+    cdef Status status
+    if not contains(&self.bits.tree, i):
+        return FOUND_CLEAR
+    status = tree_reserve(&self.withheld.tree, i)
+    if status == FOUND_SET:
+        return FOUND_CLEAR              # it cools already
+    if status == OK:
+        try:
+            self.cooling[i] = self.clock() + self.cooldown
+        except:
+            tree_release(&self.withheld.tree, i)
+            raise
+    return status
+
+cdef int thaw(IPAllocator self) except -1:
+    """Free what has cooled long enough; each costs a step once."""
+    cdef word i
+    if not self.cooling:
+        return 0
+    now = self.clock()
+    while self.cooling:
+        oldest, ready = next(iter(self.cooling.items()))
+        if ready > now:
+            break
+        i = oldest
+        if not ensure(&self.withheld.tree, self.withheld.tree.top + 1):
+            raise MemoryError
+        if tree_release(&self.bits.tree, i) == NO_MEMORY:
+            raise MemoryError
+        tree_release(&self.withheld.tree, i)
+        trim(&self.withheld.tree)
+        del self.cooling[oldest]
+    return 0
+
+cdef int acquire_cooling(IPAllocator self, bint early, word *out) except -1:
+    """What is left when nothing is free: the longest cooling one, or an error."""
+    cdef word i
+    if self.bits.available:
+        raise MemoryError
+    if not self.cooling:
+        raise ExhaustedError(f"all {self.reach} addresses of {self.interface.network} are taken")
+    if not early:
+        wait = next(iter(self.cooling.values())) - self.clock()
+        raise ExhaustedError(
+            f"no address of {self.interface.network} is free: {taken(self)} of {self.reach} are "
+            f"taken and {len(self.cooling)} cool down, the first for {max(wait, 0):.3f} s more"
+        )
+    i = next(iter(self.cooling))
+    if tree_release(&self.withheld.tree, i) == NO_MEMORY:
+        raise MemoryError
+    del self.cooling[i]
+    out[0] = i
+    return 0
+
+
+# ---- as bytes
+
+cdef list encoded_parts(IPAllocator self):
+    now = self.clock()
+    return [
+        str(self.interface).encode(),
+        pack("<d", self.cooldown),
+        self.bits.to_bytes(),
+        b"" if self.withheld is None else self.withheld.to_bytes(),
+        b"".join([pack("<Qd", i, max(0.0, t - now)) for i, t in (self.cooling or {}).items()]),
+    ]
+
+cdef list allocator_parts(bytes data):
+    """The five parts, once magic, version, lengths and checksum are right."""
+    cdef Py_ssize_t head = 8 + 5 * 4, end
+    if len(data) < head + TRAILER or data[:4] != b"NAIP":
+        raise StoreError(f"{len(data)} bytes that are no allocator, or only its beginning")
+    version, _, *sizes = unpack("<HH5I", data[4:head])
+    if version != FORMAT_VERSION:
+        raise StoreError(f"an allocator of version {version}; this is version {FORMAT_VERSION}")
+    if head + sum(sizes) + TRAILER != len(data):
+        raise StoreError(f"an allocator that is cut: {len(data)} bytes")
+    if crc32(data[:-TRAILER]) != unpack("<I", data[-TRAILER:])[0]:
+        raise StoreError(f"an allocator of {len(data)} bytes that is corrupt: wrong checksum")
+    parts = []
+    for size in sizes:
+        end = head + size
+        parts.append(data[head:end])
+        head = end
+    return parts
+
+cdef int restore(IPAllocator self, bytes bits, bytes withheld, bytes cooling) except -1:
+    """Put the saved bitmaps and times in place of the new ones."""
+    taken_bits = Bitmap.from_bytes(bits)
+    held_bits = Bitmap.from_bytes(withheld) if withheld else None
+    times = list(iter_unpack("<Qd", cooling))
+    if taken_bits.size != self.size or (held_bits is not None and held_bits.size != self.size):
+        raise OutOfRangeError("a bitmap of another size")
+    if (times or self.cooling is not None) and held_bits is None:
+        raise OutOfRangeError("cooling addresses that are not withheld")
+    self.bits, self.withheld = taken_bits, held_bits
+    now = self.clock()
+    if self.cooling is not None:
+        self.cooling.update((i, now + left) for i, left in times)
+    excluded = 0 if held_bits is None else used(&self.withheld.tree) - len(self.cooling or ())
+    self.reach = self.size - excluded
+    return 0
+
+cdef int check_allocator(IPAllocator self) except -1:
+    self.bits._check()
+    if self.withheld is None:
+        return 0
+    self.withheld._check()
+    for i in self.withheld:
+        assert i in self.bits, f"{i} is withheld but not set: {self!r}"
+    for i in self.cooling or ():
+        assert i in self.withheld, f"{i} cools but is not withheld: {self!r}"
+    excluded = len(self.withheld) - len(self.cooling or ())
+    assert self.reach == self.bits.size - excluded, f"{excluded} excluded: {self!r}"
+    return 0

@@ -1,0 +1,475 @@
+# The radix tree of bits beneath Bitmap and IPAllocator. No Python in here: every
+# function is `noexcept nogil`, so the compiler refuses a call that could raise.
+#
+#   level 0   a leaf: 64 words of 64 bits, 4096 ordinals
+#   level n   64 children of level n - 1
+#
+# Only a mixed block owns a node. A block with nothing set is EMPTY and one with nothing
+# free is FULL: for a child that is one bit in its parent's masks, for the root it is a
+# sentinel, so an empty and a full tree of any size own no node at all.
+#
+# Ordinals past `last` (padding) count as set: padded children are FULL, padded bits are 1.
+# So no search ever has to compare with the size.
+#
+# Between two public calls:
+#   - a leaf is neither full nor empty, but for the one under the cursor, which may be
+#     empty, so that acquiring and releasing one address does not make and free a path;
+#   - an inner node has at least one mixed child;
+#   - `used` counts the bits that are set, without padding, modulo 2**64.
+
+ctypedef uint64_t word
+
+cdef extern from *:
+    """
+    #define na_ctz(x) __builtin_ctzll(x)
+    #define na_clz(x) __builtin_clzll(x)
+    #define na_popcount(x) __builtin_popcountll(x)
+    """
+    int ctz "na_ctz"(word) noexcept nogil
+    int clz "na_clz"(word) noexcept nogil
+    int popcount "na_popcount"(word) noexcept nogil
+
+cdef enum:
+    WORDS = 64           # words in a leaf, children in an inner node
+    LEAF_SHIFT = 12      # log2 of the ordinals in a leaf
+    LEAF_MASK = 4095
+    HEIGHT = 10          # levels in a tree of 2**64 ordinals
+    KEPT = 1             # nodes kept for the next path: one saves a malloc, two a promise
+
+cdef enum Status:
+    OK
+    FOUND_SET            # reserve: somebody has it
+    FOUND_CLEAR          # release: nobody has it
+    NO_MEMORY            # nothing was changed
+
+cdef word ALL = <word>0xFFFFFFFFFFFFFFFF
+
+cdef union Slots:
+    word words[64]
+    Node *child[64]      # valid where `mixed` has the bit
+
+cdef struct Node:
+    word full            # words or children with nothing free
+    word mixed           # inner: children that own a node; leaf: how many bits are set
+    Slots at
+
+cdef struct Tree:
+    word last            # the highest ordinal
+    word cursor          # where the next search begins, 0..last
+    word used
+    Node *leaf           # the leaf under the cursor, or NULL
+    word base            # its first ordinal
+    Node *root           # &EMPTY, &FULL or a node of level `top`
+    int top
+    Node *spare          # kept nodes, chained through at.child[0]
+    Py_ssize_t spares
+    Py_ssize_t nodes     # all nodes owned, the kept ones included
+
+cdef Node EMPTY, FULL    # compared by address, never read
+
+
+# ---- geometry
+
+cdef inline int child_shift(int level) noexcept nogil:
+    return LEAF_SHIFT + 6 * (level - 1)
+
+cdef inline int index_at(word i, int level) noexcept nogil:
+    """Which child of its level-n node leads to ordinal i (level >= 1)."""
+    return <int>((i >> child_shift(level)) & 63)
+
+cdef inline word span_mask(int level) noexcept nogil:
+    """The bits of an ordinal that lie below a block of this level."""
+    cdef int shift = child_shift(level + 1)
+    return ALL if shift >= 64 else (<word>1 << shift) - 1
+
+cdef inline word above(int index) noexcept nogil:
+    """A mask of the 63 - index bits above this one."""
+    return (ALL << 1) << index
+
+cdef inline word padding(Tree *t, int level, word base) noexcept nogil:
+    """Which children of the inner node at `base` lie wholly past the last ordinal."""
+    if t.last - base >= span_mask(level):
+        return 0
+    return above(index_at(t.last, level))
+
+cdef inline bint is_empty(Tree *t, Node *node, int level, word base) noexcept nogil:
+    if level == 0:
+        return node.mixed == 0
+    return node.mixed == 0 and node.full == padding(t, level, base)
+
+
+# ---- nodes
+
+cdef bint ensure(Tree *t, Py_ssize_t count) noexcept nogil:
+    """Hold `count` spare nodes, so that what follows cannot fail."""
+    cdef Node *node
+    while t.spares < count:
+        node = <Node *>PyMem_RawMalloc(sizeof(Node))
+        if node == NULL:
+            return False
+        node.at.child[0] = t.spare
+        t.spare = node
+        t.spares += 1
+        t.nodes += 1
+    return True
+
+cdef void trim(Tree *t) noexcept nogil:
+    """Free all spare nodes but the ones worth keeping."""
+    cdef Node *node
+    while t.spares > KEPT:
+        node = t.spare
+        t.spare = node.at.child[0]
+        t.spares -= 1
+        t.nodes -= 1
+        PyMem_RawFree(node)
+
+cdef inline void give_back(Tree *t, Node *node) noexcept nogil:
+    if t.spares < KEPT:
+        node.at.child[0] = t.spare
+        t.spare = node
+        t.spares += 1
+    else:
+        t.nodes -= 1
+        PyMem_RawFree(node)
+
+cdef Node *make(Tree *t, int level, word base, bint full) noexcept nogil:
+    """A uniform node out of the spare ones, for the block of this level at `base`."""
+    cdef Node *node = t.spare
+    cdef int k, bit
+    t.spare = node.at.child[0]
+    t.spares -= 1
+    if level > 0:
+        node.full = ALL if full else padding(t, level, base)
+        node.mixed = 0
+        return node
+    memset(node.at.words, 0xFF if full else 0, sizeof(node.at.words))
+    node.full = ALL if full else 0
+    node.mixed = 4096 if full else 0
+    if t.last - base < LEAF_MASK:
+        k = <int>((t.last - base) >> 6)
+        bit = <int>(t.last & 63)
+        if full:
+            node.mixed = t.last - base + 1
+        else:
+            node.at.words[k] = above(bit)
+            memset(&node.at.words[k] + 1, 0xFF, 8 * (63 - k))
+            node.full = above(k)
+    return node
+
+cdef void free_below(Tree *t, Node *node, int level) noexcept nogil:
+    """Free a node and all beneath it."""
+    cdef word left
+    if level > 0:
+        left = node.mixed
+        while left:
+            free_below(t, node.at.child[ctz(left)], level - 1)
+            left &= left - 1
+    give_back(t, node)
+
+cdef void tree_init(Tree *t, word last) noexcept nogil:
+    memset(t, 0, sizeof(Tree))
+    t.last = last
+    t.root = &EMPTY
+    while t.top < HEIGHT - 1 and last > span_mask(t.top):
+        t.top += 1
+
+cdef void tree_free(Tree *t) noexcept nogil:
+    cdef Node *node
+    if t.root != NULL and t.root != &EMPTY and t.root != &FULL:
+        free_below(t, t.root, t.top)
+    t.root = NULL
+    while t.spare != NULL:
+        node = t.spare
+        t.spare = node.at.child[0]
+        PyMem_RawFree(node)
+    t.spares = t.nodes = 0
+
+
+# ---- paths
+
+cdef inline Node *locate(Tree *t, word i, int *level) noexcept nogil:
+    """The smallest block with a mark of its own around i: &EMPTY, &FULL or its leaf."""
+    cdef Node *node = t.root
+    cdef int at = t.top, k
+    while at > 0 and node != &EMPTY and node != &FULL:
+        k = index_at(i, at)
+        at -= 1
+        if node.full >> k & 1:
+            node = &FULL
+        elif node.mixed >> k & 1:
+            node = node.at.child[k]
+        else:
+            node = &EMPTY
+    level[0] = at
+    return node
+
+cdef Node *enter(Tree *t, word i) noexcept nogil:
+    """The leaf around i, made if the block is uniform; NULL when memory is short.
+
+    A leaf made here is uniform: the caller sets or clears a bit in it at once, or makes it
+    the leaf under the cursor.
+    """
+    cdef int level, k
+    cdef bint full
+    cdef Node *node
+    cdef Node *child = locate(t, i, &level)
+    if child != &EMPTY and child != &FULL:
+        return child
+    full = child == &FULL
+    if not ensure(t, level + 1):
+        trim(t)
+        return NULL
+    if t.root == child:
+        t.root = make(t, t.top, 0, full)
+    node = t.root
+    level = t.top
+    while level > 0:
+        k = index_at(i, level)
+        level -= 1
+        if not (node.mixed >> k & 1):
+            child = make(t, level, i & ~span_mask(level), full)
+            node.at.child[k] = child
+            node.mixed |= <word>1 << k
+            node.full &= ~(<word>1 << k)
+        node = node.at.child[k]
+    return node
+
+cdef void settle(Tree *t, word i) noexcept nogil:
+    """Replace the blocks around i that have become uniform by their mark, bottom up."""
+    cdef Node *path[10]
+    cdef Node *node = t.root
+    cdef int level = t.top, k
+    cdef bint full
+    if node == &EMPTY or node == &FULL:
+        return
+    while level > 0:
+        path[level] = node
+        k = index_at(i, level)
+        if not (node.mixed >> k & 1):
+            break
+        node = node.at.child[k]
+        level -= 1
+    else:
+        path[0] = node
+    while True:
+        node = path[level]
+        full = node.full == ALL
+        if not full and not is_empty(t, node, level, i & ~span_mask(level)):
+            return
+        if node == t.leaf:
+            t.leaf = NULL
+        give_back(t, node)
+        if level == t.top:
+            t.root = &FULL if full else &EMPTY
+            return
+        level += 1
+        k = index_at(i, level)
+        path[level].mixed &= ~(<word>1 << k)
+        if full:
+            path[level].full |= <word>1 << k
+
+cdef inline void leave(Tree *t) noexcept nogil:
+    """Forget the leaf under the cursor, and the leaf itself if nothing is set in it."""
+    cdef Node *leaf = t.leaf
+    t.leaf = NULL
+    if leaf != NULL and leaf.mixed == 0:
+        settle(t, t.base)
+
+
+# ---- one ordinal
+
+cdef inline bint contains(Tree *t, word i) noexcept nogil:
+    cdef int level
+    cdef Node *node = locate(t, i, &level)
+    if node == &EMPTY or node == &FULL:
+        return node == &FULL
+    return node.at.words[(i >> 6) & 63] >> (i & 63) & 1
+
+cdef inline void leaf_set(Node *leaf, word i) noexcept nogil:
+    cdef int k = <int>((i >> 6) & 63)
+    cdef word bits = leaf.at.words[k] | <word>1 << (i & 63)
+    leaf.at.words[k] = bits
+    leaf.mixed += 1
+    if bits == ALL:
+        leaf.full |= <word>1 << k
+
+cdef inline void leaf_clear(Node *leaf, word i) noexcept nogil:
+    cdef int k = <int>((i >> 6) & 63)
+    leaf.at.words[k] &= ~(<word>1 << (i & 63))
+    leaf.full &= ~(<word>1 << k)
+    leaf.mixed -= 1
+
+cdef Status tree_reserve(Tree *t, word i) noexcept nogil:
+    cdef Node *leaf
+    if contains(t, i):
+        return FOUND_SET
+    leaf = enter(t, i)
+    if leaf == NULL:
+        return NO_MEMORY
+    leaf_set(leaf, i)
+    t.used += 1
+    if leaf.full == ALL:
+        settle(t, i)
+    return OK
+
+cdef inline Status tree_release(Tree *t, word i) noexcept nogil:
+    cdef Node *leaf = t.leaf
+    cdef int level
+    if leaf == NULL or (i ^ t.base) > LEAF_MASK:
+        leaf = locate(t, i, &level)
+        if leaf == &EMPTY:
+            return FOUND_CLEAR
+        if leaf == &FULL:
+            leaf = enter(t, i)
+            if leaf == NULL:
+                return NO_MEMORY
+    if not (leaf.at.words[(i >> 6) & 63] >> (i & 63) & 1):
+        return FOUND_CLEAR
+    if t.used == t.last + 1:
+        leave(t)
+        t.cursor = i         # all was taken: what is released first is given next
+        t.leaf = leaf
+        t.base = i & ~<word>LEAF_MASK
+    leaf_clear(leaf, i)
+    t.used -= 1
+    if leaf.mixed == 0 and leaf != t.leaf:
+        settle(t, i)
+    return OK
+
+
+# ---- searching
+
+cdef bint next_free(Tree *t, word i, word *found) noexcept nogil:
+    """The first free ordinal at or after i; one step down and up per level at worst."""
+    cdef Node *path[10]
+    cdef Node *node = t.root
+    cdef int level = t.top, k
+    cdef word free
+    if node == &EMPTY or node == &FULL:
+        found[0] = i
+        return node == &EMPTY
+    while True:
+        while level > 0:                        # down, along i
+            path[level] = node
+            k = index_at(i, level)
+            if node.full >> k & 1:
+                break
+            if not (node.mixed >> k & 1):
+                found[0] = i
+                return True
+            node = node.at.child[k]
+            level -= 1
+        else:
+            k = <int>((i >> 6) & 63)
+            free = ~node.at.words[k] & (ALL << (i & 63))
+            if free == 0 and ~node.full & above(k):
+                k = ctz(~node.full & above(k))
+                free = ~node.at.words[k]
+            if free:
+                found[0] = (i & ~<word>LEAF_MASK) | <word>k << 6 | <word>ctz(free)
+                return True
+            level = 1
+        while True:                             # up, until something to the right is free
+            if level > t.top:
+                return False
+            node = path[level]
+            k = index_at(i, level)
+            if ~node.full & above(k):
+                break
+            level += 1
+        k = ctz(~node.full & above(k))
+        i = (i & ~span_mask(level)) | <word>k << child_shift(level)
+
+cdef bint next_set(Tree *t, word i, word *found) noexcept nogil:
+    """The first ordinal at or after i that is set."""
+    cdef Node *path[10]
+    cdef Node *node = t.root
+    cdef int level = t.top, k
+    cdef word bits
+    if node == &EMPTY or node == &FULL:
+        found[0] = i
+        return node == &FULL
+    while True:
+        while level > 0:
+            path[level] = node
+            k = index_at(i, level)
+            if node.full >> k & 1:
+                found[0] = i
+                return i <= t.last
+            if not (node.mixed >> k & 1):
+                break
+            node = node.at.child[k]
+            level -= 1
+        else:
+            k = <int>((i >> 6) & 63)
+            bits = node.at.words[k] & (ALL << (i & 63))
+            while bits == 0 and k < WORDS - 1:
+                k += 1
+                bits = node.at.words[k]
+            if bits:
+                found[0] = (i & ~<word>LEAF_MASK) | <word>k << 6 | <word>ctz(bits)
+                return found[0] <= t.last
+            level = 1
+        while True:
+            if level > t.top:
+                return False
+            node = path[level]
+            k = index_at(i, level)
+            if (node.full | node.mixed) & above(k):
+                break
+            level += 1
+        k = ctz((node.full | node.mixed) & above(k))
+        i = (i & ~span_mask(level)) | <word>k << child_shift(level)
+
+cdef inline void move_cursor(Tree *t, word taken) noexcept nogil:
+    """Past what was just taken, round the end."""
+    if taken == t.last:
+        leave(t)
+        t.cursor = 0
+    else:
+        t.cursor = taken + 1
+        if (taken & LEAF_MASK) == LEAF_MASK:
+            leave(t)
+
+cdef Status acquire_slow(Tree *t, word *found) noexcept nogil:
+    """Bring the leaf of the next free ordinal under the cursor."""
+    cdef Node *leaf
+    cdef word i
+    if not next_free(t, t.cursor, &i) and not next_free(t, 0, &i):
+        return FOUND_SET
+    if t.leaf == NULL or (i ^ t.base) > LEAF_MASK:
+        leaf = enter(t, i)
+        if leaf == NULL:
+            return NO_MEMORY
+        leave(t)
+        t.leaf = leaf
+        t.base = i & ~<word>LEAF_MASK
+    found[0] = i
+    return OK
+
+cdef inline Status tree_acquire(Tree *t, word *found) noexcept nogil:
+    """Take the first free ordinal at or after the cursor; one ctz in the usual case."""
+    cdef Node *leaf = t.leaf
+    cdef word i = t.cursor, free = 0
+    cdef int k
+    cdef Status status
+    if leaf != NULL:
+        k = <int>((i >> 6) & 63)
+        free = ~leaf.at.words[k] & (ALL << (i & 63))
+        if free == 0 and ~leaf.full & above(k):
+            k = ctz(~leaf.full & above(k))
+            free = ~leaf.at.words[k]
+        i = t.base | <word>k << 6 | <word>(ctz(free) if free else 0)
+    if free == 0:
+        status = acquire_slow(t, &i)
+        if status != OK:
+            return status
+        leaf = t.leaf
+    leaf_set(leaf, i)
+    t.used += 1
+    if leaf.full == ALL:
+        t.leaf = NULL
+        settle(t, i)
+    move_cursor(t, i)
+    found[0] = i
+    return OK
