@@ -415,10 +415,12 @@ cdef bint next_set(Tree *t, word i, word *found) noexcept nogil:
                 return False
             node = path[level]
             k = index_at(i, level)
-            if (node.full | node.mixed) & above(k):
+            # padded children are full, and past 2**64 their ordinals would begin anew
+            bits = (node.full | node.mixed) & above(k) & ~padding(t, level, i & ~span_mask(level))
+            if bits:
                 break
             level += 1
-        k = ctz((node.full | node.mixed) & above(k))
+        k = ctz(bits)
         i = (i & ~span_mask(level)) | <word>k << child_shift(level)
 
 cdef inline void move_cursor(Tree *t, word taken) noexcept nogil:
