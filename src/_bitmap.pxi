@@ -2,8 +2,45 @@
 # tree function and turns its status into an error. What IPAllocator does in the same way,
 # only with an address for each ordinal, is a function here with the `offset` between them.
 
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX >= 0x030C0000
+    #define NA_DIGITS(o) ((o)->long_value.lv_tag)
+    #define NA_DIGIT(o, k) ((uint64_t)(o)->long_value.ob_digit[k])
+    #define NA_ONE_DIGIT (1 << _PyLong_NON_SIZE_BITS)
+    #define NA_TWO_DIGITS (2 << _PyLong_NON_SIZE_BITS)
+    #else
+    #define NA_DIGITS(o) Py_SIZE(o)
+    #define NA_DIGIT(o, k) ((uint64_t)(o)->ob_digit[k])
+    #define NA_ONE_DIGIT 1
+    #define NA_TWO_DIGITS 2
+    #endif
+
+    /* PyLong_AsUnsignedLongLong, inline for what is positive and has at most two digits:
+       every IPv4 address. The call alone costs 3 ns, a seventh of a release. */
+    static inline uint64_t na_as_uint64(PyObject *n)
+    {
+        if (PyLong_CheckExact(n)) {
+            PyLongObject *o = (PyLongObject *)n;
+            if (NA_DIGITS(o) == NA_ONE_DIGIT)
+                return NA_DIGIT(o, 0);
+            if (NA_DIGITS(o) == NA_TWO_DIGITS)
+                return NA_DIGIT(o, 0) | NA_DIGIT(o, 1) << PyLong_SHIFT;
+        }
+        return PyLong_AsUnsignedLongLong(n);
+    }
+
+    /* PyLong_FromLong has a short way for small numbers; PyLong_FromUnsignedLongLong has none
+       before Python 3.12 and costs 10 ns more. */
+    static inline PyObject *na_from_uint64(uint64_t n)
+    {
+        return n <= LONG_MAX ? PyLong_FromLong((long)n) : PyLong_FromUnsignedLongLong(n);
+    }
+    """
+    object from_word "na_from_uint64"(word)
+    word as_uint64 "na_as_uint64"(object) noexcept
+
 cdef extern from "Python.h":
-    word as_uint64 "PyLong_AsUnsignedLongLong"(object) noexcept
     void *error_set "PyErr_Occurred"() noexcept
     void error_clear "PyErr_Clear"() noexcept
 
@@ -214,7 +251,7 @@ cdef class Bitmap:
         cdef Status status = tree_acquire(&self.tree, &i)
         if status != OK:
             refuse_acquire(self, status)
-        return i
+        return from_word(i)
 
     @cython.critical_section
     def reserve(self, i):

@@ -8,6 +8,7 @@ ctypedef fused element:
 # fill() makes at most one path of nodes at each of its two ends
 cdef enum:
     FILL_PATHS = 2
+    RAMP = 1 << 30       # ordinals written at once, so that 32 bits can count them
 
 
 # ---- filling a range
@@ -83,6 +84,12 @@ cdef inline bint ensure_fill(Tree *t) noexcept nogil:
 
 # ---- taking n ordinals from the cursor on
 
+cdef inline void ramp(element *out, word first, word n) noexcept nogil:
+    """first, first + 1, ...; counted in the width of an item, which vectorises twice as well."""
+    cdef element j, start = <element>first
+    for j in range(<element>n):
+        out[j] = start + j
+
 cdef word scan_free(
     Tree *t, word lo, word hi, element *out, word room, word offset, word *final
 ) noexcept nogil:
@@ -93,14 +100,15 @@ cdef word scan_free(
     """
     cdef Node *node
     cdef int level, k
-    cdef word done = 0, stop, end, n, j, bits
+    cdef word done = 0, stop, end, n, bits
     while True:
         node = locate(t, lo, &level)
         stop = min(lo | span_mask(level), hi)
         if node == &EMPTY:
+            if stop - lo > RAMP:
+                stop = lo + RAMP
             n = min(stop - lo, room - done - 1) + 1
-            for j in range(n):
-                out[done + j] = <element>(offset + lo + j)
+            ramp(out + done, offset + lo, n)
             done += n
             final[0] = lo + n - 1
         elif node != &FULL:
@@ -112,8 +120,7 @@ cdef word scan_free(
                     end = stop
                     bits &= ~above(<int>(stop & 63))
                 if bits == ALL and room - done >= 64:
-                    for j in range(64):
-                        out[done + j] = <element>(offset + lo + j)
+                    ramp(out + done, offset + lo, 64)
                     done += 64
                     final[0] = lo + 63
                 else:
@@ -170,29 +177,63 @@ cdef inline word fold(word free, word n) noexcept nogil:
         step <<= 1
     return free
 
-cdef bint run_in_leaf(Node *leaf, word i, word stop, word n, word *begin) noexcept nogil:
-    """Look for the run in i..stop; `begin` is where the free run that reaches i began.
+# A run of n >= 2 * w - 1 free bits covers an aligned lane of w. Where no word of a leaf has
+# a free lane, nothing in it needs a closer look: 0.7 ns a word instead of 4.
+cdef struct Lanes:
+    word ones            # the lowest bit of each lane; 0: look at every word
+    word tops            # the highest
 
-    About 2 ns a mixed word, and 5 where n is small enough to lie within one.
-    """
+cdef Lanes lanes_for(word n) noexcept nogil:
+    cdef Lanes lanes
+    lanes.ones = lanes.tops = 0
+    if n >= 31:
+        lanes.ones, lanes.tops = <word>0x0001000100010001, <word>0x8000800080008000
+    elif n >= 15:
+        lanes.ones, lanes.tops = <word>0x0101010101010101, <word>0x8080808080808080
+    return lanes
+
+cdef inline word free_lanes(word bits, Lanes lanes) noexcept nogil:
+    """Not 0 where a lane of these bits is 0 (Mycroft's test)."""
+    return (bits - lanes.ones) & ~bits & lanes.tops
+
+cdef bint leaf_has_free_lane(Node *leaf, Lanes lanes) noexcept nogil:
+    cdef word any = 0
+    cdef int k
+    for k in range(WORDS):
+        any |= free_lanes(leaf.at.words[k], lanes)
+    return any != 0
+
+cdef bint run_in_leaf(Node *leaf, word i, word stop, word n, Lanes lanes, word *begin) noexcept nogil:
+    """Look for the run in i..stop; `begin` is where the free run that reaches i began."""
     cdef word bits, start, fit
+    cdef bint close = True, was_close
+    if lanes.ones and not i & LEAF_MASK and not leaf_has_free_lane(leaf, lanes):
+        bits = leaf.at.words[0]
+        if i + <word>(ctz(bits) if bits else 64) - begin[0] >= n:
+            return True
+        bits = leaf.at.words[63]
+        begin[0] = i + 4096 - <word>(clz(bits) if bits else 64)
+        return False
     while True:
         start = i & ~<word>63
         bits = leaf.at.words[(i >> 6) & 63] | ~(ALL << (i & 63))
+        was_close = close
+        close = lanes.ones == 0 or free_lanes(bits, lanes)
         if bits == ALL:
             begin[0] = start + 64
         elif bits == 0:
             if start + 63 - begin[0] >= n - 1:
                 return True
         else:
-            # what is carried into this word ends in it, or a run lies within it, or begins in it
-            if begin[0] < start and start + <word>ctz(bits) - begin[0] >= n:
-                return True
-            if n < 64:
-                fit = fold(~bits, n)
-                if fit:
-                    begin[0] = start + <word>ctz(fit)
+            if close or was_close:
+                # what is carried into this word ends in it, or a run lies within it
+                if begin[0] < start and start + <word>ctz(bits) - begin[0] >= n:
                     return True
+                if n < 64:
+                    fit = fold(~bits, n)
+                    if fit:
+                        begin[0] = start + <word>ctz(fit)
+                        return True
             begin[0] = start + 64 - <word>clz(bits)
         if start + 63 >= stop:
             return False
@@ -203,12 +244,15 @@ cdef bint find_run(Tree *t, word lo, word hi, word n, word *found) noexcept nogi
     cdef Node *node
     cdef int level
     cdef word begin = lo, i = lo, stop
+    cdef Lanes lanes = lanes_for(n)
     while hi >= lo and hi - lo >= n - 1:
         node = locate(t, i, &level)
         stop = min(i | span_mask(level), hi)
         if node == &FULL:
             begin = stop + 1
-        elif stop - begin >= n - 1 if node == &EMPTY else run_in_leaf(node, i, stop, n, &begin):
+        elif stop - begin >= n - 1 if node == &EMPTY else run_in_leaf(
+            node, i, stop, n, lanes, &begin
+        ):
             found[0] = begin
             return hi - begin >= n - 1
         if stop == hi:
@@ -237,26 +281,40 @@ cdef Status take_run(Tree *t, word n, word *found) noexcept nogil:
 
 # ---- releasing many
 
+cdef inline Py_ssize_t first_clear(
+    element *values, Py_ssize_t j, Py_ssize_t stop, word offset, word bits
+) noexcept nogil:
+    """Which of these values of one word has no bit of its own in it."""
+    cdef word bit
+    while j < stop:
+        bit = <word>1 << ((<word>values[j] - offset) & 63)
+        if not bits & bit:
+            return j
+        bits &= ~bit
+        j += 1
+    return stop
+
 cdef Status release_all(
     Tree *t, element *values, Py_ssize_t n, word offset, Py_ssize_t *at
 ) noexcept nogil:
     """Clear every ordinal, given plus `offset`, or none; `at` is the one that failed.
 
-    About 1.5 ns an ordinal in sorted order. No leaf is given up before all are cleared, so
-    that undoing needs no memory.
+    Neighbours in one word are cleared together: 1 ns an ordinal in sorted order, 5 shuffled.
+    No leaf is given up before all are cleared, so that undoing needs no memory.
     """
     cdef Node *leaf = NULL
-    cdef word base = 0, i = 0
-    cdef int level
+    cdef word base = 0, i = 0, following, bits
+    cdef int level, k, count
     cdef bint emptied = False
     cdef Status status = OK
-    cdef Py_ssize_t j
-    for j in range(n):
+    cdef Py_ssize_t j = 0, begin = 0
+    while j < n:
         i = <word>values[j] - offset
+        begin = j
+        if i > t.last:
+            status = FOUND_CLEAR
+            break
         if leaf == NULL or (i ^ base) > LEAF_MASK:
-            if i > t.last:
-                status = FOUND_CLEAR
-                break
             leaf = locate(t, i, &level)
             base = i & ~<word>LEAF_MASK
             if leaf == &EMPTY:
@@ -267,13 +325,32 @@ cdef Status release_all(
                 if leaf == NULL:
                     status = NO_MEMORY
                     break
-        if i > t.last or not (leaf.at.words[(i >> 6) & 63] >> (i & 63) & 1):
+        k = <int>((i >> 6) & 63)
+        bits = 0
+        count = 0
+        while True:                 # all that fall into this word, as long as each is new
+            if bits >> (i & 63) & 1:
+                break
+            bits |= <word>1 << (i & 63)
+            count += 1
+            j += 1
+            if j == n:
+                break
+            following = <word>values[j] - offset
+            if (following ^ i) > 63 or following > t.last:
+                break
+            i = following
+        if bits & ~leaf.at.words[k]:
             status = FOUND_CLEAR
+            j = first_clear(values, begin, j, offset, leaf.at.words[k])
             break
-        leaf_clear(leaf, i)
+        leaf.at.words[k] &= ~bits
+        leaf.full &= ~(<word>1 << k)
+        leaf.mixed -= count
         emptied |= leaf.mixed == 0
     if status != OK:
         at[0] = j
+        j = begin
         while j > 0:
             j -= 1
             i = <word>values[j] - offset

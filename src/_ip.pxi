@@ -7,6 +7,7 @@
 
 cdef object V4 = IPv4Address
 cdef object V6 = IPv6Address
+cdef double INFINITY = float("inf")
 
 
 cdef class IPAllocator:
@@ -43,14 +44,15 @@ cdef class IPAllocator:
     cdef word offset             # ordinal 0 as a number: of 32 bits, in IPv6 the host part
     cdef object first            # ordinal 0 as an address of IPv6, an int
     cdef object reach            # size less what is excluded for good
-    cdef object interface
+    cdef object lowest           # the network's own address, an int
+    cdef object ip               # the address part of `network`, an int: the gateway's, or lowest
+    cdef int prefix
     cdef object __weakref__
     cdef readonly double cooldown
 
     def __cinit__(self, network, *, reserved=(), cooldown=0.0, clock=monotonic):
-        self.interface = as_interface(network)
-        self.v4 = self.interface.version == 4
-        if not 0.0 <= cooldown < float("inf"):
+        parse_network(self, network)
+        if not 0.0 <= cooldown < INFINITY:
             raise OutOfRangeError(f"a cool-down of {cooldown} seconds is not 0 or more")
         self.cooldown = cooldown
         self.clock = clock
@@ -62,7 +64,7 @@ cdef class IPAllocator:
         if self.cooling is not None and self.withheld is None:
             self.withheld = Bitmap(self.size)
         if self.reach <= 0:
-            raise OutOfRangeError(f"{self.interface} has no address to give")
+            raise OutOfRangeError(f"{interface_of(self)} has no address to give")
 
     # ---- one address
 
@@ -247,13 +249,12 @@ cdef class IPAllocator:
     @property
     def network(self):
         """The IPv4Network or IPv6Network."""
-        return self.interface.network
+        return network_of(self)
 
     @property
     def gateway(self):
         """The gateway's address, or None."""
-        ip = self.interface.ip
-        return None if ip == self.interface.network.network_address else ip
+        return None if self.ip == self.lowest else interface_of(self).ip
 
     @property
     def capacity(self):
@@ -280,7 +281,7 @@ cdef class IPAllocator:
         return self.nbytes
 
     def __repr__(self):
-        return f"<{type(self).__name__} {self.interface}: {taken(self)} of {self.reach} taken>"
+        return f"<{type(self).__name__} {interface_of(self)}: {taken(self)} of {self.reach} taken>"
 
     # ---- ordinals, for whoever keeps the bits elsewhere
 
@@ -351,32 +352,50 @@ cdef class IPAllocator:
 
 # ---- laying out
 
+cdef int parse_network(IPAllocator self, object network) except -1:
+    cdef uint32_t ip
+    cdef int prefix
+    if isinstance(network, str) and quick_v4(network, &ip, &prefix):
+        self.v4, self.ip, self.prefix = True, ip, prefix
+    else:
+        interface = as_interface(network)
+        self.v4 = interface.version == 4
+        self.ip = int(interface.ip)
+        self.prefix = interface.network.prefixlen
+    host_bits = (32 if self.v4 else 128) - self.prefix
+    self.lowest = self.ip >> host_bits << host_bits
+    return 0
+
+cdef object interface_of(IPAllocator self):
+    return (IPv4Interface if self.v4 else IPv6Interface)((self.ip, self.prefix))
+
+cdef object network_of(IPAllocator self):
+    return (IPv4Network if self.v4 else IPv6Network)((self.lowest, self.prefix))
+
 cdef int lay_out(IPAllocator self) except -1:
     """Find the addresses that may be given, and make the bitmap over them."""
-    network = self.interface.network
-    first, last = int(network.network_address), int(network.broadcast_address)
-    host_bits = network.max_prefixlen - network.prefixlen
+    cdef int host_bits = (32 if self.v4 else 128) - self.prefix
     if host_bits > 64:
-        raise OutOfRangeError(f"{network} has {host_bits} host bits; 64 are the limit")
+        raise OutOfRangeError(f"{network_of(self)} has {host_bits} host bits; 64 are the limit")
+    first, gateway = self.lowest, self.ip
+    last = first + (<object>1 << host_bits) - 1
+    if self.v4 and host_bits > 1 and gateway == last:
+        raise OutOfRangeError(f"gateway {interface_of(self)} is the broadcast address")
     if host_bits > 1:
         first += 1
         last -= self.v4
-    gateway = int(self.interface.ip)
-    lowest = int(network.network_address)
-    if gateway == lowest:
+    if gateway == self.lowest:
         gateway = None
-    elif self.v4 and host_bits > 1 and gateway > last:
-        raise OutOfRangeError(f"gateway {self.interface.ip} is the broadcast address of {network}")
     elif gateway == first:
         first, gateway = first + 1, None
     elif gateway == last:
         last, gateway = last - 1, None
     if first > last:
-        raise OutOfRangeError(f"{self.interface} has no address to give")
+        raise OutOfRangeError(f"{interface_of(self)} has no address to give")
     self.bits = Bitmap(last - first + 1)
     self.reach = self.bits.size
     self.first = first
-    self.offset = first if self.v4 else first - lowest
+    self.offset = first if self.v4 else first - self.lowest
     if gateway is not None:
         withhold(self, gateway - first, gateway - first)
     return 0
@@ -410,8 +429,8 @@ cdef int exclude(IPAllocator self, object item) except -1:
         block = ip_network(item if isinstance(item, (str, IPv4Network, IPv6Network)) else str(item))
     except ValueError:
         raise OutOfRangeError(f"reserved {item!r} is no address and no network") from None
-    if block.version != self.interface.version or not block.subnet_of(self.interface.network):
-        raise OutOfRangeError(f"reserved {item} is not of {self.interface.network}")
+    if block.version != (4 if self.v4 else 6) or not block.subnet_of(network_of(self)):
+        raise OutOfRangeError(f"reserved {item} is not of {network_of(self)}")
     lo = max(int(block.network_address) - self.first, 0)
     hi = min(int(block.broadcast_address) - self.first, self.size - 1)
     if lo <= hi:
@@ -442,8 +461,8 @@ cdef int parse_ordinal(IPAllocator self, object ip, word *out) except -1:
         except ValueError:
             raise OutOfRangeError(f"{ip!r} is not an IP address") from None
     if isinstance(ip, (V4, V6)):
-        if ip.version != self.interface.version:
-            raise OutOfRangeError(f"{ip} is not of {self.interface.network}")
+        if self.v4 != isinstance(ip, V4):
+            raise OutOfRangeError(f"{ip} is not of {network_of(self)}")
         n = int(ip)
     else:
         n = index(ip)
@@ -456,14 +475,14 @@ cdef int check_given(IPAllocator self, object n) except -1:
     """Refuse an ordinal that is none, and one that is never given; say which it is."""
     if 0 <= n < self.size and not (is_withheld(self, n) and not is_cooling(self, n)):
         return 0
-    network = self.interface.network
+    network = network_of(self)
     n += self.first
     if not 0 <= n < 2 ** network.max_prefixlen:
         raise OutOfRangeError(f"{n} is no address of IPv{network.version}")
     ip = (V4 if self.v4 else V6)(n)
     if ip not in network:
         raise OutOfRangeError(f"{ip} is not of {network}")
-    if ip == self.gateway:
+    if n == self.ip and n != self.lowest:
         raise OutOfRangeError(f"{ip} is the gateway of {network}")
     if 0 <= n - self.first < self.size:
         raise OutOfRangeError(f"{ip} is excluded from {network}")
@@ -548,11 +567,11 @@ cdef int acquire_cooling(IPAllocator self, bint early, word *out) except -1:
     if self.bits.available:
         raise MemoryError
     if not self.cooling:
-        raise ExhaustedError(f"all {self.reach} addresses of {self.interface.network} are taken")
+        raise ExhaustedError(f"all {self.reach} addresses of {network_of(self)} are taken")
     if not early:
         wait = next(iter(self.cooling.values())) - self.clock()
         raise ExhaustedError(
-            f"no address of {self.interface.network} is free: {taken(self)} of {self.reach} are "
+            f"no address of {network_of(self)} is free: {taken(self)} of {self.reach} are "
             f"taken and {len(self.cooling)} cool down, the first for {max(wait, 0):.3f} s more"
         )
     i = next(iter(self.cooling))
@@ -568,7 +587,7 @@ cdef int acquire_cooling(IPAllocator self, bint early, word *out) except -1:
 cdef list encoded_parts(IPAllocator self):
     now = self.clock()
     return [
-        str(self.interface).encode(),
+        str(interface_of(self)).encode(),
         pack("<d", self.cooldown),
         self.bits.to_bytes(),
         b"" if self.withheld is None else self.withheld.to_bytes(),

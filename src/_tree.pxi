@@ -191,15 +191,14 @@ cdef inline Node *locate(Tree *t, word i, int *level) noexcept nogil:
     """The smallest block with a mark of its own around i: &EMPTY, &FULL or its leaf."""
     cdef Node *node = t.root
     cdef int at = t.top, k
-    while at > 0 and node != &EMPTY and node != &FULL:
-        k = index_at(i, at)
-        at -= 1
-        if node.full >> k & 1:
-            node = &FULL
-        elif node.mixed >> k & 1:
+    if node != &EMPTY and node != &FULL:
+        while at > 0:
+            k = index_at(i, at)
+            at -= 1
+            if not (node.mixed >> k & 1):
+                level[0] = at
+                return &FULL if node.full >> k & 1 else &EMPTY
             node = node.at.child[k]
-        else:
-            node = &EMPTY
     level[0] = at
     return node
 

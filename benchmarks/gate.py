@@ -1,0 +1,288 @@
+"""The ratio gate: what the core promises of its speed, and the way it is measured.
+
+Each promise compares two pieces of work, ours and one that stands for the least it could
+cost, timed in turns of under a millisecond; of each the fastest turn counts. A neighbour on
+the machine slows both or is waited out; what is left is what the code costs. A promise that
+fails is measured once more, with four times the turns, before it counts as broken.
+"""
+
+import gc
+import random
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from itertools import repeat
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+CALLS = 2_000
+SEED = 20_000
+Timed = Callable[[], float]  # runs one turn and returns the seconds for one operation
+Sides = tuple[Timed, Timed]  # ours, and the base
+
+
+@dataclass(frozen=True)
+class Promise:
+    """Ours may take `limit` times as long as the base; `sides` makes both, ready to run."""
+
+    name: str
+    limit: float
+    sides: Callable[[ModuleType, Any], Sides]
+    turns: int = 300
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds for one operation of ours and of the base."""
+
+    ours: float
+    base: float
+
+    @property
+    def ratio(self) -> float:
+        return self.ours / self.base
+
+
+def measure(promise: Promise, core: ModuleType, empty: Any) -> Measured:
+    """The fastest turn of each side, taken in turns; measured once more if the limit is passed."""
+    ours, base = promise.sides(core, empty)
+    best = Measured(float("inf"), float("inf"))
+    for turns in (promise.turns, 4 * promise.turns):
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(turns):
+                best = Measured(min(best.ours, ours()), min(best.base, base()))
+        finally:
+            gc.enable()
+        if best.ratio <= promise.limit:
+            break
+    return best
+
+
+# ---- timing
+
+
+def calls(make: Callable[[], Callable[[], Any]]) -> Timed:
+    """A method without arguments; `make` gives a fresh one for each turn."""
+
+    def turn() -> float:
+        method = make()
+        start = perf_counter()
+        for _ in repeat(None, CALLS):
+            method()
+        return (perf_counter() - start) / CALLS
+
+    return turn
+
+
+def calls_with(make: Callable[[], Callable[[Any], Any]], arguments: list[Any]) -> Timed:
+    """A method of one argument, called with each of these."""
+
+    def turn() -> float:
+        method = make()
+        start = perf_counter()
+        for argument in arguments:
+            method(argument)
+        return (perf_counter() - start) / len(arguments)
+
+    return turn
+
+
+def churn(bitmap: Any, held: list[int]) -> Timed:
+    """Release one of `held`, acquire another, and so on; the bitmap lives on."""
+    order = [k % len(held) for k in range(CALLS)]
+    release, acquire = bitmap.release, bitmap.acquire
+
+    def turn() -> float:
+        start = perf_counter()
+        for k in order:
+            release(held[k])
+            held[k] = acquire()
+        return (perf_counter() - start) / CALLS
+
+    return turn
+
+
+def once(work: Callable[[], Any], items: int = 1) -> Timed:
+    """One piece of work that handles so many items."""
+
+    def turn() -> float:
+        start = perf_counter()
+        work()
+        return (perf_counter() - start) / items
+
+    return turn
+
+
+# ---- states
+
+
+def churn_on_empty(core: ModuleType, size: int) -> Timed:
+    bitmap = core.Bitmap(size)
+    return churn(bitmap, [bitmap.acquire()])
+
+
+def churn_at(core: ModuleType, share: float) -> Timed:
+    """A /16 of which a random share is taken; a thousand of these, at random, come and go."""
+    chosen = random.Random(SEED)
+    bitmap = core.Bitmap(2**16)
+    held = chosen.sample(range(2**16), int(2**16 * share))
+    for i in held:
+        bitmap.reserve(i)
+    return churn(bitmap, chosen.sample(held, 1000))
+
+
+def one_hole(core: ModuleType) -> Timed:
+    """A full /8 with one hole just behind the cursor."""
+    bitmap = core.Bitmap(2**24)
+    bitmap.acquire_ranges(2**24)
+    bitmap.cursor = 5_000_001
+    return churn(bitmap, [5_000_000])
+
+
+def half_of_8() -> np.ndarray:
+    """Which ordinals of a /8 are taken, at random."""
+    return np.random.default_rng(SEED).random(2**24) < 0.5
+
+
+def half_full(core: ModuleType) -> Any:
+    """That /8; its cursor stands at 0."""
+    bitmap = core.Bitmap(2**24)
+    bitmap.acquire_ranges(2**24)
+    bitmap.release_many(np.flatnonzero(~half_of_8()).astype(np.uint64))
+    bitmap.cursor = 0
+    return bitmap
+
+
+# ---- the promises: name, limit, and the two sides
+
+
+def bitmap_acquire(core: ModuleType, empty: Any) -> Sides:
+    return calls(lambda: core.Bitmap(2**24).acquire), calls(lambda: empty.acquire)
+
+
+def acquire_int(core: ModuleType, empty: Any) -> Sides:
+    ours = calls(lambda: core.IPAllocator("10.0.0.1/8").acquire_int)
+    return ours, calls(lambda: empty.acquire_int)
+
+
+def acquire(core: ModuleType, empty: Any) -> Sides:
+    ours = calls(lambda: core.IPAllocator("10.0.0.1/8").acquire)
+    return ours, calls(lambda: empty.acquire_int)
+
+
+def release(core: ModuleType, empty: Any) -> Sides:
+    ordinals = list(range(10_000, 10_000 + CALLS))
+
+    def full() -> Any:
+        bitmap = core.Bitmap(2**24)
+        bitmap.acquire_ranges(20_000)
+        return bitmap.release
+
+    return calls_with(full, ordinals), calls_with(lambda: empty.release, ordinals)
+
+
+def release_address(core: ModuleType, empty: Any) -> Sides:
+    numbers = [0x0A000000 + 10_000 + i for i in range(CALLS)]
+    addresses = [IPv4Address(n) for n in numbers]
+
+    def full() -> Any:
+        allocator = core.IPAllocator("10.0.0.1/8")
+        allocator.acquire_block(20_000)
+        return allocator.release
+
+    return calls_with(full, addresses), calls_with(lambda: empty.release, numbers)
+
+
+def hole_in_full(core: ModuleType, empty: Any) -> Sides:
+    return one_hole(core), churn_on_empty(core, 2**24)
+
+
+def churn_half(core: ModuleType, empty: Any) -> Sides:
+    return churn_at(core, 0.5), churn_on_empty(core, 2**16)
+
+
+def churn_nearly_full(core: ModuleType, empty: Any) -> Sides:
+    return churn_at(core, 0.99), churn_on_empty(core, 2**16)
+
+
+def into_empty(core: ModuleType, empty: Any) -> Sides:
+    n = 1_000_000
+    target = np.zeros(n, dtype=np.uint32)
+    ramp = np.arange(n, dtype=np.uint32)
+
+    def ours() -> float:
+        allocator = core.IPAllocator("10.0.0.1/8")
+        return once(lambda: allocator.acquire_into(target), n)()
+
+    return ours, once(lambda: np.add(ramp, 2, out=target), n)
+
+
+def into_half(core: ModuleType, empty: Any) -> Sides:
+    state = half_full(core).to_bytes()
+    target = np.zeros(200_000, dtype=np.uint64)
+
+    def ours() -> float:
+        bitmap = core.Bitmap.from_bytes(state)
+        return once(lambda: bitmap.acquire_into(target), len(target))()
+
+    return ours, calls(lambda: core.Bitmap.from_bytes(state).acquire)
+
+
+def release_sorted(core: ModuleType, empty: Any) -> Sides:
+    state = half_full(core).to_bytes()
+    taken = np.flatnonzero(half_of_8())[:200_000].astype(np.uint64)
+
+    def ours() -> float:
+        bitmap = core.Bitmap.from_bytes(state)
+        return once(lambda: bitmap.release_many(taken), len(taken))()
+
+    return ours, calls_with(
+        lambda: core.Bitmap.from_bytes(state).release, taken[:CALLS].tolist()
+    )
+
+
+def block_that_fits_nowhere(n: int) -> Callable[[ModuleType, Any], Sides]:
+    def sides(core: ModuleType, empty: Any) -> Sides:
+        bitmap = half_full(core)
+        words = np.packbits(half_of_8(), bitorder="little").view(np.uint64)
+
+        def ours() -> None:
+            try:
+                bitmap.acquire_block(n)
+            except core.ExhaustedError:
+                return
+            raise AssertionError(f"{n} in a row were free")
+
+        return once(ours), once(lambda: int(np.bitwise_count(words).sum()))
+
+    return sides
+
+
+def through_bytes(core: ModuleType, empty: Any) -> Sides:
+    bitmap = half_full(core)
+    data = bitmap.to_bytes()
+    return once(lambda: core.Bitmap.from_bytes(bitmap.to_bytes())), once(lambda: zlib.crc32(data))
+
+
+PROMISES = [
+    Promise("Bitmap.acquire", 1.15, bitmap_acquire),
+    Promise("IPAllocator.acquire_int", 1.15, acquire_int),
+    Promise("IPAllocator.acquire", 2.6, acquire),
+    Promise("Bitmap.release", 1.25, release),
+    Promise("IPAllocator.release(IPv4Address)", 1.6, release_address),
+    Promise("full /8, one hole: release + acquire", 3.0, hole_in_full),
+    Promise("churn, /16 at 50 %", 2.5, churn_half),
+    Promise("churn, /16 at 99 %", 4.0, churn_nearly_full),
+    Promise("acquire_into, a million of an empty /8", 2.0, into_empty, 100),
+    Promise("acquire_into, /8 at 50 %, to a loop", 1 / 20, into_half, 20),
+    Promise("release_many, sorted, to a loop", 1 / 10, release_sorted, 20),
+    Promise("acquire_block(32) that fits nowhere", 4.0, block_that_fits_nowhere(32), 50),
+    Promise("acquire_block(4096) that fits nowhere", 4.0, block_that_fits_nowhere(4096), 50),
+    Promise("to_bytes + from_bytes, /8 half full", 4.0, through_bytes, 50),
+]
