@@ -93,17 +93,36 @@ def calls_with(make: Callable[[], Callable[[Any], Any]], arguments: list[Any]) -
     return turn
 
 
-def churn(bitmap: Any, held: list[int]) -> Timed:
-    """Release one of `held`, acquire another, and so on; the bitmap lives on."""
-    order = [k % len(held) for k in range(CALLS)]
+def churn(bitmap: Any, held: list[int], chosen: random.Random) -> Timed:
+    """Release any one of `held`, acquire another in its place; over and over."""
     release, acquire = bitmap.release, bitmap.acquire
 
     def turn() -> float:
+        order = chosen.choices(range(len(held)), k=CALLS)
         start = perf_counter()
         for k in order:
             release(held[k])
             held[k] = acquire()
         return (perf_counter() - start) / CALLS
+
+    return turn
+
+
+def churn_on_empty(bitmap: Any, like: list[int], chosen: random.Random) -> Timed:
+    """The same walk over a list as long, but only one is ever taken."""
+    release, acquire = bitmap.release, bitmap.acquire
+    held = [i + 1 for i in like]
+
+    def turn() -> float:
+        order = chosen.choices(range(len(held)), k=CALLS)
+        last = acquire()
+        start = perf_counter()
+        for k in order:
+            release(last)
+            last = held[k] = acquire()
+        seconds = perf_counter() - start
+        release(last)
+        return seconds / CALLS
 
     return turn
 
@@ -122,27 +141,23 @@ def once(work: Callable[[], Any], items: int = 1) -> Timed:
 # ---- states
 
 
-def churn_on_empty(core: ModuleType, size: int) -> Timed:
-    bitmap = core.Bitmap(size)
-    return churn(bitmap, [bitmap.acquire()])
-
-
-def churn_at(core: ModuleType, share: float) -> Timed:
-    """A /16 of which a random share is taken; a thousand of these, at random, come and go."""
+def churn_at(core: ModuleType, share: float) -> Sides:
+    """A /16 of which a random share is taken, and any of them may be the next to go."""
     chosen = random.Random(SEED)
     bitmap = core.Bitmap(2**16)
     held = chosen.sample(range(2**16), int(2**16 * share))
     for i in held:
         bitmap.reserve(i)
-    return churn(bitmap, chosen.sample(held, 1000))
+    return churn(bitmap, held, chosen), churn_on_empty(core.Bitmap(2**16), held, chosen)
 
 
-def one_hole(core: ModuleType) -> Timed:
+def one_hole(core: ModuleType) -> Sides:
     """A full /8 with one hole just behind the cursor."""
     bitmap = core.Bitmap(2**24)
     bitmap.acquire_ranges(2**24)
     bitmap.cursor = 5_000_001
-    return churn(bitmap, [5_000_000])
+    chosen = random.Random(SEED)
+    return churn(bitmap, [5_000_000], chosen), churn_on_empty(core.Bitmap(2**24), [0], chosen)
 
 
 def half_of_8() -> np.ndarray:
@@ -200,15 +215,15 @@ def release_address(core: ModuleType, empty: Any) -> Sides:
 
 
 def hole_in_full(core: ModuleType, empty: Any) -> Sides:
-    return one_hole(core), churn_on_empty(core, 2**24)
+    return one_hole(core)
 
 
 def churn_half(core: ModuleType, empty: Any) -> Sides:
-    return churn_at(core, 0.5), churn_on_empty(core, 2**16)
+    return churn_at(core, 0.5)
 
 
 def churn_nearly_full(core: ModuleType, empty: Any) -> Sides:
-    return churn_at(core, 0.99), churn_on_empty(core, 2**16)
+    return churn_at(core, 0.99)
 
 
 def into_empty(core: ModuleType, empty: Any) -> Sides:
@@ -242,9 +257,7 @@ def release_sorted(core: ModuleType, empty: Any) -> Sides:
         bitmap = core.Bitmap.from_bytes(state)
         return once(lambda: bitmap.release_many(taken), len(taken))()
 
-    return ours, calls_with(
-        lambda: core.Bitmap.from_bytes(state).release, taken[:CALLS].tolist()
-    )
+    return ours, calls_with(lambda: core.Bitmap.from_bytes(state).release, taken[:CALLS].tolist())
 
 
 def block_that_fits_nowhere(n: int) -> Callable[[ModuleType, Any], Sides]:

@@ -59,7 +59,7 @@ cdef int word_from_index(object n, word *out) except -1:
 cdef inline int as_word(object n, word *out) except -1:
     """Any integer of 64 bits; only what Python's own conversion refuses pays for a second look."""
     out[0] = as_uint64(n)
-    if out[0] == ALL and error_set():
+    if unlikely(out[0] == ALL) and error_set():
         error_clear()
         return word_from_index(n, out)
     return 0
@@ -69,7 +69,7 @@ cdef int refuse_ordinal(Bitmap self, word i) except -1:
 
 cdef inline int as_ordinal(Bitmap self, object n, word *out) except -1:
     as_word(n, out)
-    if out[0] > self.tree.last:
+    if unlikely(out[0] > self.tree.last):
         return refuse_ordinal(self, out[0])
     return 0
 
@@ -249,7 +249,7 @@ cdef class Bitmap:
         """
         cdef word i
         cdef Status status = tree_acquire(&self.tree, &i)
-        if status != OK:
+        if unlikely(status != OK):
             refuse_acquire(self, status)
         return from_word(i)
 
@@ -259,7 +259,7 @@ cdef class Bitmap:
         cdef word n
         as_ordinal(self, i, &n)
         cdef Status status = tree_reserve(&self.tree, n)
-        if status != OK:
+        if unlikely(status != OK):
             refuse(status, i)
 
     @cython.critical_section
@@ -271,7 +271,7 @@ cdef class Bitmap:
         cdef word n
         as_ordinal(self, i, &n)
         cdef Status status = tree_release(&self.tree, n)
-        if status != OK:
+        if unlikely(status != OK):
             refuse(status, i)
 
     @cython.critical_section
@@ -487,6 +487,8 @@ cdef class Bitmap:
         if t.leaf != NULL:
             assert t.base == t.cursor & ~<word>LEAF_MASK, state
             assert t.leaf == locate(t, t.base, &level), state
+        if t.hot != NULL:
+            assert t.hot == locate(t, t.hot_base, &level), state
 
 
 cdef object as_array(object values):

@@ -300,10 +300,11 @@ cdef Status release_all(
     """Clear every ordinal, given plus `offset`, or none; `at` is the one that failed.
 
     Neighbours in one word are cleared together: 1 ns an ordinal in sorted order, 5 shuffled.
+    One that is named twice shows in the word's count, or as clear already.
     No leaf is given up before all are cleared, so that undoing needs no memory.
     """
     cdef Node *leaf = NULL
-    cdef word base = 0, i = 0, following, bits
+    cdef word base = 0, i = 0, start, room, bits
     cdef int level, k, count
     cdef bint emptied = False
     cdef Status status = OK
@@ -326,21 +327,19 @@ cdef Status release_all(
                     status = NO_MEMORY
                     break
         k = <int>((i >> 6) & 63)
+        start = i & ~<word>63
+        room = min(<word>63, t.last - start)
         bits = 0
-        count = 0
-        while True:                 # all that fall into this word, as long as each is new
-            if bits >> (i & 63) & 1:
-                break
+        while True:                 # all that fall into this word
             bits |= <word>1 << (i & 63)
-            count += 1
             j += 1
             if j == n:
                 break
-            following = <word>values[j] - offset
-            if (following ^ i) > 63 or following > t.last:
+            i = <word>values[j] - offset
+            if i - start > room:
                 break
-            i = following
-        if bits & ~leaf.at.words[k]:
+        count = <int>(j - begin)
+        if bits & ~leaf.at.words[k] or (count > 1 and popcount(bits) != count):
             status = FOUND_CLEAR
             j = first_clear(values, begin, j, offset, leaf.at.words[k])
             break

@@ -78,7 +78,7 @@ cdef class IPAllocator:
         cdef word i
         if self.cooling is not None:
             thaw(self)
-        if tree_acquire(&self.bits.tree, &i) != OK:
+        if unlikely(tree_acquire(&self.bits.tree, &i) != OK):
             acquire_cooling(self, early, &i)
         if self.v4:
             return v4_address(<uint32_t>(self.offset + i))
@@ -90,7 +90,7 @@ cdef class IPAllocator:
         cdef word i
         if self.cooling is not None:
             thaw(self)
-        if tree_acquire(&self.bits.tree, &i) != OK:
+        if unlikely(tree_acquire(&self.bits.tree, &i) != OK):
             acquire_cooling(self, early, &i)
         if self.v4:
             return <uint32_t>(self.offset + i)
@@ -125,7 +125,7 @@ cdef class IPAllocator:
             status = cool(self, i)
         else:
             status = tree_release(&self.bits.tree, i)
-        if status != OK:
+        if unlikely(status != OK):
             refuse(status, ip)
 
     def discard(self, ip):
