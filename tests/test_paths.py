@@ -12,7 +12,7 @@ pytestmark = pytest.mark.root
 PROTOCOLS = ("tcp", "udp")
 
 
-@pytest.fixture(params=["iptables-legacy", "iptables-nft"])
+@pytest.fixture(params=["iptables-legacy", "iptables-nft", "nftables"])
 def backend(request):
     return request.param
 
@@ -82,9 +82,13 @@ def test_containers_cannot_reach_the_hosts_loopback(backend):
             mapper.map(8080, (thief.ip, 80), protocol)
             assert lab.reaches(lab.host, protocol, ("127.0.0.1", 9999)) == "host"
             assert lab.reaches(thief, protocol, ("127.0.0.1", 9999)) is None
-        if backend == "iptables-nft":
-            # The attack is a real one: it succeeds as soon as the guard is gone.
-            lab.run("iptables", "-t", "raw", "-F", "netalloc")
+        # The attack is a real one: it succeeds as soon as the guard is gone.
+        guards = {
+            "iptables-nft": ("iptables", "-t", "raw", "-F", "netalloc"),
+            "nftables": ("nft", "flush", "chain", "ip", "netalloc", "guard"),
+        }
+        if backend in guards:
+            lab.run(*guards[backend])
             assert lab.reaches(thief, "udp", ("127.0.0.1", 9999)) == "host"
 
 
