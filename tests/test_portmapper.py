@@ -178,10 +178,23 @@ def test_a_failing_flush_undoes_the_mapping(monkeypatch):
         if mappings and added:
             raise OSError("no conntrack")
 
-    monkeypatch.setattr("netalloc.portmap._flush", refuse)
+    monkeypatch.setattr(mapper, "_flush", refuse)
     with pytest.raises(OSError, match="no conntrack"):
         mapper.map(80, DEST)
     assert mapper.mappings == [] == mapper.backend.mappings()
+
+
+@pytest.mark.root
+def test_auto_takes_nftables_and_says_why_not(make_lab, monkeypatch, caplog):
+    caplog.set_level("INFO", "netalloc.portmap")
+    lab = make_lab("legacy")
+    assert PortMapper(bridge=lab.bridge).backend.name == "nftables"
+    assert "by nftables" in caplog.text
+    monkeypatch.setenv("PATH", "/run/lab/legacy")
+    with PortMapper(bridge=lab.bridge) as mapper:
+        assert mapper.backend.name == "iptables"
+        mapper.map(80, (lab.containers[0].ip, 80))
+    assert "by iptables" in caplog.text and "nft is not on PATH" in caplog.text
 
 
 def test_rules_that_others_took_away_do_not_block_an_unmap():

@@ -2,8 +2,6 @@
 
 import logging
 from collections.abc import Iterable, Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from ipaddress import IPv4Address, IPv4Network
 from threading import RLock
 from types import TracebackType
@@ -16,6 +14,7 @@ from netalloc.portmap.table import MappingTable, describe
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("auto", "nftables", "iptables", "null")
+_TRANSLATING = ("nftables", "iptables")  # those whose mappings conntrack remembers
 
 
 class PortMapper:
@@ -95,7 +94,7 @@ count=1, owner=None)
             gone = self.mappings
             self.backend.cleanup()
             self._table = MappingTable()
-            _flush(gone, added=False)
+            self._flush(gone, added=False)
 
     def close(self) -> None:
         """Give back what the backend keeps open; the mappings stay in the kernel."""
@@ -153,7 +152,7 @@ count=1, owner=None)
                 self._table.remove(batch)
                 raise
             try:
-                _flush(batch, added=True)
+                self._flush(batch, added=True)
             except BaseException:
                 self._table.remove(batch)
                 self.backend.apply((), batch)
@@ -186,7 +185,7 @@ count=1, owner=None)
             lost = [mapping for mapping in batch if mapping not in present]
             self.backend.apply((), [mapping for mapping in batch if mapping in present])
         self._table.remove(batch)
-        _flush(batch, added=False)
+        self._flush(batch, added=False)
         if lost and not missing_ok:
             raise NotAllocatedError(
                 f"gone from the kernel before it was unmapped: {', '.join(map(describe, lost))}"
@@ -201,15 +200,16 @@ count=1, owner=None)
             table = self._table if desired is None else MappingTable(desired)
             repairs = self.backend.reconcile(list(table))
             self._table = table
-            _flush(repairs.removed, added=False)
-            _flush(repairs.added, added=True)
+            self._flush(repairs.removed, added=False)
+            self._flush(repairs.added, added=True)
             return repairs
 
+    def _flush(self, mappings: Sequence[Mapping], *, added: bool) -> None:
+        """Forget the flows that still go where these host ports led before the change."""
+        if mappings and self.backend.name in _TRANSLATING:
+            from netalloc.host import conntrack
 
-def _flush(mappings: Sequence[Mapping], *, added: bool) -> None:
-    """Forget the flows that still go where these host ports led before the change."""
-    if mappings and find_spec("netalloc.host.conntrack"):
-        import_module("netalloc.host.conntrack").flush(mappings, added=added)
+            conntrack.flush(mappings, added=added)
 
 
 def _mapping(
@@ -249,10 +249,9 @@ def _make_backend(
 
         return Iptables(name, bridge=bridge, network=network)
     if backend == "nftables":
-        nftables: Backend = import_module("netalloc.portmap.nftables").Nftables(
-            name, bridge=bridge, network=network
-        )
-        return nftables
+        from netalloc.portmap.nftables import Nftables
+
+        return Nftables(name, bridge=bridge, network=network)
     if backend == "auto":
         return _make_backend(_choose(), name, bridge, network)
     raise OutOfRangeError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
@@ -260,11 +259,11 @@ def _make_backend(
 
 def _choose() -> str:
     """nftables where the kernel and privileges allow it, otherwise iptables."""
-    reason: str | None = "not built yet"
-    if find_spec("netalloc.portmap.nftables"):
-        reason = import_module("netalloc.portmap.nftables").unavailable()
+    from netalloc.portmap.nftables import unavailable
+
+    reason = unavailable()
     if reason is None:
-        logger.info("port mappings by nftables")
+        logger.info("port mappings by nftables: a map element each")
         return "nftables"
-    logger.info("port mappings by iptables: nftables is not available: %s", reason)
+    logger.info("port mappings by iptables, because nftables cannot be used: %s", reason)
     return "iptables"
