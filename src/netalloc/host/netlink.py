@@ -1,0 +1,298 @@
+"""Raw netlink: packing messages, and a socket that sends them and reads the answers.
+
+Formats are those of RFC 3549 and the kernel's linux/netlink.h. Encoding by hand costs
+a tenth of what a general netlink library takes, and a mapping is one such message.
+"""
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Iterator
+from threading import Lock
+
+from netalloc.errors import CommandError
+
+NETLINK_ROUTE = 0
+NETLINK_NETFILTER = 12
+
+ERROR = 2
+DONE = 3
+
+REQUEST = 0x1
+ACK = 0x4
+DUMP_INTERRUPTED = 0x10
+EXCLUSIVE = 0x200
+CREATE = 0x400
+DUMP = 0x300
+CAPPED = 0x100  # the error carries the failed message's header only
+HAS_TLVS = 0x200
+
+_SOL_NETLINK = 270
+_NETLINK_CAP_ACK = 10
+_NETLINK_EXT_ACK = 11
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_ERROR_TEXT = 1
+_ERROR_OFFSET = 2
+_NESTED_OR_NET_ORDER = 0xC000
+_RECEIVE_ROOM = 4 << 20  # errors and answers of a whole batch wait here to be read
+
+_HEADER = struct.Struct("=IHHII")
+_ATTRIBUTE = struct.Struct("=HH")
+_ERRNO = struct.Struct("=i")
+_OFFSET = struct.Struct("=I")
+
+
+class NetlinkError(CommandError):
+    """The kernel refused a message.
+
+    `errno` is the kernel's, `seq` the message's number, `offset` where in that message
+    the offending attribute starts (None where the kernel does not say).
+    """
+
+    def __init__(self, code: int, seq: int = 0, offset: int | None = None, text: str = "") -> None:
+        reason = os.strerror(code)
+        if code == errno.EPERM:
+            reason += " (this process lacks CAP_NET_ADMIN)"
+        super().__init__(
+            f"netlink: {reason}{': ' if text else ''}{text}", ("netlink",), code, text or reason
+        )
+        self.errno = code
+        self.text = text
+        self.seq = seq
+        self.offset = offset
+
+
+def message(kind: int, flags: int, seq: int, body: bytes) -> bytes:
+    """One netlink message; `body` starts with the family's own header."""
+    return _HEADER.pack(16 + len(body), kind, flags | REQUEST, seq, 0) + body
+
+
+def attribute(kind: int, payload: bytes) -> bytes:
+    """One attribute, padded to four bytes; the payload is at most 65,531 bytes.
+
+    >>> attribute(1, b"ab").hex()
+    '0600010061620000'
+    """
+    size = len(payload)
+    return _ATTRIBUTE.pack(4 + size, kind) + payload + b"\0" * (-size & 3)
+
+
+def text(kind: int, value: str) -> bytes:
+    """A string attribute with the NUL that the kernel wants."""
+    return attribute(kind, value.encode() + b"\0")
+
+
+def attributes(data: bytes, start: int = 0, stop: int | None = None) -> dict[int, bytes]:
+    """The attributes in data[start:stop] by number, flag bits dropped; the last of a kind wins."""
+    found: dict[int, bytes] = {}
+    stop = len(data) if stop is None else stop
+    while start + 4 <= stop:
+        size, kind = _ATTRIBUTE.unpack_from(data, start)
+        if size < 4:
+            break
+        found[kind & ~_NESTED_OR_NET_ORDER] = data[start + 4 : start + size]
+        start += size + 3 & ~3
+    return found
+
+
+def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """The messages of one datagram: kind, flags, seq, port id, where the body starts and stops."""
+    start = 0
+    while start + 16 <= len(data):
+        size, kind, flags, seq, port = _HEADER.unpack_from(data, start)
+        if size < 16:
+            break
+        yield kind, flags, seq, port, start + 16, min(start + size, len(data))
+        start += size + 3 & ~3
+
+
+class NetlinkSocket:
+    """A kept netlink socket of the network namespace in which it was opened.
+
+    Safe for threads: one request at a time. After a fork the child must open its own.
+    """
+
+    def __init__(self, protocol: int, groups: int = 0) -> None:
+        try:
+            self._socket = socket.socket(
+                socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
+            )
+        except OSError as error:
+            raise NetlinkError(
+                error.errno or errno.EPROTONOSUPPORT, text=f"no netlink protocol {protocol}"
+            ) from None
+        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
+            self._socket.setsockopt(_SOL_NETLINK, option, 1)
+        self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_ROOM)
+        self._socket.bind((0, groups))
+        self._lock = Lock()
+        self._seq = 0
+        self.room = self._room()
+        self.pid = os.getpid()
+
+    @property
+    def portid(self) -> int:
+        """The number by which the kernel tells whose messages these are."""
+        return int(self._socket.getsockname()[0])
+
+    def fileno(self) -> int:
+        """For select and its kin."""
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        """Give the socket back; a second time is no error."""
+        self._socket.close()
+
+    def sequence(self, count: int = 1) -> int:
+        """The first of `count` fresh message numbers."""
+        with self._lock:
+            first = self._seq + 1
+            self._seq = self._seq + count & 0x7FFFFFFF
+            if self._seq < first:
+                first, self._seq = 1, count
+            return first
+
+    def make_room(self, size: int) -> bool:
+        """Whether one send of `size` bytes fits, after asking the kernel for a larger buffer.
+
+        A user namespace may not go past net.core.wmem_max: there a send that is larger
+        than `room` ends with EMSGSIZE.
+        """
+        if size > self.room:
+            self._grow(_SO_SNDBUFFORCE, socket.SO_SNDBUF, size)
+            self.room = self._room()
+        return size <= self.room
+
+    def transact(self, batch: bytes, first: int, last: int) -> None:
+        """Send messages numbered first to last, of which the last asks for an ACK, in one piece.
+
+        Raises the first NetlinkError that the kernel reports. The kernel works inside
+        the send, so that its answers wait when that returns.
+        """
+        with self._lock:
+            self._send(batch)
+            failure: NetlinkError | None = None
+            acknowledged = False
+            while not (acknowledged and failure is None):
+                try:
+                    data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                except OSError as error:
+                    raise NetlinkError(error.errno or errno.EIO) from None
+                for kind, flags, seq, _, start, stop in messages(data):
+                    if kind != ERROR or not first <= seq <= last:
+                        continue
+                    found = _failure(data, flags, seq, start, stop)
+                    failure = failure or found
+                    acknowledged = acknowledged or (found is None and seq == last)
+        if failure is not None:
+            raise failure
+        if not acknowledged:
+            raise NetlinkError(errno.EIO, last, text="no acknowledgement")
+
+    def call(self, kind: int, body: bytes, flags: int = 0) -> list[bytes]:
+        """Send one message; the bodies that answer it, in order.
+
+        Raises NetlinkError when the kernel refuses.
+        """
+        seq = self.sequence()
+        answers: list[bytes] = []
+        with self._lock:
+            self._send(message(kind, flags | ACK, seq, body))
+            while True:
+                data = self._receive()
+                for answer, flags, number, _, start, stop in messages(data):
+                    if number != seq:
+                        continue
+                    if answer == ERROR:
+                        failure = _failure(data, flags, seq, start, stop)
+                        if failure is not None:
+                            raise failure
+                        return answers
+                    answers.append(data[start:stop])
+
+    def dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
+        """Send one dump request; the bodies that answer it, and whether they are one moment's.
+
+        False says that something changed while the kernel listed. Raises NetlinkError.
+        """
+        seq = self.sequence()
+        bodies: list[bytes] = []
+        consistent = True
+        with self._lock:
+            self._send(message(kind, DUMP, seq, body))
+            while True:
+                data = self._receive()
+                for answer, flags, number, _, start, stop in messages(data):
+                    if number != seq:
+                        continue
+                    if flags & DUMP_INTERRUPTED:
+                        consistent = False
+                    if answer == DONE:
+                        code = _ERRNO.unpack_from(data, start)[0] if stop - start >= 4 else 0
+                        if code < 0:
+                            raise NetlinkError(-code, seq)
+                        return bodies, consistent
+                    if answer == ERROR:
+                        failure = _failure(data, flags, seq, start, stop)
+                        if failure is not None:
+                            raise failure
+                    else:
+                        bodies.append(data[start:stop])
+
+    def events(self) -> list[tuple[int, int, bytes]]:
+        """The multicast messages waiting now: kind, port id of who caused it, body.
+
+        Empty when none wait. Raises NetlinkError with ENOBUFS when some were lost.
+        """
+        found: list[tuple[int, int, bytes]] = []
+        while True:
+            try:
+                data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return found
+            except OSError as error:
+                raise NetlinkError(error.errno or errno.EIO) from None
+            found += [
+                (kind, port, data[start:stop]) for kind, _, _, port, start, stop in messages(data)
+            ]
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._socket.send(data)
+        except OSError as error:
+            raise NetlinkError(error.errno or errno.EIO) from None
+
+    def _receive(self) -> bytes:
+        try:
+            return self._socket.recv(1 << 16)
+        except OSError as error:
+            raise NetlinkError(error.errno or errno.EIO) from None
+
+    def _room(self) -> int:
+        # af_netlink.c refuses a message longer than the buffer less 32 bytes.
+        return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32
+
+    def _grow(self, forced: int, polite: int, size: int) -> None:
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, forced, size)
+        except PermissionError:
+            self._socket.setsockopt(socket.SOL_SOCKET, polite, size)
+
+
+def _failure(data: bytes, flags: int, seq: int, start: int, stop: int) -> NetlinkError | None:
+    """The error in an NLMSG_ERROR body; None when it is an acknowledgement."""
+    code = -_ERRNO.unpack_from(data, start)[0]
+    if code == 0:
+        return None
+    offset, reason = None, ""
+    if flags & HAS_TLVS:
+        size = _OFFSET.unpack_from(data, start + 4)[0]
+        tlvs = attributes(data, start + (20 if flags & CAPPED else 4 + (size + 3 & ~3)), stop)
+        if _ERROR_OFFSET in tlvs:
+            offset = _OFFSET.unpack(tlvs[_ERROR_OFFSET])[0]
+        reason = tlvs.get(_ERROR_TEXT, b"").rstrip(b"\0").decode(errors="replace")
+    return NetlinkError(code, seq, offset, reason)

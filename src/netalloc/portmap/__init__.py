@@ -1,0 +1,269 @@
+"""PortMapper: the desired mappings, and a backend that makes the kernel agree."""
+
+import logging
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from threading import RLock
+from types import TracebackType
+
+from netalloc.errors import NotAllocatedError, OutOfRangeError
+from netalloc.model import Mapping, Repairs, as_host_ip, check_port, check_protocol
+from netalloc.portmap.backend import Backend
+from netalloc.portmap.table import MappingTable, describe
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "nftables", "iptables", "null")
+_TRANSLATING = ("nftables", "iptables")  # those whose mappings conntrack remembers
+
+
+class PortMapper:
+    """Leads host ports to containers; a context manager over `setup` and `cleanup`.
+
+    `backend` is one of "auto" (nftables where kernel and privileges allow it, otherwise
+    iptables), "nftables", "iptables", "null", or an object that follows the Backend
+    protocol. With `bridge`, and its `network` (default: that of the bridge's address), the
+    containers also reach each other through host ports, and the host reaches them from
+    127.0.0.1. `name` is what chains or tables are called after; two mappers on a host need
+    two names. Safe for threads. Raises OutOfRangeError and InUseError for bad arguments.
+
+    >>> mapper = PortMapper("null")
+    >>> mapper.map(8080, ("10.0.0.2", 80))
+    Mapping(port=8080, dest=(IPv4Address('10.0.0.2'), 80), protocol='tcp', host_ip=None, \
+count=1, owner=None)
+    >>> mapper.map(8080, ("10.0.0.3", 80), host_ip="192.0.2.1")
+    Traceback (most recent call last):
+    ...
+    netalloc.errors.InUseError: 192.0.2.1:8080/tcp -> 10.0.0.3:80 is held by \
+0.0.0.0:8080/tcp -> 10.0.0.2:80
+    >>> mapper.unmap(8080)
+    """
+
+    def __init__(
+        self,
+        backend: str | Backend = "auto",
+        *,
+        bridge: str | None = None,
+        network: IPv4Network | str | None = None,
+        name: str = "netalloc",
+    ) -> None:
+        if isinstance(backend, str):
+            backend = _make_backend(backend, name, bridge, _network(network, bridge))
+        self.backend: Backend = backend
+        self._table = MappingTable()
+        self._lock = RLock()
+
+    def __enter__(self) -> "PortMapper":
+        self.setup()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.cleanup()
+        finally:
+            self.close()
+
+    @property
+    def mappings(self) -> list[Mapping]:
+        """The desired mappings, oldest first; O(n)."""
+        with self._lock:
+            return list(self._table)
+
+    def setup(self, *, adopt: bool = False) -> Repairs:
+        """Make what the mappings need, and make the kernel agree with `mappings`.
+
+        What a crashed predecessor of this name left behind is used again, and mappings of
+        its that are not among ours are removed; with `adopt` they become ours instead.
+        Returns what was there too much or missing.
+        """
+        with self._lock:
+            self.backend.setup()
+            if adopt:
+                self._table = MappingTable(self.backend.mappings())
+                return Repairs()
+            return self.reconcile()
+
+    def cleanup(self) -> None:
+        """Remove all that is ours from the kernel; what is missing already is no error."""
+        with self._lock:
+            gone = self.mappings
+            self.backend.cleanup()
+            self._table = MappingTable()
+            self._flush(gone, added=False)
+
+    def close(self) -> None:
+        """Give back what the backend keeps open; the mappings stay in the kernel."""
+        self.backend.close()
+
+    def map(
+        self,
+        port: int,
+        dest: tuple[IPv4Address | str, int],
+        protocol: str = "tcp",
+        host_ip: IPv4Address | str | None = None,
+        *,
+        count: int = 1,
+        owner: str | None = None,
+    ) -> Mapping:
+        """Lead a host port, or a block of `count` from it, to (address, port).
+
+        Raises OutOfRangeError for what is no port, protocol or address, InUseError when
+        the port is mapped, both before anything has changed.
+        """
+        mapping = _mapping(port, dest, protocol, host_ip, count, owner)
+        self.map_many([mapping])
+        return mapping
+
+    def unmap(
+        self,
+        port: int,
+        protocol: str = "tcp",
+        host_ip: IPv4Address | str | None = None,
+        *,
+        missing_ok: bool = False,
+    ) -> None:
+        """Take a mapping away; a block goes by its first port and as a whole.
+
+        Raises NotAllocatedError when the port is not mapped, unless `missing_ok`.
+        """
+        check_port(port)
+        check_protocol(protocol)
+        address = as_host_ip(host_ip)
+        with self._lock:
+            found = self._table.find(port, protocol, address)
+            if found is not None:
+                self._remove([found], missing_ok=missing_ok)
+            elif not missing_ok:
+                raise NotAllocatedError(f"{address or '0.0.0.0'}:{port}/{protocol} is not mapped")
+
+    def map_many(self, mappings: Iterable[Mapping]) -> None:
+        """Add all of them in one batch, or none; raises InUseError as `map` does."""
+        batch = list(mappings)
+        with self._lock:
+            self._table.add(batch)
+            try:
+                self.backend.apply(batch)
+            except BaseException:
+                self._table.remove(batch)
+                raise
+            try:
+                self._flush(batch, added=True)
+            except BaseException:
+                self._table.remove(batch)
+                self.backend.apply((), batch)
+                raise
+
+    def unmap_many(self, mappings: Iterable[Mapping], *, missing_ok: bool = False) -> None:
+        """Remove all of them in one batch.
+
+        Raises NotAllocatedError, before anything has changed, when one is not mapped as
+        given, unless `missing_ok`.
+        """
+        with self._lock:
+            batch: dict[Mapping, None] = {}
+            for mapping in mappings:
+                found = self._table.find(mapping.port, mapping.protocol, mapping.host_ip)
+                if found == mapping and found not in batch:
+                    batch[found] = None
+                elif not missing_ok:
+                    raise NotAllocatedError(f"{describe(mapping)} is not mapped")
+            self._remove(list(batch), missing_ok=missing_ok)
+
+    def _remove(self, batch: Sequence[Mapping], *, missing_ok: bool) -> None:
+        lost: list[Mapping] = []
+        try:
+            self.backend.apply((), batch)
+        except NotAllocatedError:
+            # Somebody else took rules of ours away. The wish is that these are gone: take
+            # away the rest, and say so when none is left.
+            present = set(self.backend.mappings())
+            lost = [mapping for mapping in batch if mapping not in present]
+            self.backend.apply((), [mapping for mapping in batch if mapping in present])
+        self._table.remove(batch)
+        self._flush(batch, added=False)
+        if lost and not missing_ok:
+            raise NotAllocatedError(
+                f"gone from the kernel before it was unmapped: {', '.join(map(describe, lost))}"
+            )
+
+    def reconcile(self, desired: Iterable[Mapping] | None = None) -> Repairs:
+        """Make the kernel agree with the mappings, touching only what differs.
+
+        `desired` replaces `mappings` first. Returns what was wrong, false when nothing was.
+        """
+        with self._lock:
+            table = self._table if desired is None else MappingTable(desired)
+            repairs = self.backend.reconcile(list(table))
+            self._table = table
+            self._flush(repairs.removed, added=False)
+            self._flush(repairs.added, added=True)
+            return repairs
+
+    def _flush(self, mappings: Sequence[Mapping], *, added: bool) -> None:
+        """Forget the flows that still go where these host ports led before the change."""
+        if mappings and self.backend.name in _TRANSLATING:
+            from netalloc.host import conntrack
+
+            conntrack.flush(mappings, added=added)
+
+
+def _mapping(
+    port: int,
+    dest: tuple[IPv4Address | str, int],
+    protocol: str,
+    host_ip: IPv4Address | str | None,
+    count: int,
+    owner: str | None,
+) -> Mapping:
+    # Mapping itself turns text into addresses.
+    return Mapping(port, dest, protocol, host_ip, count, owner)  # type: ignore[arg-type]
+
+
+def _network(network: IPv4Network | str | None, bridge: str | None) -> IPv4Network | None:
+    if network is None:
+        if bridge is None:
+            return None
+        from netalloc.host.links import interface_address
+
+        return interface_address(bridge).network
+    try:
+        return IPv4Network(network, strict=False)
+    except ValueError as error:
+        raise OutOfRangeError(f"network {network!r}: {error}") from None
+
+
+def _make_backend(
+    backend: str, name: str, bridge: str | None, network: IPv4Network | None
+) -> Backend:
+    if backend == "null":
+        from netalloc.portmap.null import Null
+
+        return Null()
+    if backend == "iptables":
+        from netalloc.portmap.iptables import Iptables
+
+        return Iptables(name, bridge=bridge, network=network)
+    if backend == "nftables":
+        from netalloc.portmap.nftables import Nftables
+
+        return Nftables(name, bridge=bridge, network=network)
+    if backend == "auto":
+        return _make_backend(_choose(), name, bridge, network)
+    raise OutOfRangeError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+
+
+def _choose() -> str:
+    """nftables where the kernel and privileges allow it, otherwise iptables."""
+    from netalloc.portmap.nftables import unavailable
+
+    reason = unavailable()
+    if reason is None:
+        logger.info("port mappings by nftables: a map element each")
+        return "nftables"
+    logger.info("port mappings by iptables, because nftables cannot be used: %s", reason)
+    return "iptables"

@@ -1,0 +1,260 @@
+"""The iptables backend: works wherever there is an `iptables`, legacy or nft.
+
+The kernel is changed by iptables-restore alone, one transaction per table, and every change
+is an addition or deletion of single rules: several processes may keep mappings in the same
+chains. What this one believes to be there only decides which chains to make or drop; when
+iptables-restore finds it wrong, nothing has happened, and the chains are read again.
+"""
+
+import logging
+import re
+import socket
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Network
+from threading import RLock
+
+from netalloc.errors import (
+    CommandError,
+    InterfaceError,
+    InUseError,
+    NetallocError,
+    OutOfRangeError,
+)
+from netalloc.host import sysctl
+from netalloc.host.command import run
+from netalloc.model import Mapping, Repairs
+from netalloc.portmap import chains
+from netalloc.portmap.chains import Rules
+from netalloc.portmap.chainstate import Difference, Known
+
+logger = logging.getLogger(__name__)
+
+_WAIT = ("-w", "5")  # seconds for the xtables lock; a bare -w would swallow the next word
+_ATTEMPTS = 8  # at chains that others change at the same time
+_MARKER = "route_localnet was 0"
+_FORWARD = ("net", "ipv4", "ip_forward")
+_DOCKER_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
+
+
+def iptables(*args: str) -> str:
+    """Run iptables, waiting up to 5 s for the xtables lock, and return what it printed.
+
+    Raises CommandError with the command line, the status and stderr; one that says so when
+    there is no iptables on PATH or the privilege is missing.
+    """
+    return run(["iptables", *_WAIT, *args])
+
+
+def variant() -> str:
+    """Which iptables is on PATH: "legacy" or "nft"."""
+    return "nft" if "nf_tables" in run(["iptables", "-V"]) else "legacy"
+
+
+class Iptables:
+    """Mappings as DNAT rules in chains called after `name`.
+
+    With a bridge and its network the containers behind it also reach the outside, each
+    other through the host's ports, and the host reaches them from 127.0.0.1; with
+    bridge=None there is no way from 127.0.0.1. Safe for threads, and for several processes
+    as long as no two of them add the same port at the same time.
+    """
+
+    name = "iptables"
+
+    def __init__(
+        self,
+        name: str = "netalloc",
+        *,
+        bridge: str | None = None,
+        network: IPv4Network | None = None,
+    ) -> None:
+        self.chain = chains.check_name(name)
+        # A trailing + would be a pattern.
+        if bridge is not None and not re.fullmatch(r"[A-Za-z0-9_.:@-]{0,14}[A-Za-z0-9_.-]", bridge):
+            raise OutOfRangeError(f"bridge {bridge!r} is no name of an interface (15 characters)")
+        self.bridge = bridge
+        self.network = network
+        self._marker: str | None = None  # says that route_localnet was off before us
+        self._known: Known | None = None
+        self._lock = RLock()
+
+    def setup(self) -> None:
+        """Make the fixed part; a predecessor's mappings stay and keep working.
+
+        Raises InterfaceError when there is no such bridge, InUseError when the chains are
+        somebody else's, CommandError when iptables fails: before anything has changed.
+        """
+        with self._lock:
+            if self.bridge is not None:
+                sysctl.read(*self._localnet)
+            self._refuse_taken(self._read(("nat",))["nat"])
+            self._mend(None)
+
+    def cleanup(self) -> None:
+        """Remove our chains and the rules that lead to them; what is missing is no error."""
+        with self._lock:
+            state = self._read()
+            self._refuse_taken(state["nat"])
+            if self.bridge is not None and self._find_marker(state):
+                # Before the guard goes: without it the containers would reach 127.0.0.0/8.
+                with suppress(InterfaceError):  # the bridge went first
+                    sysctl.write("0", *self._localnet)
+            self._restore({table: self._removal(table, state[table]) for table in ("nat", "raw")})
+            self._known = None
+            self._marker = None
+
+    def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping] = ()) -> None:
+        """Remove, then add, in one iptables-restore.
+
+        Raises InUseError where a key to add is present, NotAllocatedError where a mapping
+        to remove is not there as given. Linear in the batch; legacy iptables itself reads
+        and writes the whole table for any change.
+        """
+        with self._lock:
+            known = self._known or self._list()
+            for attempt in range(1, _ATTEMPTS + 1):
+                try:
+                    removal = known.check(add, remove, self.chain)
+                    lines, sizes = known.plan(add, removal, self.chain)
+                    self._restore({"nat": lines})
+                    break
+                except NetallocError:
+                    # What was believed may be out of date; if it is not, that is the answer.
+                    self._known = None
+                    now = self._list()
+                    if now == known or attempt == _ATTEMPTS:
+                        raise
+                    known = now
+            for mapping in remove:
+                del known.present[mapping.key]
+            known.present.update((mapping.key, mapping) for mapping in add)
+            self._known = Known(known.present, sizes)
+
+    def mappings(self) -> list[Mapping]:
+        """What the kernel has now; rules in our chains that map nothing are left out."""
+        with self._lock:
+            self._known = self._list()
+            return list(self._known.present.values())
+
+    def reconcile(self, desired: Collection[Mapping]) -> Repairs:
+        """Bring chains and settings to what they should be, touching only what differs.
+
+        Costs two listings when there is nothing to do: 5 ms, and 0.1 s at 16,000 mappings.
+        """
+        with self._lock:
+            return self._mend(desired)
+
+    def close(self) -> None:
+        """Nothing is held; the rules stay."""
+
+    @property
+    def _localnet(self) -> tuple[str, ...]:
+        assert self.bridge is not None
+        return "net", "ipv4", "conf", self.bridge, "route_localnet"
+
+    def _list(self) -> "Known":
+        return Known.read(self._read(("nat",))["nat"], self.chain)
+
+    def _wanted(self, desired: Iterable[Mapping]) -> dict[str, Rules]:
+        tables = chains.fixed(self.chain, self.bridge, self.network, self._marker)
+        chains.hang(tables["nat"], desired, self.chain)
+        return tables
+
+    def _removal(self, table: str, rules: Rules) -> list[str]:
+        """What takes all of ours out of a table, as far as it is there."""
+        known = self._wanted(()).get(table, {})
+        ours = [chain for chain in rules if chains.is_ours(chain, self.chain)]
+        lines = [
+            f"-D {chain} {rule}"
+            for chain in known
+            if chain not in ours
+            for rule in rules.get(chain, ())
+            if rule in known[chain]
+        ]
+        return [*lines, *(f"-F {chain}" for chain in ours), *(f"-X {chain}" for chain in ours)]
+
+    def _refuse_taken(self, nat: Rules) -> None:
+        """InUseError when the chains that are there under our name are somebody else's."""
+        if self.chain == "DOCKER" and _docker_runs():
+            raise InUseError("chain DOCKER is taken: a Docker daemon runs", "DOCKER")
+        if f"{self.chain}-post" in nat:
+            return  # made together with the main one, in one transaction
+        for chain in nat:
+            if chains.is_ours(chain, self.chain):
+                for rule in nat[chain]:
+                    if chains.parse(rule) is None and not chains.is_jump(rule, self.chain):
+                        raise InUseError(
+                            f"chain {chain} of table nat is somebody else's: it has {rule!r}", chain
+                        )
+
+    def _find_marker(self, state: dict[str, Rules]) -> bool:
+        """Whether route_localnet was off before us, or before a predecessor that crashed."""
+        post = state["nat"].get(f"{self.chain}-post", ())
+        return self._marker is not None or any(_MARKER in rule for rule in post)
+
+    def _mend(self, desired: Collection[Mapping] | None) -> Repairs:
+        """Make rules, then settings, what they should be; None keeps the mappings there are."""
+        state = self._read()
+        for attempt in range(1, _ATTEMPTS + 1):
+            keep = Known.read(state["nat"], self.chain).present.values()
+            if self.bridge is not None and (
+                self._find_marker(state) or sysctl.read(*self._localnet) == "0"
+            ):
+                self._marker = _MARKER
+            wanted = self._wanted(keep if desired is None else desired)
+            difference = Difference(self.chain)
+            script = {
+                table: difference.lines(table, state[table], wanted[table]) for table in wanted
+            }
+            try:
+                self._restore(script)
+                break
+            except CommandError:
+                before, state = state, self._read()
+                if state == before or attempt == _ATTEMPTS:
+                    raise
+        self._known = Known.read(wanted["nat"], self.chain)
+        return difference.repairs(self._mend_settings())
+
+    def _mend_settings(self) -> list[str]:
+        """Set what routing needs, after the guard is there; says what was not set."""
+        found = []
+        if self.bridge is not None and sysctl.read(*self._localnet) == "0":
+            sysctl.write("1", *self._localnet)
+            found.append(f"{'.'.join(self._localnet)} was 0")
+        if sysctl.read(*_FORWARD) == "0":
+            sysctl.write("1", *_FORWARD)
+            found.append(f"{'.'.join(_FORWARD)} was 0")
+            logger.info("set %s: the containers need it; it stays", ".".join(_FORWARD))
+        return found
+
+    def _read(self, tables: Iterable[str] = ("raw", "nat")) -> dict[str, Rules]:
+        """All rules of these tables, by table and chain."""
+        state: dict[str, Rules] = {}
+        for table in tables:
+            rules = state[table] = {}
+            for line in run(["iptables-save", "-t", table]).splitlines():
+                if line[:1] == ":":
+                    rules[line[1:].partition(" ")[0]] = []
+                elif line[:3] == "-A ":
+                    chain, _, rule = line[3:].partition(" ")
+                    rules[chain].append(rule)
+        return state
+
+    def _restore(self, tables: dict[str, list[str]]) -> None:
+        text = "".join(
+            f"*{table}\n" + "\n".join(lines) + "\nCOMMIT\n"
+            for table, lines in tables.items()
+            if lines
+        )
+        if text:
+            run(["iptables-restore", *_WAIT, "--noflush"], text)
+
+
+def _docker_runs() -> bool:
+    for path in _DOCKER_SOCKETS:
+        with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+            client.connect(path)
+            return True
+    return False

@@ -1,0 +1,401 @@
+"""The nftables backend: one table, a map element for each mapping.
+
+A packet costs the same with 1 and with 16,000 mappings, and so does a change: the fixed
+part is a text that nft loads once, the elements go by netlink over a socket that is kept.
+"""
+
+import errno
+import logging
+import os
+import shutil
+import sys
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Network
+from threading import RLock
+from typing import Final
+
+from netalloc.errors import (
+    CommandError,
+    InterfaceError,
+    InUseError,
+    NetallocError,
+    NotAllocatedError,
+)
+from netalloc.host import sysctl
+from netalloc.host.command import run
+from netalloc.host.netlink import EXCLUSIVE, NETLINK_NETFILTER, NetlinkError, NetlinkSocket
+from netalloc.model import Mapping, Repairs
+from netalloc.portmap import nft_batch as batch
+from netalloc.portmap import nft_elements as wire
+from netalloc.portmap import nft_ruleset as fixed
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+_log = logging.getLogger(__name__)
+
+_FORWARD: Final = ("net", "ipv4", "ip_forward")
+_PRESENT: Final = (errno.EEXIST, errno.EBUSY)  # the key is there; kernels differ in the word
+_MOVED: Final = (errno.ENOENT, *_PRESENT)
+_ASK_ROOM = 64  # keys to a question: its answers have to fit into the receive buffer
+_LIST_FROM = 1024  # keys from which listing the whole map is cheaper than asking for each
+_PROBE: Final = "netalloc-probe"
+_ATTEMPTS = 20  # at a moving target, before somebody else is to blame
+
+
+class Nftables:
+    """Mappings as elements of the maps in table `ip NAME`.
+
+    With a bridge and its network the containers behind it also reach the outside, each
+    other through the host's ports, and the host reaches them from 127.0.0.1; with
+    bridge=None it translates destinations and nothing else. Where an element of its own
+    and a block cover the same port, the single one wins, as the host address does.
+
+    The socket belongs to the network namespace of the first call. Safe for threads.
+    Raises OutOfRangeError and InUseError for names that cannot be ours.
+    """
+
+    def __init__(
+        self,
+        name: str = "netalloc",
+        *,
+        bridge: str | None = None,
+        network: IPv4Network | None = None,
+    ) -> None:
+        self.table = fixed.check_table(name)
+        self.bridge = None if bridge is None else fixed.check_bridge(bridge)
+        self._rules = fixed.rules(self.bridge, network)
+        self._localnet = ("net", "ipv4", "conf", self.bridge or "", "route_localnet")
+        self._localnet_was_open: bool | None = None
+        self._expected: fixed.Snapshot | None = None
+        self._kept: NetlinkSocket | None = None
+        self._lock = RLock()
+
+    @property
+    def name(self) -> str:
+        """The backend's own name."""
+        return "nftables"
+
+    @property
+    def portid(self) -> int:
+        """By which a monitor knows our own changes."""
+        return self._netlink.portid
+
+    def setup(self) -> None:
+        """Load the ruleset in one transaction; a predecessor's elements stay and keep working.
+
+        Raises InterfaceError when there is no such bridge, CommandError when nft fails.
+        """
+        with self._lock:
+            self._restore_structure(always=True)
+
+    def cleanup(self) -> None:
+        """Remove the table with all that is in it; none there is no error."""
+        with self._lock:
+            self._expected = None
+            if self.bridge and not self._localnet_was_open and self._snapshot():
+                # Before the guard goes: without it the bridge would reach 127.0.0.0/8.
+                with suppress(InterfaceError):  # the bridge went first
+                    sysctl.write("0", *self._localnet)
+            self._localnet_was_open = None
+            try:
+                batch.send(self._netlink, [fixed.table_deletion(self.table)])
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+
+    def close(self) -> None:
+        """Close the socket; the rules stay, and the next call opens another one."""
+        with self._lock:
+            if self._kept is not None:
+                self._kept.close()
+                self._kept = None
+
+    def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping] = ()) -> None:
+        """Remove, then add, in one transaction.
+
+        Raises InUseError where a key to add is present, NotAllocatedError where a mapping
+        to remove is not there as given. The kernel itself checks that it is the very same:
+        a late removal never takes away the mapping of the key's next owner.
+        """
+        with self._lock:
+            held, gone = wire.entries(add), wire.entries(remove)
+            if remove:
+                self._check_present(gone)
+            steps = self._changes(held, gone)
+            if not steps:
+                return
+            size = batch.size(steps)
+            if self._netlink.make_room(size):
+                self._send(steps, held, gone)
+                return
+            _log.warning(
+                "%d changes of table ip %s take %d bytes and this user namespace allows %d "
+                "in a transaction (net.core.wmem_max): they go in pieces, and a crash "
+                "between two pieces leaves the first ones done",
+                len(add) + len(remove), self.table, size, self._netlink.room,
+            )  # fmt: skip
+            self._apply_in_pieces(add, remove)
+
+    def mappings(self) -> list[Mapping]:
+        """What the kernel has now; elements that are no mapping are logged and left out."""
+        found = []
+        with self._lock:
+            listing = self._list()
+        for name, elements in listing.items():
+            map_ = wire.LAYOUTS[name]
+            for entry, rest in elements.items():
+                mapping = wire.decode(entry, rest, map_)
+                if mapping is None:
+                    _log.warning("table ip %s: %s", self.table, _strange(name, entry))
+                else:
+                    found.append(mapping)
+        return found
+
+    def reconcile(self, desired: Collection[Mapping]) -> Repairs:
+        """Bring ruleset, settings and elements to what they should be, touching what differs.
+
+        Raises CommandError when somebody else changes the same elements all the time.
+        With nothing to do it costs a listing and a microsecond for each desired mapping.
+        """
+        wanted = wire.entries(desired)
+        structure: tuple[str, ...] = ()
+        with self._lock:
+            for _ in range(_ATTEMPTS):
+                structure += self._restore_structure()
+                try:
+                    added, removed, strange = self._repair(wanted)
+                except NetlinkError as error:
+                    # Somebody changed an element between our listing and our transaction,
+                    # of which nothing has happened: look again.
+                    if error.errno not in _MOVED:
+                        raise
+                else:
+                    return Repairs(tuple(added), tuple(removed), structure + tuple(strange))
+        raise CommandError(f"table ip {self.table} was changed during {_ATTEMPTS} repairs")
+
+    @property
+    def _netlink(self) -> NetlinkSocket:
+        kept = self._kept
+        if kept is None or kept.pid != os.getpid():  # answers would go to parent or child
+            kept = self._kept = NetlinkSocket(NETLINK_NETFILTER)
+        return kept
+
+    def _snapshot(self) -> fixed.Snapshot:
+        return fixed.snapshot(self._netlink, self.table)
+
+    def _restore_structure(self, *, always: bool = False) -> tuple[str, ...]:
+        """Load the fixed part where it is not as it was after our last load; what was wrong."""
+        before = self._snapshot()
+        if self.bridge:
+            localnet = sysctl.read(*self._localnet)  # InterfaceError while nothing has changed
+            if self._localnet_was_open is None:
+                self._localnet_was_open = localnet == "1" and not before
+        found: tuple[str, ...] = ()
+        if always or before != self._expected:
+            self._expected = self._load()
+            found = fixed.differences(before, self._expected, self.table)
+        if self.bridge:
+            for setting in (_FORWARD, self._localnet):
+                if sysctl.read(*setting) == "0":
+                    sysctl.write("1", *setting)
+                    found += (f"{'.'.join(setting)} was 0",)
+        return found
+
+    def _load(self) -> fixed.Snapshot:
+        for _ in range(_ATTEMPTS):
+            try:
+                run(["nft", "-f", "-"], fixed.script(self.table, self._rules))
+            except CommandError as error:
+                if not self._snapshot():
+                    raise
+                run(["nft", "-f", "-"], fixed.script(self.table, self._rules, replace=True))
+                _log.warning("table ip %s was replaced, for it resisted: %s", self.table, error)
+            after = self._snapshot()
+            # A rule that somebody adds in between must not become part of what we expect.
+            if all(len(after.get(f"rules {c}", ())) == len(r) for c, r in self._rules.items()):
+                return after
+        raise CommandError(f"table ip {self.table} was changed during {_ATTEMPTS} loads")
+
+    def _repair(self, wanted: wire.Held) -> tuple[list[Mapping], list[Mapping], list[str]]:
+        add: wire.Held = {}
+        extra: dict[str, set[bytes]] = {}
+        removed, strange = [], []
+        for name, present in self._list().items():
+            held = wanted.get(name, {})
+            if held.keys() == present.keys():
+                continue
+            add[name] = {entry: m for entry, m in held.items() if entry not in present}
+            extra[name] = present.keys() - held.keys()
+            for entry in extra[name]:
+                mapping = wire.decode(entry, present[entry], wire.LAYOUTS[name])
+                if mapping is None:
+                    strange.append(_strange(name, entry))
+                else:
+                    removed.append(mapping)
+        steps = batch.deletions(self.table, extra) + batch.additions(self.table, add)
+        if steps and self._netlink.make_room(batch.size(steps)):
+            batch.send(self._netlink, steps)
+        else:
+            for step in steps:  # each is right by itself, and the next repair goes on from there
+                batch.send(self._netlink, [step])
+        return [m for held in add.values() for m in held.values()], removed, strange
+
+    def _send(self, steps: Sequence[batch.Step], add: wire.Held, remove: wire.Held) -> None:
+        try:
+            batch.send(self._netlink, steps)
+        except batch.RefusedError as error:
+            removing = error.step is not None and not error.step.flags & EXCLUSIVE
+            mapping = _find(remove if removing else add, error.entry)
+            if error.errno not in _PRESENT or mapping is None:
+                raise
+            self._refuse(mapping, removing=removing)
+
+    def _refuse(self, mapping: Mapping, *, removing: bool) -> None:
+        """Raise what a key that leads elsewhere amounts to, naming what is there."""
+        there = self._present(mapping)
+        found = f"it leads to {_describe(there)}" if there else "there is none such"
+        if removing:
+            raise NotAllocatedError(f"{_describe(mapping)} is not mapped: {found}")
+        if there is None:
+            found = "it stands twice in one batch, or was there a moment ago"
+        holder = None if there is None else there.owner or str(there.dest[0])
+        raise InUseError(f"{_describe(mapping)} cannot be mapped: {found}", holder)
+
+    def _check_present(self, remove: wire.Held) -> None:
+        for name, entries in remove.items():
+            present = self._look_up(wire.LAYOUTS[name], list(entries))
+            for entry, mapping in entries.items():
+                if entry not in present:
+                    self._refuse(mapping, removing=True)
+
+    def _present(self, mapping: Mapping) -> Mapping | None:
+        """What is mapped where `mapping` would be."""
+        map_ = wire.layout_of(mapping)
+        near = self._list_map(map_) if map_.block else self._look_up(map_, [wire.entry(mapping)])
+        for entry, rest in near.items():
+            there = wire.decode(entry, rest, map_)
+            if there is None or there.key[:2] != mapping.key[:2]:
+                continue
+            if there.port in mapping.ports or mapping.port in there.ports:
+                return there
+        return None
+
+    def _look_up(self, map_: wire.Layout, entries: Sequence[bytes]) -> dict[bytes, bytes]:
+        """What the kernel has under the keys of these entries."""
+        if len(entries) >= _LIST_FROM:
+            return self._list_map(map_)
+        found: dict[bytes, bytes] = {}
+        for first in range(0, len(entries), _ASK_ROOM):
+            some = entries[first : first + _ASK_ROOM]
+            body = wire.body(self.table, map_, wire.key_elements(some, map_))
+            try:
+                answers = self._netlink.call(batch.GET_ELEMENT, body)
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                # The kernel stops at the first key that is absent.
+                if len(some) > 1:
+                    for entry in some:
+                        found.update(self._look_up(map_, [entry]))
+                continue
+            for answer in answers:
+                wire.listed(answer, map_, found)
+        return found
+
+    def _list(self) -> dict[str, dict[bytes, bytes]]:
+        return {name: self._list_map(map_) for name, map_ in wire.LAYOUTS.items()}
+
+    def _list_map(self, map_: wire.Layout) -> dict[bytes, bytes]:
+        """All entries of a map; none when the map is missing.
+
+        Two things spoil a listing. While the kernel still rehashes a map that has grown,
+        it lists some elements twice and lacks as many, and does not say so: we look again.
+        And it marks the listing as interrupted when any table of the namespace changed,
+        which on a busy host is every one: so three tries, after which an element may be
+        lacking that came or went meanwhile. A repair built on that is refused as a whole.
+        """
+        question = wire.body(self.table, map_)
+        for attempt in range(_ATTEMPTS):
+            try:
+                bodies, consistent = self._netlink.dump(batch.GET_ELEMENT, question)
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return {}
+            found: dict[bytes, bytes] = {}
+            count = sum([wire.listed(body, map_, found) for body in bodies])
+            if count == len(found) and (consistent or attempt >= 2):
+                return found
+        raise CommandError(
+            f"map {map_.name} of table ip {self.table} could not be listed in "
+            f"{_ATTEMPTS} tries: it changed each time"
+        )
+
+    def _apply_in_pieces(self, add: Sequence[Mapping], remove: Sequence[Mapping]) -> None:
+        done: list[tuple[wire.Held, wire.Held]] = []
+        try:
+            for held, gone, steps in self._pieces(add, remove):
+                self._send(steps, held, gone)
+                done.append((held, gone))
+        except NetallocError as error:
+            try:
+                for held, gone in reversed(done):
+                    batch.send(self._netlink, self._changes(gone, held))
+            except NetallocError as second:
+                raise ExceptionGroup(
+                    "a batch failed, and so did its undoing", [error, second]
+                ) from None
+            raise
+
+    def _pieces(
+        self, add: Sequence[Mapping], remove: Sequence[Mapping]
+    ) -> Iterator[tuple[wire.Held, wire.Held, list[batch.Step]]]:
+        held, gone = wire.entries(add), wire.entries(remove)
+        steps = self._changes(held, gone)
+        if self._netlink.make_room(batch.size(steps)):
+            yield held, gone, steps
+        elif add and remove:
+            yield from self._pieces((), remove)
+            yield from self._pieces(add, ())
+        else:
+            half, rest = len(add) // 2, len(remove) // 2
+            yield from self._pieces(add[:half], remove[:rest])
+            yield from self._pieces(add[half:], remove[rest:])
+
+    def _changes(self, add: wire.Held, remove: wire.Held) -> list[batch.Step]:
+        return batch.removals(self.table, remove) + batch.additions(self.table, add)
+
+
+def unavailable() -> str | None:
+    """Why nftables cannot be used here; None when it can.
+
+    It has the kernel load the whole ruleset and drop it in one transaction, which needs
+    the nft command, the privilege and every feature the rules use: about 10 ms.
+    """
+    if shutil.which("nft") is None:
+        return "command not found: nft is not on PATH"
+    text = fixed.script(_PROBE, fixed.rules("probe", IPv4Network("192.0.2.0/24")))
+    try:
+        run(["nft", "-f", "-"], f"{text}delete table ip {_PROBE}\n")
+    except CommandError as error:
+        return str(error)
+    return None
+
+
+def _find(held: wire.Held, entry: bytes | None) -> Mapping | None:
+    return next((m[entry] for m in held.values() if entry in m), None) if entry else None
+
+
+def _strange(name: str, entry: bytes) -> str:
+    return f"map {name} held {entry.hex()}, which is no mapping"
+
+
+def _describe(mapping: Mapping) -> str:
+    ports = str(mapping.port)
+    if mapping.count > 1:
+        ports += f"-{mapping.ports[-1]}"
+    host = "" if mapping.host_ip is None else f"{mapping.host_ip}:"
+    owner = "" if mapping.owner is None else f" of {mapping.owner}"
+    return f"{mapping.protocol} {host}{ports} to {mapping.dest[0]}:{mapping.dest[1]}{owner}"

@@ -1,0 +1,54 @@
+"""The null backend: remembers the mappings and touches nothing."""
+
+from collections.abc import Collection, Sequence
+from ipaddress import IPv4Address
+
+from netalloc.errors import InUseError, NotAllocatedError
+from netalloc.model import Mapping, Repairs
+
+
+class Null:
+    """A backend for tests, and for hosts where something else makes the mappings.
+
+    Refuses what the kernel would refuse. Each call takes time linear in its batch.
+    """
+
+    name = "null"
+
+    def __init__(self) -> None:
+        self._present: dict[tuple[IPv4Address | None, str, int], Mapping] = {}
+
+    def setup(self) -> None:
+        """Nothing to make."""
+
+    def cleanup(self) -> None:
+        """Forget all mappings."""
+        self._present.clear()
+
+    def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping] = ()) -> None:
+        """Remove, then add, or nothing; raises as every backend does."""
+        gone = {mapping.key for mapping in remove}
+        for mapping in remove:
+            if self._present.get(mapping.key) != mapping:
+                raise NotAllocatedError(f"{mapping} is not mapped")
+        for mapping in add:
+            if mapping.key in self._present and mapping.key not in gone:
+                raise InUseError(f"{mapping} is mapped: {self._present[mapping.key]}")
+        for mapping in remove:
+            del self._present[mapping.key]
+        self._present.update((mapping.key, mapping) for mapping in add)
+
+    def mappings(self) -> list[Mapping]:
+        """What was added and not removed."""
+        return list(self._present.values())
+
+    def reconcile(self, desired: Collection[Mapping]) -> Repairs:
+        """Take the desired mappings for the present ones."""
+        wanted = {mapping.key: mapping for mapping in desired}
+        added = [m for m in wanted.values() if self._present.get(m.key) != m]
+        removed = [m for m in self._present.values() if wanted.get(m.key) != m]
+        self._present = dict(wanted)
+        return Repairs(tuple(added), tuple(removed))
+
+    def close(self) -> None:
+        """Nothing is held."""

@@ -1,0 +1,239 @@
+"""A private host for one test: network and mount namespaces of its own, and real traffic.
+
+    with Lab("nft") as lab:
+        lab.serve(lab.containers[0], "tcp", 80)
+        PortMapper("iptables", bridge=lab.bridge, network=lab.network).setup() ...
+        assert lab.ask(lab.outside, "tcp", (lab.address, 8080)) == "c0"
+
+Inside the block the calling thread, and every thread and process it starts, is on that
+host: `iptables`, /proc/sys/net and netlink sockets are the host's own. Containers and the
+outside are named network namespaces. Nothing of it is left at the end, and the machine's
+own network, /run and firewall are never touched.
+"""
+
+import os
+import selectors
+import shutil
+import socket
+import subprocess
+import threading
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from netalloc.host import namespaces
+from netalloc.host.links import Links, connect
+
+VARIANTS = ("legacy", "nft")
+MULTI = {"legacy": "xtables-legacy-multi", "nft": "xtables-nft-multi"}
+TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_STREAM}
+NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Somewhere a socket can live: the host itself (no namespace) or a named namespace."""
+
+    name: str
+    namespace: str | None
+    ip: str
+
+
+class Private(AbstractContextManager["Private"]):
+    """Takes the calling thread into new network and mount namespaces, and back at the end."""
+
+    def __enter__(self) -> "Private":
+        self._cwd = Path.cwd()
+        self._home = [
+            (os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC), flag)
+            for kind, flag in (("net", namespaces.CLONE_NEWNET), ("mnt", namespaces.CLONE_NEWNS))
+        ]
+        try:
+            namespaces.unshare(namespaces.CLONE_NEWNET | namespaces.CLONE_NEWNS)
+            namespaces.mount("none", "/", None, namespaces.MS_REC | namespaces.MS_PRIVATE)
+            # Named namespaces, iptables' lock and the links of `variant` live and die here.
+            namespaces.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        namespaces.unshare(namespaces.CLONE_FS)  # setns refuses while a thread shares it
+        for fd, flag in self._home:
+            namespaces.setns(fd, flag)
+            os.close(fd)
+        os.chdir(self._cwd)  # joining a mount namespace goes to its root
+
+
+class Lab(AbstractContextManager["Lab"]):
+    """A host with a bridge, containers on it, and an outside behind a routed veth.
+
+    `variant` chooses what `iptables` on PATH is, None leaves it. `bridge_nf` sets
+    bridge-nf-call-iptables. bridge "br0" is 10.200.0.1/16, containers are c0, c1, ... at
+    10.200.0.2 and on, the host is 192.0.2.1 (and 192.0.2.11) to the outside, 192.0.2.2.
+    """
+
+    bridge = "br0"
+    network = "10.200.0.0/16"
+    gateway = "10.200.0.1"
+    address = "192.0.2.1"
+    second_address = "192.0.2.11"
+
+    def __init__(
+        self, variant: str | None = None, *, bridge_nf: int | None = None, containers: int = 2
+    ) -> None:
+        self.variant = variant
+        self.bridge_nf = bridge_nf
+        self.host = Place("host", None, self.gateway)
+        self.outside = Place("outside", "outside", "192.0.2.2")
+        self.containers = [Place(f"c{i}", f"c{i}", f"10.200.0.{i + 2}") for i in range(containers)]
+        self._stack = ExitStack()
+
+    def __enter__(self) -> "Lab":
+        with ExitStack() as stack:
+            stack.enter_context(Private())
+            if self.variant is not None:
+                stack.callback(os.environ.__setitem__, "PATH", os.environ["PATH"])
+                self.use(self.variant)
+            self._servers = stack.enter_context(Servers())
+            self._build()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def use(self, variant: str) -> None:
+        """Make `iptables` and its companions the legacy or the nft ones, on this host only."""
+        multi = shutil.which(MULTI[variant])
+        assert multi is not None, f"{MULTI[variant]} is not on PATH"
+        directory = Path("/run/lab", variant)
+        directory.mkdir(parents=True, exist_ok=True)
+        for command in ("iptables", "iptables-restore", "iptables-save"):
+            with suppress(FileExistsError):
+                (directory / command).symlink_to(multi)
+        os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
+
+    def _build(self) -> None:
+        with Links() as links:
+            links.set_up("lo")
+            links.create_bridge(self.bridge, f"{self.gateway}/16")
+            if self.bridge_nf is not None:
+                Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text(f"{self.bridge_nf}")
+            for i, place in enumerate(self.containers):
+                namespaces.create(place.name)
+                connect(
+                    links,
+                    f"veth{i}",
+                    namespace=place.name,
+                    bridge=self.bridge,
+                    address=f"{place.ip}/16",
+                    gateway=self.gateway,
+                    hairpin=True,
+                )
+            namespaces.create("outside")
+            links.create_veth("uplink", "eth0", namespace="outside")
+            links.add_address("uplink", f"{self.address}/24")
+            links.add_address("uplink", f"{self.second_address}/24")
+            with Links("outside") as outside:
+                outside.set_up("lo")
+                outside.add_address("eth0", f"{self.outside.ip}/24")
+                outside.set_up("eth0")
+                outside.add_route(self.address)
+
+    def socket(self, place: Place, protocol: str) -> socket.socket:
+        """A socket that lives at `place`; the caller closes it."""
+        arguments = (socket.AF_INET, TYPES[protocol], NUMBERS[protocol])
+        if place.namespace is None:
+            return socket.socket(*arguments)
+        with namespaces.inside(place.namespace):
+            return socket.socket(*arguments)
+
+    def serve(self, place: Place, protocol: str, port: int, ip: str = "0.0.0.0") -> None:
+        """Answer every request at `place` with the place's name and the client's address."""
+        self._servers.add(self.socket(place, protocol), place.name, (ip, port))
+
+    def ask(
+        self, place: Place, protocol: str, to: tuple[str, int], *, timeout: float = 5.0
+    ) -> tuple[str, str]:
+        """Ask from `place`: who answered, and what address it saw. OSError when nobody does."""
+        with self.socket(place, protocol) as client:
+            client.settimeout(timeout)
+            client.connect(to)
+            client.send(b"?")
+            who, _, seen = client.recv(200).decode().partition(" ")
+            return who, seen
+
+    def reaches(self, place: Place, protocol: str, to: tuple[str, int]) -> str | None:
+        """The name of who answers, None when nobody does within a short while."""
+        try:
+            return self.ask(place, protocol, to, timeout=0.3)[0]
+        except OSError:
+            return None
+
+    def run(self, *command: str, input: str | None = None) -> str:
+        """Run a command on the host and return its output; it must succeed."""
+        done = subprocess.run(command, input=input, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, f"{command}: {done.stderr}"
+        return done.stdout
+
+    def rules(self) -> str:
+        """All rules of the host's own tables without counters and comments of the dump.
+
+        Tables that hold built-in chains without rules only are left out: iptables makes
+        them at the first look and has no way to remove them.
+        """
+        dump = self.run("iptables-save")
+        tables = []
+        for table in dump.split("*")[1:]:
+            lines = [line.partition(" [")[0] for line in table.splitlines() if line[:1] != "#"]
+            plain = all(line.endswith(" ACCEPT") for line in lines if line[:1] == ":")
+            if not plain or any(line[:1] == "-" for line in lines):
+                tables.append("\n".join(lines))
+        return "\n".join(sorted(tables))
+
+
+class Servers(AbstractContextManager["Servers"]):
+    """All echo servers of a lab in one thread; a socket stays in the namespace it was made in."""
+
+    def __enter__(self) -> "Servers":
+        self._selector = selectors.DefaultSelector()
+        self._wake, self._woken = socket.socketpair()
+        self._selector.register(self._woken, selectors.EVENT_READ)
+        self._thread = threading.Thread(target=self._serve, name="lab-servers")
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._wake.close()
+        self._thread.join()
+        for key in list(self._selector.get_map().values()):
+            key.fileobj.close()
+        self._selector.close()
+
+    def add(self, server: socket.socket, name: str, address: tuple[str, int]) -> None:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        server.bind(address)
+        if server.type == socket.SOCK_STREAM:
+            server.listen(64)
+        self._selector.register(server, selectors.EVENT_READ, name)
+        self._wake.send(b"+")
+
+    def _serve(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                ready = key.fileobj
+                if ready is self._woken:
+                    if not ready.recv(100):
+                        return
+                elif ready.type == socket.SOCK_STREAM:
+                    client, peer = ready.accept()
+                    with client, suppress(OSError):
+                        client.settimeout(1)
+                        client.recv(1)
+                        client.send(f"{key.data} {peer[0]}".encode())
+                else:
+                    with suppress(OSError):
+                        _, peer = ready.recvfrom(200)
+                        ready.sendto(f"{key.data} {peer[0]}".encode(), peer)
