@@ -1,0 +1,211 @@
+"""Host ports for leases: which ones, and the mappings that follow."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from ipaddress import IPv4Address
+
+from netalloc._alloc import IPAllocator
+from netalloc.changes import Change
+from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.model import Mapping, as_host_ip, check_port, check_protocol
+from netalloc.ports import PORTS, Ordinals, PortAllocator, Probe
+from netalloc.store.protocol import Transaction
+from netalloc.store.records import Lease, Publication
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A wish: container port `port`, reachable on the host.
+
+    `host_port` None takes the next free one; `port` 0 is the same number as the host's.
+    `count` adjacent ports keep their numbers.
+
+    >>> Publish(53, "udp", host_port=5353)
+    Publish(port=53, protocol='udp', host_port=5353, host_ip=None, count=1)
+    """
+
+    port: int
+    protocol: str = "tcp"
+    host_port: int | None = None
+    host_ip: IPv4Address | str | None = None
+    count: int = 1
+
+    @classmethod
+    def of(cls, wish: "int | Publish") -> "Publish":
+        """The wish with its values checked; a bare number is a tcp port."""
+        self = wish if isinstance(wish, Publish) else cls(wish)
+        check_protocol(self.protocol)
+        if self.port:
+            check_port(self.port)
+        if self.host_port is not None:
+            check_port(self.host_port)
+        if self.count < 1:
+            raise OutOfRangeError(f"{self.count} ports cannot be published")
+        if self.count > 1 and self.port and self.port != (self.host_port or self.port):
+            raise OutOfRangeError(
+                f"adjacent ports keep their numbers: {self.port} is not {self.host_port}"
+            )
+        ip = as_host_ip(self.host_ip)
+        return self if ip is self.host_ip else replace(self, host_ip=ip)
+
+
+class _InTransaction:
+    """The store's bitmaps, as they are in the transaction that is under way."""
+
+    tx: Transaction
+
+    def bitmap(self, name: str, size: int) -> Ordinals:
+        return self.tx.bitmap(name, size)
+
+    def names(self, prefix: str) -> Iterable[str]:
+        return self.tx.names(prefix)
+
+    def drop(self, name: str) -> None:
+        self.tx.drop(name)
+
+
+class Publisher:
+    """The published ports of one network's leases.
+
+    Ports are the host's: all networks of a store share them. A PortAllocator that is given
+    instead of a range keeps its own state, and may be shared as well.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        plan: IPAllocator,
+        ports: range | PortAllocator = PORTS,
+        probe: Probe | None = None,
+    ) -> None:
+        self._number = number
+        self._plan = plan
+        self._bitmaps = _InTransaction()
+        self._own = not isinstance(ports, PortAllocator)
+        self.ports = (
+            ports
+            if isinstance(ports, PortAllocator)
+            else PortAllocator(ports, probe=probe, bitmaps=self._bitmaps)
+        )
+
+    def publish(self, change: Change, wishes: Sequence[tuple[Lease, Publish]]) -> list[Mapping]:
+        """Host ports for all the wishes, or for none; the mappings in the same order.
+
+        Those asked for by number come first, then the adjacent ones, and what is picked
+        automatically last, so that no pick takes what a later wish names.
+        """
+        self._bitmaps.tx = change.tx
+        host: list[int] = [0] * len(wishes)
+        picks: dict[tuple[str, IPv4Address | None], list[int]] = {}
+        blocks: list[int] = []
+        for i, (_, wish) in enumerate(wishes):
+            if wish.host_port is not None or (wish.count > 1 and wish.port):
+                host[i] = wish.host_port or wish.port
+                self._fixed(change, wish, host[i])
+            elif wish.count > 1:
+                blocks.append(i)
+            else:
+                assert wish.host_ip is None or isinstance(wish.host_ip, IPv4Address)
+                picks.setdefault((wish.protocol, wish.host_ip), []).append(i)
+        for i in blocks:
+            host[i] = self._block(change, wishes[i][1])
+        for (protocol, ip), indexes in picks.items():
+            ports = self.ports.acquire_many(len(indexes), protocol, ip)
+            self._undo_by_release(change, ports, protocol, ip)
+            for i, port in zip(indexes, ports, strict=True):
+                host[i] = port
+        rows, mappings = [], []
+        for (lease, wish), port in zip(wishes, host, strict=True):
+            row = Publication(
+                int(wish.host_ip) if wish.host_ip else 0,
+                wish.protocol,
+                port,
+                wish.count,
+                lease.network,
+                lease.ordinal,
+                wish.port or port,
+            )
+            rows.append(row)
+            mappings.append(self.mapping(row, lease.owner))
+        change.tx.table(Publication).add(rows)
+        change.add += mappings
+        return mappings
+
+    def withdraw(self, change: Change, publications: Iterable[Publication]) -> None:
+        """Take the ports back; they must be published."""
+        self._bitmaps.tx = change.tx
+        rows = list(publications)
+        change.tx.table(Publication).remove(rows)
+        for row in rows:
+            mapping = self.mapping(row)
+            change.remove.append(mapping)
+            for port in mapping.ports:
+                held = (port, row.protocol, mapping.host_ip)
+                if self._own:
+                    self.ports.release(*held)
+                else:
+                    change.after.append(partial(self.ports.release, *held))
+
+    def mapping(self, row: Publication, owner: str | None = None) -> Mapping:
+        """What the kernel is told of a publication."""
+        return Mapping(
+            row.port,
+            (self._plan.address(row.ordinal), row.dest_port),
+            row.protocol,
+            IPv4Address(row.host_ip) if row.host_ip else None,
+            row.width,
+            owner,
+        )
+
+    def of(self, tx: Transaction, lease: Lease) -> list[Publication]:
+        """The publications of a lease, by host port."""
+        rows = tx.table(Publication).where(
+            "network", "ordinal", equal=(lease.network, lease.ordinal)
+        )
+        return sorted(rows, key=lambda row: (row.port, row.protocol, row.host_ip))
+
+    def _fixed(self, change: Change, wish: Publish, first: int) -> None:
+        if first + wish.count > 65536:
+            raise OutOfRangeError(f"{wish.count} ports from {first} do not end by 65535")
+        for port in range(first, first + wish.count):
+            try:
+                self.ports.reserve(port, wish.protocol, wish.host_ip)
+            except InUseError as error:
+                holder = self._holder(change.tx, port, wish.protocol)
+                raise InUseError(
+                    f"{error}, by {holder}" if holder else str(error), holder
+                ) from None
+            self._undo_by_release(change, [port], wish.protocol, wish.host_ip)
+
+    def _block(self, change: Change, wish: Publish) -> int:
+        if abs(self.ports.ports.step) != 1:
+            raise OutOfRangeError(
+                f"{wish.count} adjacent ports are not to be had from {self.ports.ports}"
+            )
+        block = self.ports.acquire_block(wish.count, wish.protocol, wish.host_ip)
+        self._undo_by_release(change, block, wish.protocol, wish.host_ip)
+        return min(block[0], block[-1])
+
+    def _undo_by_release(
+        self,
+        change: Change,
+        ports: Iterable[int],
+        protocol: str,
+        ip: IPv4Address | str | None,
+    ) -> None:
+        if not self._own:  # the store's own bitmaps go back by themselves
+            change.undo += [partial(self.ports.release, port, protocol, ip) for port in ports]
+
+    def _holder(self, tx: Transaction, port: int, protocol: str) -> str | None:
+        """Who holds a port, on whatever address; looked up only to name him in an error."""
+        for row in self._holding(tx, port, protocol):
+            lease = tx.table(Lease).get(row.network, row.ordinal)
+            if lease is not None:
+                return lease.owner or f"the holder of {self.mapping(row).dest[0]}"
+        return None
+
+    def _holding(self, tx: Transaction, port: int, protocol: str) -> Iterator[Publication]:
+        for row in tx.table(Publication).all():
+            if row.protocol == protocol and row.port <= port < row.port + row.width:
+                yield row
