@@ -1,0 +1,63 @@
+# Every command of this project. Each does its own set-up (scripts/setup.sh): on a machine
+# that has Python 3.10 or newer, a C compiler and make, nothing else needs to be there.
+#
+#   PYTHON=python3.12 make test     with that Python
+#   ARGS="-k ports -x" make test    more for pytest, or for the demo
+
+SHELL := /bin/bash
+VENV ?= .venv
+ARGS ?=
+PY := $(VENV)/bin/python
+export VENV PYTHON
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check bench bench-peers density sanitize soak sdist clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+demo: ## containers on a private bridge, answering through published ports
+	@scripts/setup.sh --kernel
+	@$(PY) examples/demo.py $(ARGS)
+
+test: ## the tests; as root also those on the real kernel, in private namespaces
+	@scripts/setup.sh --kernel test
+	@$(PY) -m pytest $(ARGS)
+
+test-all: ## the tests that need no root, on every Python from 3.10 that is found
+	@scripts/test-all.sh
+
+check: ## lint, formatting, types, and that the stub is true
+	@scripts/setup.sh check test
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+	@$(PY) -m mypy.stubtest netalloc._alloc
+
+bench: ## the gate: fails when the core is slower than promised
+	@scripts/setup.sh bench
+	@$(PY) -m pytest benchmarks $(ARGS)
+
+bench-peers: ## the core beside what else a Python user would pick
+	@scripts/setup.sh bench
+	@$(PY) benchmarks/peers.py $(ARGS)
+
+density: ## 10,000 interfaces in a private namespace, each step timed
+	@scripts/setup.sh --kernel bench
+	@$(PY) benchmarks/density.py $(ARGS)
+
+sanitize: ## the core under AddressSanitizer and UndefinedBehaviorSanitizer
+	@scripts/setup.sh test
+	@scripts/sanitize.sh $(ARGS)
+
+soak: ## the tests that take minutes
+	@scripts/setup.sh --kernel test
+	@$(PY) -m pytest -m soak $(ARGS)
+
+sdist: ## build the source distribution; install and use it in an empty environment
+	@scripts/setup.sh check
+	@scripts/prove-sdist.sh
+
+clean: ## remove all that the above made in this folder
+	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
