@@ -1,6 +1,5 @@
 # Bitmap: the tree as a Python set of ordinals. Every method checks its arguments, calls one
-# tree function and turns its status into an error. What IPAllocator does in the same way,
-# only with an address for each ordinal, is a function here with the `offset` between them.
+# tree function and turns its status into an error.
 
 cdef extern from *:
     """
@@ -98,114 +97,7 @@ cdef int refuse_acquire(Bitmap self, Status status) except -1:
     raise ExhaustedError(f"all {self.size} are taken")
 
 
-# ---- many at a time
-
-cdef inline object size_of(Tree *t):
-    return t.last + <object>1
-
-cdef inline object used(Tree *t):
-    return size_of(t) if t.root == &FULL else t.used
-
-cdef word check_available(Bitmap self, object count) except? 0:
-    cdef word n
-    as_word(count, &n)
-    available = self.size - used(&self.tree)
-    if n > available:
-        raise ExhaustedError(f"{n} asked for, {available} of {self.size} are free")
-    return n
-
-cdef object acquire_into(Bitmap self, object target, word offset):
-    """Fill a writable buffer with ordinals plus `offset`."""
-    cdef Py_buffer view
-    cdef Status status = OK
-    cdef word n
-    PyObject_GetBuffer(target, &view, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS)
-    try:
-        check_items(&view, offset + self.tree.last)
-        n = check_available(self, view.len // view.itemsize)
-        if n and view.itemsize == 4:
-            status = take_into(&self.tree, <uint32_t *>view.buf, n, offset)
-        elif n:
-            status = take_into(&self.tree, <uint64_t *>view.buf, n, offset)
-    finally:
-        PyBuffer_Release(&view)
-    if status != OK:
-        raise MemoryError
-    return n
-
-cdef word scan_ranges(Tree *t, word lo, word hi, word room, list out, word *final) except? 0:
-    """Append the free ranges of lo..hi until `room` ordinals are found; returns how many."""
-    cdef word done = 0, stop
-    while done < room and next_free(t, lo, &lo) and lo <= hi:
-        if next_set(t, lo, &stop) and stop <= hi:
-            stop -= 1
-        else:
-            stop = hi
-        if stop - lo >= room - done:
-            stop = lo + (room - done - 1)
-        out.append((lo, stop + <object>1))
-        done += stop - lo + 1
-        final[0] = stop
-        if stop == hi:
-            break
-        lo = stop + 1
-    return done
-
-cdef list acquire_ranges(Bitmap self, object count):
-    """n ordinals as ranges; nothing is changed before the list is complete."""
-    cdef Tree *t = &self.tree
-    cdef word n = check_available(self, count), ahead, final = 0, wrapped = 0
-    cdef list ranges = []
-    if n == 0:
-        return ranges
-    if not ensure_fill(t):
-        raise MemoryError
-    ahead = scan_ranges(t, t.cursor, t.last, n, ranges, &final)
-    if ahead < n:
-        scan_ranges(t, 0, t.cursor - 1, n - ahead, ranges, &wrapped)
-    take_through(t, ahead, final, wrapped, n)
-    return ranges
-
-cdef object acquire_block(Bitmap self, object count):
-    cdef word n, i
-    cdef Status status
-    as_word(count, &n)
-    if n == 0:
-        raise OutOfRangeError("a block of 0 has no first")
-    status = take_run(&self.tree, n, &i)
-    if status == NO_MEMORY:
-        raise MemoryError
-    if status != OK:
-        raise ExhaustedError(f"no {n} in a row are free, of {self.size}")
-    return i
-
-cdef int release_many(Bitmap self, object values, word offset) except -1:
-    """Free a buffer of ordinals plus `offset`, or none of them."""
-    cdef Py_buffer view
-    cdef Status status
-    cdef Py_ssize_t n, failed = 0
-    cdef word i
-    PyObject_GetBuffer(values, &view, PyBUF_FORMAT | PyBUF_C_CONTIGUOUS)
-    try:
-        check_items(&view, 0)
-        n = view.len // view.itemsize
-        if view.itemsize == 4:
-            status = release_all(&self.tree, <uint32_t *>view.buf, n, offset, &failed)
-        else:
-            status = release_all(&self.tree, <uint64_t *>view.buf, n, offset, &failed)
-        if status == OK:
-            return 0
-        if status == NO_MEMORY:
-            raise MemoryError
-        i = (<uint32_t *>view.buf)[failed] if view.itemsize == 4 else (<uint64_t *>view.buf)[failed]
-    finally:
-        PyBuffer_Release(&view)
-    i -= offset
-    if i > self.tree.last:
-        refuse_ordinal(self, i)
-    raise NotAllocatedError(f"ordinal {i}, item {failed} of {n}, is not allocated, or named twice")
-
-
+@cython.final
 cdef class Bitmap:
     """A set of ordinals 0..size-1 that hands out the next free one; size up to 2**64.
 
@@ -490,32 +382,6 @@ cdef class Bitmap:
         if t.hot != NULL:
             assert t.hot == locate(t, t.hot_base, &level), state
 
-
-cdef object as_array(object values):
-    """An iterable of integers as an array of 64-bit ones."""
-    cdef word i
-    out = array("Q")
-    for value in values:
-        as_word(value, &i)
-        out.append(i)
-    return out
-
-cdef void put_crc(uint8_t *out, uint32_t crc) noexcept:
-    for k in range(4):
-        out[k] = crc >> 8 * k & 0xFF
-
-cdef object checked_frame(object data):
-    """What lies before the checksum, once magic, version, length and checksum are right."""
-    view = memoryview(data).cast("B")
-    if len(view) < HEADER + TRAILER or bytes(view[:4]) != b"NABM":
-        raise StoreError(f"{len(view)} bytes that are no bitmap, or only its beginning")
-    version = int.from_bytes(view[4:6], "little")
-    if version != FORMAT_VERSION:
-        raise StoreError(f"a bitmap of version {version}; this is version {FORMAT_VERSION}")
-    body = view[:-TRAILER]
-    if crc32(body) != int.from_bytes(view[-TRAILER:], "little"):
-        raise StoreError(f"a bitmap of {len(view)} bytes that is corrupt or cut: wrong checksum")
-    return body
 
 cdef word check_node(Tree *t, Node *node, int level, word base, Py_ssize_t *nodes) except? 0:
     """Assert the invariants of a node and all beneath; how many real ordinals it has set."""

@@ -182,3 +182,20 @@ cdef Status tree_decode(Tree *t, const uint8_t *data, Py_ssize_t size) noexcept 
         r.status = FOUND_CLEAR
     trim(t)
     return r.status
+
+cdef void put_crc(uint8_t *out, uint32_t crc) noexcept:
+    for k in range(4):
+        out[k] = crc >> 8 * k & 0xFF
+
+cdef object checked_frame(object data):
+    """What lies before the checksum, once magic, version, length and checksum are right."""
+    view = memoryview(data).cast("B")
+    if len(view) < HEADER + TRAILER or bytes(view[:4]) != b"NABM":
+        raise StoreError(f"{len(view)} bytes that are no bitmap, or only its beginning")
+    version = int.from_bytes(view[4:6], "little")
+    if version != FORMAT_VERSION:
+        raise StoreError(f"a bitmap of version {version}; this is version {FORMAT_VERSION}")
+    body = view[:-TRAILER]
+    if crc32(body) != int.from_bytes(view[-TRAILER:], "little"):
+        raise StoreError(f"a bitmap of {len(view)} bytes that is corrupt or cut: wrong checksum")
+    return body

@@ -19,7 +19,12 @@ from netalloc.errors import (
     StaleLeaseError,
     StoreError,
 )
+from netalloc.host.links import interface_address
+from netalloc.manager import NetworkInterface, NetworkManager
 from netalloc.model import Mapping, Repairs
+from netalloc.portmap import PortMapper
+from netalloc.portmap.iptables import iptables
+from netalloc.ports import PortAllocator
 
 __all__ = [
     "Bitmap",
@@ -30,13 +35,19 @@ __all__ = [
     "InterfaceError",
     "Mapping",
     "NetallocError",
+    "NetworkInterface",
+    "NetworkManager",
     "NotAllocatedError",
     "OutOfRangeError",
+    "PortAllocator",
+    "PortMapper",
     "Repairs",
     "StaleLeaseError",
     "StoreError",
     "int_to_ip",
+    "interface_address",
     "ip_to_int",
+    "iptables",
     "network_range",
     "network_size",
 ]

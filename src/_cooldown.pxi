@@ -1,0 +1,63 @@
+# Cooling down: a released address stays set in `bits` and is withheld until its time has come.
+
+cdef inline bint is_cooling(IPAllocator self, object i):
+    return self.cooling is not None and i in self.cooling
+
+cdef object next_cooling(IPAllocator self, object start):
+    return min((i for i in self.cooling or () if i >= start), default=self.size)
+
+cdef Status cool(IPAllocator self, word i) except *:
+    """Withhold a taken ordinal until its time has come."""
+    cdef Status status
+    if not contains(&self.bits.tree, i):
+        return FOUND_CLEAR
+    status = tree_reserve(&self.withheld.tree, i)
+    if status == FOUND_SET:
+        return FOUND_CLEAR              # it cools already
+    if status == OK:
+        try:
+            self.cooling[i] = self.clock() + self.cooldown
+        except:
+            tree_release(&self.withheld.tree, i)
+            raise
+    return status
+
+cdef int thaw(IPAllocator self) except -1:
+    """Free what has cooled long enough; each costs a step once."""
+    cdef word i
+    if not self.cooling:
+        return 0
+    now = self.clock()
+    while self.cooling:
+        oldest, ready = next(iter(self.cooling.items()))
+        if ready > now:
+            break
+        i = oldest
+        if not ensure(&self.withheld.tree, self.withheld.tree.top + 1):
+            raise MemoryError
+        if tree_release(&self.bits.tree, i) == NO_MEMORY:
+            raise MemoryError
+        tree_release(&self.withheld.tree, i)
+        trim(&self.withheld.tree)
+        del self.cooling[oldest]
+    return 0
+
+cdef int acquire_cooling(IPAllocator self, bint early, word *out) except -1:
+    """What is left when nothing is free: the longest cooling one, or an error."""
+    cdef word i
+    if self.bits.available:
+        raise MemoryError
+    if not self.cooling:
+        raise ExhaustedError(f"all {self.reach} addresses of {network_of(self)} are taken")
+    if not early:
+        wait = next(iter(self.cooling.values())) - self.clock()
+        raise ExhaustedError(
+            f"no address of {network_of(self)} is free: {taken(self)} of {self.reach} are "
+            f"taken and {len(self.cooling)} cool down, the first for {max(wait, 0):.3f} s more"
+        )
+    i = next(iter(self.cooling))
+    if tree_release(&self.withheld.tree, i) == NO_MEMORY:
+        raise MemoryError
+    del self.cooling[i]
+    out[0] = i
+    return 0
