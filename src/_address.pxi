@@ -146,7 +146,7 @@ cdef object as_interface(object network):
 
 # ---- the seed's conversions
 
-def ip_to_int(ip):
+def ip_to_int(ip, /):
     """The 32-bit value of an IPv4Address, of its text or of its 4 bytes in network order.
 
     Raises OutOfRangeError.
@@ -156,7 +156,7 @@ def ip_to_int(ip):
     """
     return int(as_v4(ip))
 
-def int_to_ip(n):
+def int_to_ip(n, /):
     """The IPv4Address of a 32-bit value. Raises OutOfRangeError.
 
     >>> int_to_ip(0xFFFFFFFF)
@@ -167,7 +167,7 @@ def int_to_ip(n):
         raise OutOfRangeError(f"{n} is not in 0 to 2**32 - 1")
     return v4_address(n)
 
-def network_range(network):
+def network_range(network, /):
     """The first and the last address of a network, the host bits of which may be set.
 
     Raises OutOfRangeError.
@@ -178,7 +178,7 @@ def network_range(network):
     net = as_interface(network).network
     return net.network_address, net.broadcast_address
 
-def network_size(mask):
+def network_size(mask, /):
     """How many addresses an IPv4 prefix length, a dotted mask or a network covers.
 
     Raises OutOfRangeError.

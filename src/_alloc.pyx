@@ -1,6 +1,7 @@
 # cython: language_level=3, binding=False, always_allow_keywords=False
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: embedsignature=True, embedsignature.format=clinic, freethreading_compatible=True
+# cython: embedsignature=True, embedsignature.format=clinic, autotestdict=False
+# cython: freethreading_compatible=True
 """The core: sets of ordinals and of addresses, and the conversions. No I/O.
 
 `binding=False` and `always_allow_keywords=False` are worth 27 % of a call. Each file that is

@@ -146,7 +146,7 @@ cdef class Bitmap:
         return from_word(i)
 
     @cython.critical_section
-    def reserve(self, i):
+    def reserve(self, i, /):
         """Take this ordinal and leave the cursor where it is. Raises InUseError."""
         cdef word n
         as_ordinal(self, i, &n)
@@ -155,7 +155,7 @@ cdef class Bitmap:
             refuse(status, i)
 
     @cython.critical_section
-    def release(self, i):
+    def release(self, i, /):
         """Free this ordinal; if all were taken, it is the next one given.
 
         Raises NotAllocatedError.
@@ -167,7 +167,7 @@ cdef class Bitmap:
             refuse(status, i)
 
     @cython.critical_section
-    def discard(self, i):
+    def discard(self, i, /):
         """Free this ordinal if it is taken, as set.discard does; tell whether it was."""
         cdef word n
         as_ordinal(self, i, &n)
@@ -187,7 +187,7 @@ cdef class Bitmap:
     # ---- many
 
     @cython.critical_section
-    def acquire_into(self, buffer):
+    def acquire_into(self, buffer, /):
         """Fill a writable buffer of 32- or 64-bit integers with ordinals; all or nothing.
 
         The same ordinals in the same order as from so many calls of `acquire`, at about
@@ -202,7 +202,7 @@ cdef class Bitmap:
         return acquire_into(self, buffer, 0)
 
     @cython.critical_section
-    def acquire_ranges(self, n):
+    def acquire_ranges(self, n, /):
         """Take the n ordinals that `acquire` would give, as a list of (start, stop).
 
         Costs a few steps a range, whatever its length. Raises ExhaustedError.
@@ -213,7 +213,7 @@ cdef class Bitmap:
         return acquire_ranges(self, n)
 
     @cython.critical_section
-    def acquire_block(self, n):
+    def acquire_block(self, n, /):
         """Take n ordinals in a row, the first fit from the cursor on, and return the first.
 
         Looks at every word at worst: about 1 ms for 2**24 ordinals. Raises ExhaustedError.
@@ -226,7 +226,7 @@ cdef class Bitmap:
         return acquire_block(self, n)
 
     @cython.critical_section
-    def release_many(self, ordinals):
+    def release_many(self, ordinals, /):
         """Free all of these or none: a buffer of 32- or 64-bit integers, or any iterable.
 
         About 2 ns each in sorted order. If all were taken, the first is the next one given.
@@ -264,7 +264,7 @@ cdef class Bitmap:
             yield start, self.size if stop is None else stop
 
     @cython.critical_section
-    def next_free(self, start):
+    def next_free(self, start, /):
         """The first free ordinal at or after `start`, or None."""
         cdef word i
         as_word(start, &i)
@@ -273,7 +273,7 @@ cdef class Bitmap:
         return None
 
     @cython.critical_section
-    def next_set(self, start):
+    def next_set(self, start, /):
         """The first taken ordinal at or after `start`, or None."""
         cdef word i
         if start > ALL:
@@ -342,7 +342,7 @@ cdef class Bitmap:
         return data
 
     @classmethod
-    def from_bytes(cls, data):
+    def from_bytes(cls, data, /):
         """The bitmap that `to_bytes` wrote.
 
         Raises StoreError for bytes that are truncated, corrupt, foreign or of a newer version.

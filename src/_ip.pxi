@@ -98,7 +98,7 @@ cdef class IPAllocator:
         return self.first + i
 
     @cython.critical_section
-    def reserve(self, ip):
+    def reserve(self, ip, /):
         """Take this address, also while it cools down, and leave the cursor where it is.
 
         Raises InUseError; OutOfRangeError for an address of another network and for one
@@ -114,7 +114,7 @@ cdef class IPAllocator:
             refuse(status, ip)
 
     @cython.critical_section
-    def release(self, ip):
+    def release(self, ip, /):
         """Give this address back; if all were taken, it is the next one given.
 
         Raises NotAllocatedError; OutOfRangeError as `reserve` does.
@@ -129,7 +129,7 @@ cdef class IPAllocator:
         if unlikely(status != OK):
             refuse(status, ip)
 
-    def discard(self, ip):
+    def discard(self, ip, /):
         """Give this address back if it is taken, as set.discard does; tell whether it was."""
         try:
             self.release(ip)
@@ -149,7 +149,7 @@ cdef class IPAllocator:
     # ---- many
 
     @cython.critical_section
-    def acquire_into(self, buffer):
+    def acquire_into(self, buffer, /):
         """Fill a writable buffer with addresses as numbers, in order; all or nothing.
 
         32- or 64-bit integers; for IPv6 64-bit ones, which get the host part. Returns their
@@ -165,7 +165,7 @@ cdef class IPAllocator:
             thaw(self)
         return acquire_into(self.bits, buffer, self.offset)
 
-    def acquire_many(self, n):
+    def acquire_many(self, n, /):
         """Take n addresses, as a list in the order given; all or nothing. Raises ExhaustedError."""
         cdef word i, offset = self.offset
         as_word(n, &i)
@@ -182,7 +182,7 @@ cdef class IPAllocator:
             raise
 
     @cython.critical_section
-    def acquire_block(self, n):
+    def acquire_block(self, n, /):
         """Take n addresses in a row and return the first: first fit from the cursor on.
 
         Raises ExhaustedError.
@@ -195,7 +195,7 @@ cdef class IPAllocator:
         return address_of(self, acquire_block(self.bits, n))
 
     @cython.critical_section
-    def release_many(self, ips):
+    def release_many(self, ips, /):
         """Give all of these back or none: what `acquire_into` filled, or any iterable.
 
         About 2 ns each for a sorted buffer. Raises NotAllocatedError, also where one is
@@ -291,13 +291,13 @@ cdef class IPAllocator:
         """How many ordinals there are; ordinal 0 is the lowest address that may be given."""
         return self.bits.size
 
-    def ordinal(self, ip):
+    def ordinal(self, ip, /):
         """The ordinal of an address. Raises OutOfRangeError as `reserve` does."""
         cdef word i
         ordinal_of(self, ip, &i)
         return i
 
-    def address(self, i):
+    def address(self, i, /):
         """The address of an ordinal. Raises OutOfRangeError."""
         cdef word n
         as_ordinal(self.bits, i, &n)
@@ -329,7 +329,7 @@ cdef class IPAllocator:
         return body + pack("<I", crc32(body))
 
     @classmethod
-    def from_bytes(cls, data):
+    def from_bytes(cls, data, /):
         """The allocator that `to_bytes` wrote, cursor and remaining cool-downs included.
 
         Raises StoreError for bytes that are truncated, corrupt, foreign or of a newer version.
