@@ -88,7 +88,7 @@ class Known:
                 new.clear()
             sizes[holder] += 1
             yield f"-A {holder} {chains.rule(mapping)}\n"
-        for chain in sorted(touched, key=len, reverse=True):  # leaves before their groups
+        for chain in sorted(touched, reverse=True):  # small letters, the leaves, come first
             if sizes[chain] == 0:
                 above = chains.parent(chain)
                 sizes[above] -= 1

@@ -23,7 +23,7 @@ class ForwardAccept:
 
     def __init__(self, name: str, bridge: str) -> None:
         self.name = chains.check_name(name)
-        self.chain = f"{name}-fwd"
+        self.chain = f"{name}/fwd"
         self.bridge = chains.check_bridge(bridge)
         self._lock = RLock()
 

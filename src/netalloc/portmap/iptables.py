@@ -148,7 +148,7 @@ class Iptables:
         """InUseError when the chains that are there under our name are somebody else's."""
         if self.chain == "DOCKER" and _docker_runs():
             raise InUseError("chain DOCKER is taken: a Docker daemon runs", "DOCKER")
-        if f"{self.chain}-post" in nat:
+        if f"{self.chain}/nat" in nat:
             return  # made together with the main one, in one transaction
         for chain in nat:
             if chains.is_ours(chain, self.chain):
@@ -160,8 +160,8 @@ class Iptables:
 
     def _find_marker(self, state: dict[str, Rules]) -> bool:
         """Whether route_localnet was off before us, or before a predecessor that crashed."""
-        post = state["nat"].get(f"{self.chain}-post", ())
-        return self._marker is not None or any(_MARKER in rule for rule in post)
+        out = state["nat"].get(f"{self.chain}/nat", ())
+        return self._marker is not None or any(_MARKER in rule for rule in out)
 
     def _mend(self, desired: Collection[Mapping] | None) -> Repairs:
         """Make rules, then settings, what they should be; None keeps the mappings there are."""
