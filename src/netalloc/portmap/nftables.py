@@ -24,11 +24,13 @@ from netalloc.errors import (
 )
 from netalloc.host import sysctl
 from netalloc.host.command import run
+from netalloc.host.monitor import RuleMonitor
 from netalloc.host.netlink import EXCLUSIVE, NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from netalloc.model import Mapping, Repairs
 from netalloc.portmap import nft_batch as batch
 from netalloc.portmap import nft_elements as wire
 from netalloc.portmap import nft_ruleset as fixed
+from netalloc.portmap.table import describe
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -77,10 +79,9 @@ class Nftables:
         """The backend's own name."""
         return "nftables"
 
-    @property
-    def portid(self) -> int:
-        """By which a monitor knows our own changes."""
-        return self._netlink.portid
+    def monitor(self) -> RuleMonitor:
+        """Tells when somebody else changes our table; CommandError without the privilege."""
+        return RuleMonitor([self.table], own=[self._netlink.portid])
 
     def setup(self) -> None:
         """Load the ruleset in one transaction; a predecessor's elements stay and keep working.
@@ -255,13 +256,13 @@ class Nftables:
     def _refuse(self, mapping: Mapping, *, removing: bool) -> None:
         """Raise what a key that leads elsewhere amounts to, naming what is there."""
         there = self._present(mapping)
-        found = f"it leads to {_describe(there)}" if there else "there is none such"
+        found = f"it leads to {describe(there)}" if there else "there is none such"
         if removing:
-            raise NotAllocatedError(f"{_describe(mapping)} is not mapped: {found}")
+            raise NotAllocatedError(f"{describe(mapping)} is not mapped: {found}")
         if there is None:
             found = "it stands twice in one batch, or was there a moment ago"
         holder = None if there is None else there.owner or str(there.dest[0])
-        raise InUseError(f"{_describe(mapping)} cannot be mapped: {found}", holder)
+        raise InUseError(f"{describe(mapping)} cannot be mapped: {found}", holder)
 
     def _check_present(self, remove: wire.Held) -> None:
         for name, entries in remove.items():
@@ -390,12 +391,3 @@ def _find(held: wire.Held, entry: bytes | None) -> Mapping | None:
 
 def _strange(name: str, entry: bytes) -> str:
     return f"map {name} held {entry.hex()}, which is no mapping"
-
-
-def _describe(mapping: Mapping) -> str:
-    ports = str(mapping.port)
-    if mapping.count > 1:
-        ports += f"-{mapping.ports[-1]}"
-    host = "" if mapping.host_ip is None else f"{mapping.host_ip}:"
-    owner = "" if mapping.owner is None else f" of {mapping.owner}"
-    return f"{mapping.protocol} {host}{ports} to {mapping.dest[0]}:{mapping.dest[1]}{owner}"
