@@ -91,8 +91,8 @@ cdef inline word above(int index) noexcept nogil:
 
 cdef inline word padding(Tree *t, int level, word base) noexcept nogil:
     """Which children of the inner node at `base` lie wholly past the last ordinal."""
-    if t.last - base >= span_mask(level):
-        return 0
+    if t.last - base >= span_mask(level) and level < HEIGHT - 1:
+        return 0                        # the highest level has 64 children for 4 bits
     return above(index_at(t.last, level))
 
 cdef inline bint is_empty(Tree *t, Node *node, int level, word base) noexcept nogil:
