@@ -5,8 +5,8 @@ import threading
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
-from netalloc._alloc import IPAllocator
 
+from netalloc._alloc import IPAllocator
 from netalloc.errors import (
     CommandError,
     ExhaustedError,

@@ -1,7 +1,9 @@
 """The only place that starts a process."""
 
 import subprocess
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from netalloc.errors import CommandError
@@ -10,38 +12,78 @@ from netalloc.errors import CommandError
 _CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
 
 
-def run(command: Sequence[str], input: str | None = None) -> str:
+def run(command: Sequence[str], input: str | Iterable[str] | None = None) -> str:
     """Run a command to its end and return what it printed.
 
-    `input` goes to its standard input. Raises CommandError with the whole command line,
-    the exit status and what it said on stderr; one that says so when the command is not
-    on PATH; and one that names the missing privilege where that explains the failure.
+    `input` goes to its standard input; given in pieces, the command reads the first ones
+    while the later ones are made. Raises CommandError with the whole command line, the exit
+    status and what it said on stderr; one that says so when the command is not on PATH; and
+    one that names the missing privilege where that explains the failure. An error in making
+    the pieces kills the command before it has seen the end of its input.
 
     >>> run(["echo", "hello"])
     'hello\\n'
+    >>> run(["cat"], (word for word in ("all ", "of ", "it")))
+    'all of it'
     """
     try:
         # surrogateescape: the comments in other people's rules need not be UTF-8.
-        done = subprocess.run(
+        process = subprocess.Popen(
             command,
-            input=input,
-            stdin=subprocess.DEVNULL if input is None else None,
-            capture_output=True,
+            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="surrogateescape",
-            check=False,
         )
     except FileNotFoundError:
         raise CommandError(f"command not found: {command[0]} is not on PATH", command) from None
     except OSError as error:
         raise CommandError(f"{command[0]} could not be started: {error}", command) from error
-    if done.returncode == 0:
-        return done.stdout
-    stderr = done.stderr.strip()
-    message = f"`{' '.join(command)}` failed with status {done.returncode}: {stderr}"
+    with process:
+        try:
+            if input is None or isinstance(input, str):
+                output, stderr = process.communicate(input)
+            else:
+                output, stderr = _feed(process, input)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode == 0:
+        return output
+    stderr = stderr.strip()
+    message = f"`{' '.join(command)}` failed with status {process.returncode}: {stderr}"
     if lacking := missing_privileges():
         message += f" (this process lacks {' and '.join(lacking)})"
-    raise CommandError(message, command, done.returncode, stderr)
+    raise CommandError(message, command, process.returncode, stderr)
+
+
+def _feed(process: "subprocess.Popen[str]", pieces: Iterable[str]) -> tuple[str, str]:
+    """Write from a thread, so that a command that talks while it reads is never stuck."""
+    failure: list[BaseException] = []
+    stdin, process.stdin = process.stdin, None  # communicate would close it
+    assert stdin is not None
+
+    def feed() -> None:
+        try:
+            stdin.writelines(pieces)
+        except BrokenPipeError:
+            pass  # it gave up, and its status says why
+        except BaseException as error:
+            failure.append(error)
+            process.kill()
+        finally:
+            with suppress(BrokenPipeError):
+                stdin.close()
+
+    thread = threading.Thread(target=feed, name="netalloc-feed")
+    thread.start()
+    try:
+        return process.communicate()
+    finally:
+        thread.join()
+        if failure:
+            raise failure[0]
 
 
 def missing_privileges() -> list[str]:

@@ -1,10 +1,9 @@
 """What the iptables chains hold, what a change to them takes, and where they differ."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from itertools import pairwise
 
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError
 from netalloc.model import Mapping, Repairs
@@ -34,55 +33,67 @@ class Known:
                     present.setdefault(mapping.key, mapping)
         return cls(present, sizes)
 
-    def check(self, add: Sequence[Mapping], remove: Sequence[Mapping], name: str) -> list[Mapping]:
-        """What to remove as it is present; InUseError or NotAllocatedError if it cannot be."""
+    @classmethod
+    def of(cls, nat: Rules, mappings: Iterable[Mapping], name: str) -> "Known":
+        """From the rules that were written for these mappings."""
+        sizes = {chain: len(nat[chain]) for chain in nat if chains.is_ours(chain, name)}
+        return cls({mapping.key: mapping for mapping in mappings}, sizes)
+
+    def change(
+        self, add: Sequence[Mapping], remove: Sequence[Mapping], name: str
+    ) -> tuple["Known", Iterator[str]]:
+        """What will be known after a change, and the lines for iptables-restore.
+
+        Raises InUseError or NotAllocatedError when the change cannot be made. The sizes of
+        what is returned are right when all lines have been taken.
+        """
         if name not in self.sizes:
             raise NetallocError(f"chain {name} is missing: setup() makes it, reconcile() mends it")
-        removal: dict[Key, Mapping] = {}
+        present = dict(self.present)
+        removal: list[Mapping] = []
         for mapping in remove:
-            present = self.present.get(mapping.key)
-            if present != mapping or mapping.key in removal:
-                raise NotAllocatedError(f"{mapping} is not mapped; the kernel has {present}")
-            removal[mapping.key] = present
-        added: dict[Key, Mapping] = {}
+            found = present.pop(mapping.key, None)
+            if found != mapping or found is None:
+                raise NotAllocatedError(f"{mapping} is not mapped; the kernel has {found}")
+            removal.append(found)
         for mapping in add:
-            holder = added.get(mapping.key)
-            if holder is None and mapping.key not in removal:
-                holder = self.present.get(mapping.key)
-            if holder is not None:
+            key = mapping.key
+            if key in present:
+                holder = present[key]
                 raise InUseError(f"{mapping} is mapped: {holder}", holder.owner)
-            added[mapping.key] = mapping
-        return list(removal.values())
+            present[key] = mapping
+        after = Known(present, dict(self.sizes))
+        return after, after._lines(add, removal, name)
 
-    def plan(
-        self, add: Iterable[Mapping], remove: Iterable[Mapping], name: str
-    ) -> tuple[list[str], dict[str, int]]:
-        """The lines that iptables-restore needs for a change, and the sizes after it."""
-        sizes = dict(self.sizes)
-        lines: list[str] = []
+    def _lines(self, add: Iterable[Mapping], remove: Iterable[Mapping], name: str) -> Iterator[str]:
+        """The lines that iptables-restore needs for a change; `sizes` follows as they go."""
+        sizes = self.sizes
         touched: set[str] = set()
         for mapping in remove:
             way = chains.path(mapping, name)
             touched.update(way[1:])
-            lines.append(f"-D {way[-1]} {chains.rule(mapping)}")
             sizes[way[-1]] -= 1
-        for mapping in add:
-            way = chains.path(mapping, name)
-            for above, chain in pairwise(way):
-                if chain not in sizes:
-                    # -N fails where another process was quicker; `:CHAIN` would flush it.
-                    lines += (f"-N {chain}", f"-A {above} {chains.jump(chain)}")
-                    sizes[chain] = 0
-                    sizes[above] += 1
-            lines.append(f"-A {way[-1]} {chains.rule(mapping)}")
-            sizes[way[-1]] += 1
-        for chain in sorted(touched, key=len, reverse=True):  # leaves before their groups
+            yield f"-D {way[-1]} {chains.rule(mapping)}\n"
+        new: list[str] = []
+
+        def make(above: str, chain: str) -> None:
+            # -N fails where another process was quicker; `:CHAIN` would flush it.
+            new.append(f"-N {chain}\n-A {above} {chains.jump(chain)}\n")
+            sizes[chain] = 0
+            sizes[above] += 1
+
+        for holder, mapping in chains.holders(add, name, sizes, make):
+            if new:
+                yield from new
+                new.clear()
+            sizes[holder] += 1
+            yield f"-A {holder} {chains.rule(mapping)}\n"
+        for chain in sorted(touched, reverse=True):  # small letters, the leaves, come first
             if sizes[chain] == 0:
                 above = chains.parent(chain)
-                lines += (f"-D {above} {chains.jump(chain)}", f"-X {chain}")
                 sizes[above] -= 1
                 del sizes[chain]
-        return lines, sizes
+                yield f"-D {above} {chains.jump(chain)}\n-X {chain}\n"
 
 
 @dataclass
@@ -94,12 +105,16 @@ class Difference:
     removed: list[Mapping] = field(default_factory=list)
     structure: list[str] = field(default_factory=list)
 
-    def lines(self, table: str, have: Rules, want: Rules) -> list[str]:
-        """The lines that turn what is there into what should be, touching nothing else."""
+    def lines(self, table: str, have: Rules, want: Rules, known: Rules | None = None) -> list[str]:
+        """The lines that turn what is there into what should be, touching nothing else.
+
+        In a chain of others only the rules in `known` (default: the wanted ones) are ours.
+        """
+        known = want if known is None else known
         new, delete, add, drop = [], [], [], []
         for chain in want:
             if chain not in have and chains.is_ours(chain, self.name):
-                new.append(f"-N {chain}")
+                new.append(f"-N {chain}\n")
                 self.structure.append(f"chain {chain} of table {table} was missing")
         for chain in {**have, **want}:
             ours = chains.is_ours(chain, self.name)
@@ -109,17 +124,19 @@ class Difference:
             if present != wanted:
                 there, right = Counter(present), Counter(wanted)
                 # In a built-in chain the other rules are other people's.
-                surplus = there - right if ours else Counter({r: there[r] - 1 for r in right})
+                if not ours:
+                    there = Counter(rule for rule in present if rule in known[chain])
+                surplus = there - right
                 for rule in surplus.elements():
-                    delete.append(f"-D {chain} {rule}")
+                    delete.append(f"-D {chain} {rule}\n")
                     self._note(rule, self.removed, f"chain {chain} of table {table} had {rule!r}")
                 for rule in (right - there).elements():
-                    # The guard goes before rules that could let a packet pass it.
-                    verb = "-I" if table == "raw" else "-A"
-                    add.append(f"{verb} {chain} {rule}")
+                    # What guards or accepts goes before rules that decide otherwise.
+                    verb = "-A" if ours or table == "nat" else "-I"
+                    add.append(f"{verb} {chain} {rule}\n")
                     self._note(rule, self.added, f"chain {chain} of table {table} lacked {rule!r}")
             if ours and chain not in want:
-                drop.append(f"-X {chain}")
+                drop.append(f"-X {chain}\n")
                 self.structure.append(f"chain {chain} of table {table} was left over")
         return new + delete + add + drop
 
@@ -133,3 +150,16 @@ class Difference:
     def repairs(self, settings: Iterable[str]) -> Repairs:
         """All of it, with the settings that were wrong."""
         return Repairs(tuple(self.added), tuple(self.removed), (*self.structure, *settings))
+
+
+def removal(have: Rules, known: Rules, name: str) -> list[str]:
+    """The lines that take all of ours out of a table, as far as it is there."""
+    ours = [chain for chain in have if chains.is_ours(chain, name)]
+    jumps = [
+        f"-D {chain} {rule}\n"
+        for chain in known
+        if chain not in ours
+        for rule in have.get(chain, ())
+        if rule in known[chain]
+    ]
+    return [*jumps, *(f"-F {chain}\n" for chain in ours), *(f"-X {chain}\n" for chain in ours)]

@@ -7,7 +7,6 @@ iptables-restore finds it wrong, nothing has happened, and the chains are read a
 """
 
 import logging
-import re
 import socket
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -19,36 +18,22 @@ from netalloc.errors import (
     InterfaceError,
     InUseError,
     NetallocError,
-    OutOfRangeError,
 )
 from netalloc.host import sysctl
-from netalloc.host.command import run
 from netalloc.model import Mapping, Repairs
-from netalloc.portmap import chains
+from netalloc.portmap import chains, tables
 from netalloc.portmap.chains import Rules
-from netalloc.portmap.chainstate import Difference, Known
+from netalloc.portmap.chainstate import Difference, Known, removal
+from netalloc.portmap.tables import iptables, variant
+
+__all__ = ["Iptables", "iptables", "variant"]
 
 logger = logging.getLogger(__name__)
 
-_WAIT = ("-w", "5")  # seconds for the xtables lock; a bare -w would swallow the next word
 _ATTEMPTS = 8  # at chains that others change at the same time
 _MARKER = "route_localnet was 0"
 _FORWARD = ("net", "ipv4", "ip_forward")
 _DOCKER_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
-
-
-def iptables(*args: str) -> str:
-    """Run iptables, waiting up to 5 s for the xtables lock, and return what it printed.
-
-    Raises CommandError with the command line, the status and stderr; one that says so when
-    there is no iptables on PATH or the privilege is missing.
-    """
-    return run(["iptables", *_WAIT, *args])
-
-
-def variant() -> str:
-    """Which iptables is on PATH: "legacy" or "nft"."""
-    return "nft" if "nf_tables" in run(["iptables", "-V"]) else "legacy"
 
 
 class Iptables:
@@ -70,10 +55,7 @@ class Iptables:
         network: IPv4Network | None = None,
     ) -> None:
         self.chain = chains.check_name(name)
-        # A trailing + would be a pattern.
-        if bridge is not None and not re.fullmatch(r"[A-Za-z0-9_.:@-]{0,14}[A-Za-z0-9_.-]", bridge):
-            raise OutOfRangeError(f"bridge {bridge!r} is no name of an interface (15 characters)")
-        self.bridge = bridge
+        self.bridge = None if bridge is None else chains.check_bridge(bridge)
         self.network = network
         self._marker: str | None = None  # says that route_localnet was off before us
         self._known: Known | None = None
@@ -88,19 +70,22 @@ class Iptables:
         with self._lock:
             if self.bridge is not None:
                 sysctl.read(*self._localnet)
-            self._refuse_taken(self._read(("nat",))["nat"])
+            self._refuse_taken(tables.read("nat")["nat"])
             self._mend(None)
 
     def cleanup(self) -> None:
         """Remove our chains and the rules that lead to them; what is missing is no error."""
         with self._lock:
-            state = self._read()
+            state = tables.read("raw", "nat")
             self._refuse_taken(state["nat"])
             if self.bridge is not None and self._find_marker(state):
                 # Before the guard goes: without it the containers would reach 127.0.0.0/8.
                 with suppress(InterfaceError):  # the bridge went first
                     sysctl.write("0", *self._localnet)
-            self._restore({table: self._removal(table, state[table]) for table in ("nat", "raw")})
+            # nat first: as long as there are mappings, there is the guard.
+            known = self._wanted(())
+            lines = {t: removal(state[t], known.get(t, {}), self.chain) for t in ("nat", "raw")}
+            tables.restore(lines)
             self._known = None
             self._marker = None
 
@@ -111,13 +96,14 @@ class Iptables:
         to remove is not there as given. Linear in the batch; legacy iptables itself reads
         and writes the whole table for any change.
         """
+        if not add and not remove:
+            return
         with self._lock:
             known = self._known or self._list()
             for attempt in range(1, _ATTEMPTS + 1):
                 try:
-                    removal = known.check(add, remove, self.chain)
-                    lines, sizes = known.plan(add, removal, self.chain)
-                    self._restore({"nat": lines})
+                    after, lines = known.change(add, remove, self.chain)
+                    tables.restore({"nat": lines})
                     break
                 except NetallocError:
                     # What was believed may be out of date; if it is not, that is the answer.
@@ -126,10 +112,7 @@ class Iptables:
                     if now == known or attempt == _ATTEMPTS:
                         raise
                     known = now
-            for mapping in remove:
-                del known.present[mapping.key]
-            known.present.update((mapping.key, mapping) for mapping in add)
-            self._known = Known(known.present, sizes)
+            self._known = after
 
     def mappings(self) -> list[Mapping]:
         """What the kernel has now; rules in our chains that map nothing are left out."""
@@ -154,31 +137,18 @@ class Iptables:
         return "net", "ipv4", "conf", self.bridge, "route_localnet"
 
     def _list(self) -> "Known":
-        return Known.read(self._read(("nat",))["nat"], self.chain)
+        return Known.read(tables.read("nat")["nat"], self.chain)
 
     def _wanted(self, desired: Iterable[Mapping]) -> dict[str, Rules]:
-        tables = chains.fixed(self.chain, self.bridge, self.network, self._marker)
-        chains.hang(tables["nat"], desired, self.chain)
-        return tables
-
-    def _removal(self, table: str, rules: Rules) -> list[str]:
-        """What takes all of ours out of a table, as far as it is there."""
-        known = self._wanted(()).get(table, {})
-        ours = [chain for chain in rules if chains.is_ours(chain, self.chain)]
-        lines = [
-            f"-D {chain} {rule}"
-            for chain in known
-            if chain not in ours
-            for rule in rules.get(chain, ())
-            if rule in known[chain]
-        ]
-        return [*lines, *(f"-F {chain}" for chain in ours), *(f"-X {chain}" for chain in ours)]
+        wanted = chains.fixed(self.chain, self.bridge, self.network, self._marker)
+        chains.hang(wanted["nat"], desired, self.chain)
+        return wanted
 
     def _refuse_taken(self, nat: Rules) -> None:
         """InUseError when the chains that are there under our name are somebody else's."""
         if self.chain == "DOCKER" and _docker_runs():
             raise InUseError("chain DOCKER is taken: a Docker daemon runs", "DOCKER")
-        if f"{self.chain}-post" in nat:
+        if f"{self.chain}/nat" in nat:
             return  # made together with the main one, in one transaction
         for chain in nat:
             if chains.is_ours(chain, self.chain):
@@ -190,31 +160,34 @@ class Iptables:
 
     def _find_marker(self, state: dict[str, Rules]) -> bool:
         """Whether route_localnet was off before us, or before a predecessor that crashed."""
-        post = state["nat"].get(f"{self.chain}-post", ())
-        return self._marker is not None or any(_MARKER in rule for rule in post)
+        out = state["nat"].get(f"{self.chain}/nat", ())
+        return self._marker is not None or any(_MARKER in rule for rule in out)
 
     def _mend(self, desired: Collection[Mapping] | None) -> Repairs:
         """Make rules, then settings, what they should be; None keeps the mappings there are."""
-        state = self._read()
+        state = tables.read("raw", "nat")
         for attempt in range(1, _ATTEMPTS + 1):
-            keep = Known.read(state["nat"], self.chain).present.values()
+            keep: Collection[Mapping] = (
+                Known.read(state["nat"], self.chain).present.values()
+                if desired is None
+                else desired
+            )
             if self.bridge is not None and (
                 self._find_marker(state) or sysctl.read(*self._localnet) == "0"
             ):
                 self._marker = _MARKER
-            wanted = self._wanted(keep if desired is None else desired)
+            wanted = self._wanted(keep)
             difference = Difference(self.chain)
-            script = {
-                table: difference.lines(table, state[table], wanted[table]) for table in wanted
-            }
+            lines = {t: difference.lines(t, state[t], wanted[t]) for t in wanted}
             try:
-                self._restore(script)
+                if any(lines.values()):
+                    tables.restore(lines)
                 break
             except CommandError:
-                before, state = state, self._read()
+                before, state = state, tables.read("raw", "nat")
                 if state == before or attempt == _ATTEMPTS:
                     raise
-        self._known = Known.read(wanted["nat"], self.chain)
+        self._known = Known.of(wanted["nat"], keep, self.chain)
         return difference.repairs(self._mend_settings())
 
     def _mend_settings(self) -> list[str]:
@@ -228,28 +201,6 @@ class Iptables:
             found.append(f"{'.'.join(_FORWARD)} was 0")
             logger.info("set %s: the containers need it; it stays", ".".join(_FORWARD))
         return found
-
-    def _read(self, tables: Iterable[str] = ("raw", "nat")) -> dict[str, Rules]:
-        """All rules of these tables, by table and chain."""
-        state: dict[str, Rules] = {}
-        for table in tables:
-            rules = state[table] = {}
-            for line in run(["iptables-save", "-t", table]).splitlines():
-                if line[:1] == ":":
-                    rules[line[1:].partition(" ")[0]] = []
-                elif line[:3] == "-A ":
-                    chain, _, rule = line[3:].partition(" ")
-                    rules[chain].append(rule)
-        return state
-
-    def _restore(self, tables: dict[str, list[str]]) -> None:
-        text = "".join(
-            f"*{table}\n" + "\n".join(lines) + "\nCOMMIT\n"
-            for table, lines in tables.items()
-            if lines
-        )
-        if text:
-            run(["iptables-restore", *_WAIT, "--noflush"], text)
 
 
 def _docker_runs() -> bool:

@@ -6,7 +6,6 @@ from ipaddress import IPv4Address
 from netalloc.errors import InUseError, NotAllocatedError
 from netalloc.model import Mapping
 
-Key = tuple[IPv4Address | None, str, int]
 _Port = tuple[str, int]
 
 
@@ -19,16 +18,18 @@ class MappingTable:
     """
 
     def __init__(self, mappings: Iterable[Mapping] = ()) -> None:
-        self._by_key: dict[Key, Mapping] = {}
         self._everywhere: dict[_Port, Mapping] = {}
         self._at: dict[_Port, dict[IPv4Address, Mapping]] = {}
         self.add(mappings)
 
-    def __len__(self) -> int:
-        return len(self._by_key)
-
     def __iter__(self) -> Iterator[Mapping]:
-        return iter(self._by_key.values())
+        for (_, port), mapping in self._everywhere.items():
+            if mapping.port == port:  # a block has an entry for each of its ports
+                yield mapping
+        for (_, port), at in self._at.items():
+            for mapping in at.values():
+                if mapping.port == port:
+                    yield mapping
 
     def holder(self, mapping: Mapping) -> Mapping | None:
         """The mapping that excludes this one, if there is any."""
@@ -36,21 +37,27 @@ class MappingTable:
             port = mapping.protocol, number
             if holder := self._everywhere.get(port):
                 return holder
-            if at := self._at.get(port):
-                if mapping.host_ip is None:
-                    return next(iter(at.values()))
-                if holder := at.get(mapping.host_ip):
-                    return holder
+            at = self._at.get(port, {})
+            if mapping.host_ip is None and at:
+                return next(iter(at.values()))
+            if mapping.host_ip is not None and mapping.host_ip in at:
+                return at[mapping.host_ip]
         return None
 
     def add(self, mappings: Iterable[Mapping]) -> None:
         """Add all or none; InUseError names the holder."""
         done: list[Mapping] = []
         for mapping in mappings:
+            if mapping.count == 1 and mapping.host_ip is None:
+                # Nearly all of them: a third of the time of the general way.
+                port = mapping.protocol, mapping.port
+                if port not in self._everywhere and port not in self._at:
+                    self._everywhere[port] = mapping
+                    done.append(mapping)
+                    continue
             if holder := self.holder(mapping):
                 self.remove(done)
                 raise InUseError(f"{describe(mapping)} is held by {describe(holder)}", holder.owner)
-            self._by_key[mapping.key] = mapping
             for number in mapping.ports:
                 if mapping.host_ip is None:
                     self._everywhere[mapping.protocol, number] = mapping
@@ -60,9 +67,8 @@ class MappingTable:
             done.append(mapping)
 
     def remove(self, mappings: Iterable[Mapping]) -> None:
-        """Remove mappings that `find` returned."""
+        """Remove mappings that are in the table."""
         for mapping in mappings:
-            del self._by_key[mapping.key]
             for number in mapping.ports:
                 port = mapping.protocol, number
                 if mapping.host_ip is None:
@@ -74,16 +80,15 @@ class MappingTable:
 
     def find(self, port: int, protocol: str, host_ip: IPv4Address | None) -> Mapping | None:
         """The mapping of that port; NotAllocatedError for a port within a block."""
-        if found := self._by_key.get((host_ip, protocol, port)):
-            return found
-        inside = self._everywhere.get((protocol, port))
-        if host_ip is not None:
-            inside = self._at.get((protocol, port), {}).get(host_ip)
-        if inside is not None:
+        if host_ip is None:
+            found = self._everywhere.get((protocol, port))
+        else:
+            found = self._at.get((protocol, port), {}).get(host_ip)
+        if found is not None and found.port != port:
             raise NotAllocatedError(
-                f"port {port}/{protocol} is part of {describe(inside)}, which goes as a whole"
+                f"port {port}/{protocol} is part of {describe(found)}, which goes as a whole"
             )
-        return None
+        return found
 
 
 def describe(mapping: Mapping) -> str:
