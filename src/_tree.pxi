@@ -117,9 +117,9 @@ cdef bint ensure(Tree *t, Py_ssize_t count) noexcept nogil:
     return True
 
 cdef void trim(Tree *t) noexcept nogil:
-    """Free all spare nodes but the ones worth keeping."""
+    """Free all spare nodes."""
     cdef Node *node
-    while t.spares > KEPT:
+    while t.spares > 0:
         node = t.spare
         t.spare = node.at.child[0]
         t.spares -= 1

@@ -10,6 +10,7 @@ import os
 import select
 import socket
 from collections.abc import Collection
+from threading import Lock
 
 from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attributes
 
@@ -34,6 +35,8 @@ class RuleMonitor:
         if own:
             self._netlink.attach_filter(_all_but(own))
         self._stopped, self._stop = os.pipe2(os.O_CLOEXEC)
+        self._closed = False
+        self._lock = Lock()  # a number of a closed file may be another file's by now
 
     def wait(self) -> bool:
         """Block until one of the tables has changed; false once `stop` was called.
@@ -53,13 +56,19 @@ class RuleMonitor:
 
     def stop(self) -> None:
         """Make `wait` return false, now and later; may be called from any thread."""
-        os.write(self._stop, b".")
+        with self._lock:
+            if not self._closed:
+                os.write(self._stop, b".")
 
     def close(self) -> None:
-        """Give back the socket; not while another thread waits."""
-        self._netlink.close()
-        for fd in (self._stopped, self._stop):
-            os.close(fd)
+        """Give back the socket; not while another thread waits. A second time is no error."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._netlink.close()
+            for fd in (self._stopped, self._stop):
+                os.close(fd)
 
     def _concerned(self) -> bool:
         try:

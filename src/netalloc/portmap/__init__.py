@@ -1,7 +1,7 @@
 """PortMapper: the desired mappings, and a backend that makes the kernel agree."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from threading import RLock
 from types import TracebackType
@@ -10,6 +10,7 @@ from netalloc.errors import NotAllocatedError, OutOfRangeError
 from netalloc.model import Mapping, Repairs, as_host_ip, check_port, check_protocol
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.table import MappingTable, describe
+from netalloc.portmap.watch import Watch
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ count=1, owner=None)
         self.backend: Backend = backend
         self._table = MappingTable()
         self._lock = RLock()
+        self._watch: Watch | None = None
 
     def __enter__(self) -> "PortMapper":
         self.setup()
@@ -90,6 +92,7 @@ count=1, owner=None)
 
     def cleanup(self) -> None:
         """Remove all that is ours from the kernel; what is missing already is no error."""
+        self._end_watch()
         with self._lock:
             gone = self.mappings
             self.backend.cleanup()
@@ -98,6 +101,7 @@ count=1, owner=None)
 
     def close(self) -> None:
         """Give back what the backend keeps open; the mappings stay in the kernel."""
+        self._end_watch()
         self.backend.close()
 
     def map(
@@ -203,6 +207,30 @@ count=1, owner=None)
             self._flush(repairs.removed, added=False)
             self._flush(repairs.added, added=True)
             return repairs
+
+    def watch(self, on_repair: Callable[[Repairs], None] | None = None) -> Watch:
+        """Reconcile now, and whenever somebody else changes our rules, within a second.
+
+        A thread waits for the kernel to say so, without polling, until the returned watch
+        is closed, or `cleanup` or `close` end it. `on_repair` is called in that thread
+        with what was found. Ends a watch that runs already. Raises NetallocError where the
+        kernel tells nobody: with iptables-legacy and with the null backend.
+        """
+        self._end_watch()
+        monitor = self.backend.monitor()
+        try:
+            self.reconcile()  # what has changed before the monitor listened
+        except BaseException:
+            monitor.close()
+            raise
+        self._watch = Watch(monitor, self.reconcile, on_repair)
+        return self._watch
+
+    def _end_watch(self) -> None:
+        # Never with the lock held: the thread may be waiting for it.
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
 
     def _flush(self, mappings: Sequence[Mapping], *, added: bool) -> None:
         """Forget the flows that still go where these host ports led before the change."""

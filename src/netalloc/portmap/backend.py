@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
+from netalloc.host.monitor import RuleMonitor
 from netalloc.model import Mapping, Repairs
 
 
@@ -31,6 +32,9 @@ class Backend(Protocol):
 
     def reconcile(self, desired: Collection[Mapping]) -> Repairs:
         """Bring the kernel to the desired mappings, touching only what differs."""
+
+    def monitor(self) -> RuleMonitor:
+        """Tells when somebody else changes the rules; NetallocError where nobody can tell."""
 
     def close(self) -> None:
         """Give back sockets; the rules stay."""

@@ -20,6 +20,7 @@ from netalloc.errors import (
     NetallocError,
 )
 from netalloc.host import sysctl
+from netalloc.host.monitor import RuleMonitor
 from netalloc.model import Mapping, Repairs
 from netalloc.portmap import chains, tables
 from netalloc.portmap.chains import Rules
@@ -127,6 +128,19 @@ class Iptables:
         """
         with self._lock:
             return self._mend(desired)
+
+    def monitor(self) -> RuleMonitor:
+        """Tells when anybody changes the tables that our chains are in, ourselves included.
+
+        Raises NetallocError with iptables-legacy: its changes show in the audit log of
+        the first network namespace at best, and the kernel tells nobody else.
+        """
+        if variant() == "legacy":
+            raise NetallocError(
+                "the kernel does not tell when iptables-legacy changes rules: watch works "
+                "with nftables and iptables-nft; elsewhere call reconcile from time to time"
+            )
+        return RuleMonitor(("nat", "raw", "filter"))
 
     def close(self) -> None:
         """Nothing is held; the rules stay."""

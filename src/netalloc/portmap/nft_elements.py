@@ -73,6 +73,8 @@ BLOCK_IP: Final = _layout("block_ip", True, True)
 BLOCK_ANY: Final = _layout("block_any", False, True)
 LAYOUTS: Final = {map_.name: map_ for map_ in (DNAT_IP, DNAT_ANY, BLOCK_IP, BLOCK_ANY)}
 
+BLOCKS: Final = {name for name, map_ in LAYOUTS.items() if map_.block}
+
 _ELEMENT_HEADER: Final = {
     map_.name: _pair(4 + map_.pack.size, _ELEMENT) for map_ in LAYOUTS.values()
 }

@@ -35,7 +35,7 @@ CHAINS: Final = ("portmap", *_BASE_CHAINS)
 # What of each answer is the fixed part; the rest is handles, counters and use counts.
 # Table: flags. Chain: hook, policy, type, flags. Set: flags, key and data types, lengths.
 _TABLE_PARTS, _CHAIN_PARTS, _SET_PARTS = (2,), (4, 5, 7, 10), (3, 4, 5, 6, 7)
-_NAME, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_NAME, _CHAIN_NAME, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 3, 2, 4
 
 
 def check_table(name: str) -> str:
@@ -49,15 +49,11 @@ def check_table(name: str) -> str:
     return name
 
 
-def check_bridge(bridge: str) -> str:
-    """The name itself; OutOfRangeError for what cannot be an interface or would be a pattern."""
-    if not re.fullmatch(r'[^\s/"*\\]{1,15}', bridge):
-        raise OutOfRangeError(f"bridge {bridge!r} is no name of an interface (15 characters)")
-    return bridge
-
-
 def rules(bridge: str | None, network: IPv4Network | None) -> dict[str, list[str]]:
-    """The rules of each chain, as nft writes them."""
+    """The rules of each chain, as nft writes them; OutOfRangeError for a bad bridge."""
+    # A * would be a pattern.
+    if bridge is not None and not re.fullmatch(r'[^\s/"*\\]{1,15}', bridge):
+        raise OutOfRangeError(f"bridge {bridge!r} is no name of an interface (15 characters)")
     found: dict[str, list[str]] = {
         "portmap": [
             # Without it a container's connection to an outside server on a mapped port
@@ -133,6 +129,17 @@ def snapshot(netlink: NetlinkSocket, name: str) -> Snapshot:
             held[chain].append(parts.get(_RULE_EXPRESSIONS, b""))
     found.update((f"rules {chain}", tuple(expressions)) for chain, expressions in held.items())
     return found
+
+
+def has_sibling(netlink: NetlinkSocket, name: str) -> bool:
+    """Whether there is a table like ours under another name: another instance of netalloc."""
+    held: dict[bytes, set[bytes]] = {}
+    for body in netlink.dump(GET_CHAIN, IPV4)[0]:
+        parts = attributes(body, 4)
+        held.setdefault(parts.get(_NAME, b""), set()).add(parts.get(_CHAIN_NAME, b""))
+    held.pop(name.encode() + b"\0", None)
+    ours = {chain.encode() + b"\0" for chain in CHAINS}
+    return any(ours <= chains for chains in held.values())
 
 
 def _one(

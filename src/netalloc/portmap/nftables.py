@@ -6,40 +6,37 @@ part is a text that nft loads once, the elements go by netlink over a socket tha
 
 import errno
 import logging
-import os
 import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import suppress
 from ipaddress import IPv4Network
 from threading import RLock
-from typing import Final
+from typing import Final, NoReturn
 
 from netalloc.errors import (
     CommandError,
-    InterfaceError,
     InUseError,
     NetallocError,
     NotAllocatedError,
 )
-from netalloc.host import sysctl
 from netalloc.host.command import run
-from netalloc.host.netlink import EXCLUSIVE, NETLINK_NETFILTER, NetlinkError, NetlinkSocket
+from netalloc.host.monitor import RuleMonitor
+from netalloc.host.netlink import EXCLUSIVE, NetlinkError, NetlinkSocket
 from netalloc.model import Mapping, Repairs
 from netalloc.portmap import nft_batch as batch
 from netalloc.portmap import nft_elements as wire
 from netalloc.portmap import nft_ruleset as fixed
+from netalloc.portmap.nft_settings import BridgeSettings
+from netalloc.portmap.nft_table import NftTable, overlap
+from netalloc.portmap.table import describe
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
 _log = logging.getLogger(__name__)
 
-_FORWARD: Final = ("net", "ipv4", "ip_forward")
 _PRESENT: Final = (errno.EEXIST, errno.EBUSY)  # the key is there; kernels differ in the word
 _MOVED: Final = (errno.ENOENT, *_PRESENT)
-_ASK_ROOM = 64  # keys to a question: its answers have to fit into the receive buffer
-_LIST_FROM = 1024  # keys from which listing the whole map is cheaper than asking for each
 _PROBE: Final = "netalloc-probe"
 _ATTEMPTS = 20  # at a moving target, before somebody else is to blame
 
@@ -64,12 +61,10 @@ class Nftables:
         network: IPv4Network | None = None,
     ) -> None:
         self.table = fixed.check_table(name)
-        self.bridge = None if bridge is None else fixed.check_bridge(bridge)
-        self._rules = fixed.rules(self.bridge, network)
-        self._localnet = ("net", "ipv4", "conf", self.bridge or "", "route_localnet")
-        self._localnet_was_open: bool | None = None
+        self._table = NftTable(name)
+        self._rules = fixed.rules(bridge, network)
+        self._settings = None if bridge is None else BridgeSettings(bridge)
         self._expected: fixed.Snapshot | None = None
-        self._kept: NetlinkSocket | None = None
         self._lock = RLock()
 
     @property
@@ -77,10 +72,9 @@ class Nftables:
         """The backend's own name."""
         return "nftables"
 
-    @property
-    def portid(self) -> int:
-        """By which a monitor knows our own changes."""
-        return self._netlink.portid
+    def monitor(self) -> RuleMonitor:
+        """Tells when somebody else changes our table; CommandError without the privilege."""
+        return RuleMonitor([self.table], own=[self._netlink.portid])
 
     def setup(self) -> None:
         """Load the ruleset in one transaction; a predecessor's elements stay and keep working.
@@ -94,11 +88,10 @@ class Nftables:
         """Remove the table with all that is in it; none there is no error."""
         with self._lock:
             self._expected = None
-            if self.bridge and not self._localnet_was_open and self._snapshot():
+            if self._settings is not None:
                 # Before the guard goes: without it the bridge would reach 127.0.0.0/8.
-                with suppress(InterfaceError):  # the bridge went first
-                    sysctl.write("0", *self._localnet)
-            self._localnet_was_open = None
+                alone = not fixed.has_sibling(self._netlink, self.table)
+                self._settings.withdraw(ours=alone and bool(self._snapshot()))
             try:
                 batch.send(self._netlink, [fixed.table_deletion(self.table)])
             except NetlinkError as error:
@@ -108,9 +101,7 @@ class Nftables:
     def close(self) -> None:
         """Close the socket; the rules stay, and the next call opens another one."""
         with self._lock:
-            if self._kept is not None:
-                self._kept.close()
-                self._kept = None
+            self._table.close()
 
     def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping] = ()) -> None:
         """Remove, then add, in one transaction.
@@ -123,6 +114,8 @@ class Nftables:
             held, gone = wire.entries(add), wire.entries(remove)
             if remove:
                 self._check_present(gone)
+            for name in wire.BLOCKS & held.keys():
+                self._check_free(name, held[name], gone.get(name, {}))
             steps = self._changes(held, gone)
             if not steps:
                 return
@@ -142,7 +135,7 @@ class Nftables:
         """What the kernel has now; elements that are no mapping are logged and left out."""
         found = []
         with self._lock:
-            listing = self._list()
+            listing = self._table.list()
         for name, elements in listing.items():
             map_ = wire.LAYOUTS[name]
             for entry, rest in elements.items():
@@ -177,10 +170,7 @@ class Nftables:
 
     @property
     def _netlink(self) -> NetlinkSocket:
-        kept = self._kept
-        if kept is None or kept.pid != os.getpid():  # answers would go to parent or child
-            kept = self._kept = NetlinkSocket(NETLINK_NETFILTER)
-        return kept
+        return self._table.netlink
 
     def _snapshot(self) -> fixed.Snapshot:
         return fixed.snapshot(self._netlink, self.table)
@@ -188,19 +178,17 @@ class Nftables:
     def _restore_structure(self, *, always: bool = False) -> tuple[str, ...]:
         """Load the fixed part where it is not as it was after our last load; what was wrong."""
         before = self._snapshot()
-        if self.bridge:
-            localnet = sysctl.read(*self._localnet)  # InterfaceError while nothing has changed
-            if self._localnet_was_open is None:
-                self._localnet_was_open = localnet == "1" and not before
+        if self._settings is not None:
+            # Raises InterfaceError while nothing has changed.
+            self._settings.look(
+                lambda: bool(before) or fixed.has_sibling(self._netlink, self.table)
+            )
         found: tuple[str, ...] = ()
         if always or before != self._expected:
             self._expected = self._load()
             found = fixed.differences(before, self._expected, self.table)
-        if self.bridge:
-            for setting in (_FORWARD, self._localnet):
-                if sysctl.read(*setting) == "0":
-                    sysctl.write("1", *setting)
-                    found += (f"{'.'.join(setting)} was 0",)
+        if self._settings is not None:
+            found += self._settings.restore()
         return found
 
     def _load(self) -> fixed.Snapshot:
@@ -222,7 +210,7 @@ class Nftables:
         add: wire.Held = {}
         extra: dict[str, set[bytes]] = {}
         removed, strange = [], []
-        for name, present in self._list().items():
+        for name, present in self._table.list().items():
             held = wanted.get(name, {})
             if held.keys() == present.keys():
                 continue
@@ -248,90 +236,47 @@ class Nftables:
         except batch.RefusedError as error:
             removing = error.step is not None and not error.step.flags & EXCLUSIVE
             mapping = _find(remove if removing else add, error.entry)
+            if error.errno == errno.ENOENT and not removing:
+                raise CommandError(
+                    f"table ip {self.table} or part of it is missing: setup or reconcile makes it",
+                    status=error.errno,
+                ) from error
             if error.errno not in _PRESENT or mapping is None:
                 raise
             self._refuse(mapping, removing=removing)
 
     def _refuse(self, mapping: Mapping, *, removing: bool) -> None:
         """Raise what a key that leads elsewhere amounts to, naming what is there."""
-        there = self._present(mapping)
-        found = f"it leads to {_describe(there)}" if there else "there is none such"
-        if removing:
-            raise NotAllocatedError(f"{_describe(mapping)} is not mapped: {found}")
-        if there is None:
-            found = "it stands twice in one batch, or was there a moment ago"
-        holder = None if there is None else there.owner or str(there.dest[0])
-        raise InUseError(f"{_describe(mapping)} cannot be mapped: {found}", holder)
+        there = self._table.holder(mapping)
+        if not removing:
+            _refuse_addition(mapping, there)
+        found = f"it leads to {describe(there)}" if there else "there is none such"
+        raise NotAllocatedError(f"{describe(mapping)} is not mapped: {found}")
 
     def _check_present(self, remove: wire.Held) -> None:
         for name, entries in remove.items():
-            present = self._look_up(wire.LAYOUTS[name], list(entries))
+            present = self._table.look_up(wire.LAYOUTS[name], list(entries))
             for entry, mapping in entries.items():
                 if entry not in present:
                     self._refuse(mapping, removing=True)
 
-    def _present(self, mapping: Mapping) -> Mapping | None:
-        """What is mapped where `mapping` would be."""
-        map_ = wire.layout_of(mapping)
-        near = self._list_map(map_) if map_.block else self._look_up(map_, [wire.entry(mapping)])
-        for entry, rest in near.items():
-            there = wire.decode(entry, rest, map_)
-            if there is None or there.key[:2] != mapping.key[:2]:
-                continue
-            if there.port in mapping.ports or mapping.port in there.ports:
-                return there
-        return None
+    def _check_free(self, name: str, add: dict[bytes, Mapping], remove: Collection[bytes]) -> None:
+        """Refuse blocks that overlap others.
 
-    def _look_up(self, map_: wire.Layout, entries: Sequence[bytes]) -> dict[bytes, bytes]:
-        """What the kernel has under the keys of these entries."""
-        if len(entries) >= _LIST_FROM:
-            return self._list_map(map_)
-        found: dict[bytes, bytes] = {}
-        for first in range(0, len(entries), _ASK_ROOM):
-            some = entries[first : first + _ASK_ROOM]
-            body = wire.body(self.table, map_, wire.key_elements(some, map_))
-            try:
-                answers = self._netlink.call(batch.GET_ELEMENT, body)
-            except NetlinkError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                # The kernel stops at the first key that is absent.
-                if len(some) > 1:
-                    for entry in some:
-                        found.update(self._look_up(map_, [entry]))
-                continue
-            for answer in answers:
-                wire.listed(answer, map_, found)
-        return found
-
-    def _list(self) -> dict[str, dict[bytes, bytes]]:
-        return {name: self._list_map(map_) for name, map_ in wire.LAYOUTS.items()}
-
-    def _list_map(self, map_: wire.Layout) -> dict[bytes, bytes]:
-        """All entries of a map; none when the map is missing.
-
-        Two things spoil a listing. While the kernel still rehashes a map that has grown,
-        it lists some elements twice and lacks as many, and does not say so: we look again.
-        And it marks the listing as interrupted when any table of the namespace changed,
-        which on a busy host is every one: so three tries, after which an element may be
-        lacking that came or went meanwhile. A repair built on that is refused as a whole.
+        The kernel itself refuses a block that starts or ends within another, but not one
+        that encloses it.
         """
-        question = wire.body(self.table, map_)
-        for attempt in range(_ATTEMPTS):
-            try:
-                bodies, consistent = self._netlink.dump(batch.GET_ELEMENT, question)
-            except NetlinkError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                return {}
-            found: dict[bytes, bytes] = {}
-            count = sum([wire.listed(body, map_, found) for body in bodies])
-            if count == len(found) and (consistent or attempt >= 2):
-                return found
-        raise CommandError(
-            f"map {map_.name} of table ip {self.table} could not be listed in "
-            f"{_ATTEMPTS} tries: it changed each time"
-        )
+        map_ = wire.LAYOUTS[name]
+        present = [
+            there
+            for entry, rest in self._table.list_map(map_).items()
+            if entry not in remove and (there := wire.decode(entry, rest, map_))
+        ]
+        for mapping in add.values():
+            for there in present:
+                if overlap(mapping, there):
+                    _refuse_addition(mapping, there)
+            present.append(mapping)
 
     def _apply_in_pieces(self, add: Sequence[Mapping], remove: Sequence[Mapping]) -> None:
         done: list[tuple[wire.Held, wire.Held]] = []
@@ -388,14 +333,13 @@ def _find(held: wire.Held, entry: bytes | None) -> Mapping | None:
     return next((m[entry] for m in held.values() if entry in m), None) if entry else None
 
 
+def _refuse_addition(mapping: Mapping, there: Mapping | None) -> NoReturn:
+    found = "it stands twice in one batch, or was there a moment ago"
+    if there is not None:
+        found = f"it leads to {describe(there)}"
+    holder = None if there is None else there.owner or str(there.dest[0])
+    raise InUseError(f"{describe(mapping)} cannot be mapped: {found}", holder)
+
+
 def _strange(name: str, entry: bytes) -> str:
     return f"map {name} held {entry.hex()}, which is no mapping"
-
-
-def _describe(mapping: Mapping) -> str:
-    ports = str(mapping.port)
-    if mapping.count > 1:
-        ports += f"-{mapping.ports[-1]}"
-    host = "" if mapping.host_ip is None else f"{mapping.host_ip}:"
-    owner = "" if mapping.owner is None else f" of {mapping.owner}"
-    return f"{mapping.protocol} {host}{ports} to {mapping.dest[0]}:{mapping.dest[1]}{owner}"

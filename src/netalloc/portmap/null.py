@@ -3,7 +3,8 @@
 from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address
 
-from netalloc.errors import InUseError, NotAllocatedError
+from netalloc.errors import InUseError, NetallocError, NotAllocatedError
+from netalloc.host.monitor import RuleMonitor
 from netalloc.model import Mapping, Repairs
 
 
@@ -49,6 +50,10 @@ class Null:
         removed = [m for m in self._present.values() if wanted.get(m.key) != m]
         self._present = dict(wanted)
         return Repairs(tuple(added), tuple(removed))
+
+    def monitor(self) -> RuleMonitor:
+        """Raises NetallocError: there are no rules that could change."""
+        raise NetallocError("the null backend makes no rules that could be watched")
 
     def close(self) -> None:
         """Nothing is held."""

@@ -1,0 +1,145 @@
+"""Mappings in the wire format of nftables' maps."""
+
+from ipaddress import IPv4Address
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from netalloc.errors import InUseError
+from netalloc.host.netlink import attributes
+from netalloc.model import PROTOCOLS, Mapping
+from netalloc.portmap import nft_elements as wire
+
+# Little-endian, by hand from linux/netfilter/nf_tables.h; test_nftables.py has nft itself
+# add the same elements and compares.
+GOLDEN = {
+    Mapping(8080, ("10.0.0.2", 80)): (
+        "dnat_any",
+        "10000100 0c000100 06000000 1f900000 10000200 0c000100 0a000002 00500000",
+    ),
+    Mapping(53, ("10.0.0.2", 5353), "udp", "192.0.2.1"): (
+        "dnat_ip",
+        "14000100 10000100 c0000201 11000000 00350000 10000200 0c000100 0a000002 14e90000",
+    ),
+    Mapping(9000, ("10.0.0.3", 9000), count=100): (
+        "block_any",
+        (
+            "10000100 0c000100 06000000 23280000 10000a00 0c000100 06000000 238b0000 "
+            "0c000200 08000100 0a000003"
+        ),
+    ),
+    Mapping(9000, ("10.0.0.3", 9000), "sctp", "192.0.2.1", 2): (
+        "block_ip",
+        (
+            "14000100 10000100 c0000201 84000000 23280000 14000a00 10000100 c0000201 84000000 "
+            "23290000 0c000200 08000100 0a000003"
+        ),
+    ),
+}
+
+addresses = st.integers(1, 2**32 - 1).map(IPv4Address)
+ports = st.integers(1, 65535)
+owners = st.none() | st.text(max_size=300)
+single = st.builds(
+    Mapping,
+    ports,
+    st.tuples(addresses, ports),
+    st.sampled_from(PROTOCOLS),
+    st.none() | addresses,
+    owner=owners,
+)
+block = ports.flatmap(
+    lambda port: st.builds(
+        Mapping,
+        st.just(port),
+        st.tuples(addresses, st.just(port)),
+        st.sampled_from(PROTOCOLS),
+        st.none() | addresses,
+        st.integers(1, 65536 - port),
+        owners,
+    )
+)
+mappings = single | block
+
+
+@pytest.mark.parametrize("mapping", GOLDEN, ids=lambda mapping: GOLDEN[mapping][0])
+def test_golden(mapping):
+    name, expected = GOLDEN[mapping]
+    assert wire.layout_of(mapping).name == name
+    assert wire.entry(mapping).hex(" ", 4) == expected
+
+
+@given(st.lists(mappings, max_size=40))
+def test_what_is_encoded_is_decoded(batch):
+    batch = list({mapping: mapping for mapping in batch}.values())
+    back = []
+    for name, held in wire.entries(batch).items():
+        map_ = wire.LAYOUTS[name]
+        found = {}
+        elements = wire.elements(held, map_)
+        for piece in wire.split(elements):
+            body = wire.body("netalloc", map_, piece)
+            assert len(body) < 65536
+            assert wire.listed(body, map_, found) == len(piece)
+        back += [wire.decode(entry, rest, map_) for entry, rest in found.items()]
+        for piece in wire.key_elements(held, map_):
+            assert any(piece[4:] == entry[: len(piece) - 4] for entry in held)
+    assert set(back) == set(batch)
+    by_key = {mapping: mapping for mapping in back}
+    for mapping in batch:
+        assert entry_of_both_ways(mapping)
+        shown = by_key[mapping].owner
+        assert (shown is None) == (mapping.owner is None)
+        if mapping.owner is not None:
+            assert len(shown.encode()) <= 252
+            if mapping.owner.isascii() and mapping.owner.isprintable():
+                assert shown == mapping.owner[:252].replace('"', "?")
+
+
+def entry_of_both_ways(mapping):
+    """The quick way of many and the plain way of one agree."""
+    return [*wire.entries([mapping])[wire.layout_of(mapping).name]] == [wire.entry(mapping)]
+
+
+@given(st.binary(max_size=80), st.sampled_from(list(wire.LAYOUTS.values())))
+def test_a_strangers_element_is_no_mapping_or_a_right_one(data, map_):
+    found = wire.decode(data, b"", map_)
+    if found is not None:
+        assert wire.layout_of(found).block <= map_.block
+
+
+@given(st.binary(max_size=300), st.sampled_from(list(wire.LAYOUTS.values())))
+def test_a_listing_that_is_garbage_ends(data, map_):
+    wire.listed(b"\2\0\0\0" + data, map_, {})
+    attributes(data)
+
+
+def test_an_owner_survives_what_nft_cannot_quote():
+    wanted = {
+        'say "x"': "say ?x?",
+        "line\nbreak\0": "line?break?",
+        "ü" * 200: "ü" * 126,  # cut at a whole character
+        "": "",
+    }
+    for owner, shown in wanted.items():
+        mapping = Mapping(1, ("10.0.0.1", 1), owner=owner)
+        (element,) = wire.elements({wire.entry(mapping): mapping}, wire.DNAT_ANY)
+        found = {}
+        wire.listed(wire.body("t", wire.DNAT_ANY, [element]), wire.DNAT_ANY, found)
+        ((entry, rest),) = found.items()
+        assert wire.decode(entry, rest, wire.DNAT_ANY).owner == shown
+
+
+def test_a_batch_names_no_mapping_twice():
+    mapping = Mapping(1, ("10.0.0.1", 1))
+    with pytest.raises(InUseError, match="twice"):
+        wire.entries([mapping, mapping])
+
+
+def test_a_message_never_outgrows_its_nesting():
+    longest = [Mapping(p, ("10.0.0.1", 1), owner="x" * 300) for p in range(1, 2000)]
+    held = wire.entries(longest)["dnat_any"]
+    pieces = list(wire.split(wire.elements(held, wire.DNAT_ANY)))
+    assert sum(map(len, pieces)) == len(longest)
+    assert max(len(wire.body("netalloc", wire.DNAT_ANY, piece)) for piece in pieces) < 65_000
