@@ -17,8 +17,11 @@ ROWS = (
     {"_alloc"},
     {"host"},
     {"ports", "portmap", "store"},
+    {"kernel", "holding"},
     {"changes"},
     {"publishing"},
+    {"leasing"},
+    {"interface"},
     {"manager"},
     {"cli", "server", "cni"},
 )
