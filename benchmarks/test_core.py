@@ -6,10 +6,10 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from compiled import compiled
-from gate import PROMISES, Promise, measure
 from pytest_benchmark.fixture import BenchmarkFixture
 
+from compiled import compiled
+from gate import PROMISES, Promise, measure
 from netalloc import _alloc
 
 SOURCES = Path(__file__).parent.parent / "src"
