@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
@@ -71,19 +72,19 @@ class NetworkManager:
         self.gateway = self.plan.gateway
         self.stale_releases = 0
         self._closed = False
-        self._store = _store(store)
-        self._owns_store = self._store is not store
-        try:
+        with ExitStack() as owned:
+            self._store = _store(store)
+            if self._store is not store:
+                owned.callback(self._store.close)
             number = register(self._store, bridge, self.plan)
             self._addresses = Addresses(number, self.plan, cooldown=cooldown, sticky=sticky)
             self._publisher = Publisher(number, self.plan, ports, probe)
             self._mapper: Any = _mapper(backend, bridge, self.plan)
+            if self._mapper is not backend:
+                owned.callback(self._mapper.close)
             self._changes = Changes(self._store, self._mapper, number)
             self._mapper.setup()
-        except BaseException:
-            if self._owns_store:
-                self._store.close()
-            raise
+            self._owned = owned.pop_all()
 
     # ---- allocation
 
@@ -180,12 +181,9 @@ class NetworkManager:
         if self._closed:
             return
         self._closed = True
-        try:
+        with self._owned:
             if not self._store.lasting:
                 self._mapper.cleanup()
-        finally:
-            if self._owns_store:
-                self._store.close()
 
     def __enter__(self) -> "NetworkManager":
         return self
