@@ -9,6 +9,8 @@ VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
 export VENV PYTHON
+# Debian gives ordinary users no sbin, where iptables is.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check bench bench-peers density sanitize soak sdist clean
