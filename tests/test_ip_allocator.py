@@ -59,7 +59,7 @@ def against_the_oracle(network: str, steps: int) -> None:
     most = min(ours.capacity, 20_000)
     rising = True
     for step in range(steps):
-        rising = rising and len(held) < most or not held
+        rising = (rising and len(held) < most) or not held
         dice = chosen.random()
         if dice < (0.55 if rising else 0.35):
             got = agree(ours, theirs, "acquire")

@@ -32,13 +32,13 @@ class Holds:
     """Bound sockets that accept nothing, one for each host port that is held."""
 
     def __init__(self) -> None:
-        self._held: dict[_Key, "Hold"] = {}
+        self._held: dict[_Key, Hold] = {}
 
     def take(self, mappings: Iterable[Mapping]) -> None:
         """Hold every port of the mappings, or none: InUseError, ExhaustedError."""
         from netalloc.host.sockets import hold
 
-        taken: dict[_Key, "Hold"] = {}
+        taken: dict[_Key, Hold] = {}
         try:
             for key in _keys(mappings):
                 taken[key] = hold(key[2], key[1], key[0])
