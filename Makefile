@@ -2,13 +2,15 @@
 # that has Python 3.10 or newer, a C compiler and make, nothing else needs to be there.
 #
 #   PYTHON=python3.12 make test     with that Python
-#   ARGS="-k ports -x" make test    more for pytest, or for the demo
+#   ARGS="-k ports -x" make test    more for pytest
 
 SHELL := /bin/bash
 VENV ?= .venv
 ARGS ?=
 PY := $(VENV)/bin/python
 export VENV PYTHON
+# Debian gives ordinary users no sbin, where iptables is.
+export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check bench bench-peers density sanitize soak sdist clean
@@ -18,7 +20,7 @@ help: ## show this list
 
 demo: ## containers on a private bridge, answering through published ports
 	@scripts/setup.sh --kernel
-	@$(PY) examples/demo.py $(ARGS)
+	@$(PY) demo/demo.py
 
 test: ## the tests; as root also those on the real kernel, in private namespaces
 	@scripts/setup.sh --kernel test

@@ -13,7 +13,7 @@ cd "$(dirname "$0")/.."
 VENV=${VENV:-.venv}
 LOG=build/setup.log
 mkdir -p build
-PATH=$PATH:/usr/sbin:/sbin # Debian gives ordinary users no sbin, where iptables is
+PATH=$PATH:/usr/sbin:/sbin # where iptables is
 
 say() { printf '  %s\n' "$*" >&2; }
 die() { printf 'setup: %s\n' "$*" >&2; exit 1; }

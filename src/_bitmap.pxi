@@ -254,13 +254,13 @@ cdef class Bitmap:
         i = self.next_set(0)
         while i is not None:
             yield i
-            i = self.next_set(i + 1)
+            i = self.next_set(i + 1) if i < self.tree.last else None
 
     def runs(self):
         """The taken ordinals as ascending (start, stop), each as long as possible."""
         stop = 0
         while stop is not None and (start := self.next_set(stop)) is not None:
-            stop = self.next_free(start)
+            stop = self.next_free(start)        # None where the run reaches the end
             yield start, self.size if stop is None else stop
 
     @cython.critical_section
@@ -276,8 +276,6 @@ cdef class Bitmap:
     def next_set(self, start, /):
         """The first taken ordinal at or after `start`, or None."""
         cdef word i
-        if start > ALL:
-            return None
         as_word(start, &i)
         if i <= self.tree.last and next_set(&self.tree, i, &i):
             return i

@@ -237,7 +237,7 @@ cdef class IPAllocator:
         i = next_taken(self, 0)
         while i is not None:
             yield address_of(self, i)
-            i = next_taken(self, i + 1)
+            i = next_taken(self, i + 1) if i + 1 < self.bits.size else None
 
     def runs(self):
         """The taken addresses as ascending (first, last), both included."""
@@ -245,7 +245,7 @@ cdef class IPAllocator:
         while i is not None:
             stop = next_not_taken(self, i)
             yield address_of(self, i), address_of(self, stop - 1)
-            i = next_taken(self, stop)
+            i = next_taken(self, stop) if stop < self.bits.size else None
 
     @property
     def network(self):

@@ -91,8 +91,8 @@ cdef inline word above(int index) noexcept nogil:
 
 cdef inline word padding(Tree *t, int level, word base) noexcept nogil:
     """Which children of the inner node at `base` lie wholly past the last ordinal."""
-    if t.last - base >= span_mask(level):
-        return 0
+    if t.last - base >= span_mask(level) and level < HEIGHT - 1:
+        return 0                        # the highest level has 64 children for 4 bits
     return above(index_at(t.last, level))
 
 cdef inline bint is_empty(Tree *t, Node *node, int level, word base) noexcept nogil:
@@ -117,9 +117,9 @@ cdef bint ensure(Tree *t, Py_ssize_t count) noexcept nogil:
     return True
 
 cdef void trim(Tree *t) noexcept nogil:
-    """Free all spare nodes but the ones worth keeping."""
+    """Free all spare nodes."""
     cdef Node *node
-    while t.spares > KEPT:
+    while t.spares > 0:
         node = t.spare
         t.spare = node.at.child[0]
         t.spares -= 1

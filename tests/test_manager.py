@@ -1,11 +1,13 @@
-"""The manager over the memory store, with a mapper that fails on demand."""
+"""The manager over both stores, with a backend that fails on demand."""
 
 import sys
 import threading
+from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
+from faults import FaultyBackend
 from netalloc._alloc import IPAllocator
 from netalloc.errors import (
     CommandError,
@@ -15,64 +17,46 @@ from netalloc.errors import (
     OutOfRangeError,
     StaleLeaseError,
 )
+from netalloc.interface import NetworkInterface
 from netalloc.manager import NetworkManager
 from netalloc.model import Mapping
 from netalloc.ports import PortAllocator
 from netalloc.publishing import Publish
 from netalloc.store.memory import MemoryStore
+from netalloc.store.sqlite import SqliteStore
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
 
-class FakeMapper:
-    """Remembers what the kernel would have; refuses ports in `refuse` and unmaps in `stuck`."""
+@pytest.fixture
+def backend():
+    return FaultyBackend()
 
-    def __init__(self):
-        self.kernel = {}
-        self.refuse = set()
-        self.stuck = set()
-        self.calls = []
 
-    def setup(self):
-        self.calls.append("setup")
-
-    def cleanup(self):
-        self.calls.append("cleanup")
-        self.kernel.clear()
-
-    def map_many(self, mappings):
-        for mapping in mappings:
-            if self.refuse & set(mapping.ports):
-                raise CommandError(f"refused {mapping.port}")
-            if mapping.key in self.kernel:
-                raise InUseError(f"{mapping.key} is mapped")
-        self.kernel.update((mapping.key, mapping) for mapping in mappings)
-
-    def unmap_many(self, mappings):
-        for mapping in mappings:
-            if self.stuck & set(mapping.ports):
-                raise CommandError(f"stuck {mapping.port}")
-            if self.kernel.get(mapping.key) != mapping:
-                raise NotAllocatedError(f"{mapping.key} is not mapped")
-        for mapping in mappings:
-            del self.kernel[mapping.key]
-
-    def reconcile(self):
-        return None
+@pytest.fixture(params=["memory", "sqlite"])
+def store(request, tmp_path):
+    made = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "store.db")
+    yield made
+    made.close()
 
 
 @pytest.fixture
-def mapper():
-    return FakeMapper()
+def make(backend, store):
+    """Makes managers of one store, which is closed after them."""
+    with ExitStack() as stack:
+
+        def make(network="10.0.0.1/29", ports=range(8000, 8004), bridge="br0", **options):
+            options = {"backend": backend, "store": store} | options
+            return stack.enter_context(
+                NetworkManager(bridge, network=network, ports=ports, **options)
+            )
+
+        yield make
 
 
-def make(mapper, network="10.0.0.1/29", ports=range(8000, 8004), **options):
-    return NetworkManager("br0", network=network, ports=ports, backend=mapper, **options)
-
-
-def test_an_interface_has_address_gateway_owner_and_ports(mapper):
-    with make(mapper) as manager:
+def test_an_interface_has_address_gateway_owner_and_ports(make, backend):
+    with make() as manager:
         web = manager.allocate(owner="web", labels={"app": "shop"})
         assert web.address == IPv4Interface("10.0.0.2/29")
         assert web.gateway == IPv4Address("10.0.0.1")
@@ -84,18 +68,18 @@ def test_an_interface_has_address_gateway_owner_and_ports(mapper):
             Mapping(5353, ("10.0.0.2", 53), "udp", IPv4Address("10.1.1.1")),
             Mapping(8000, ("10.0.0.2", 80)),
         )
-        assert set(mapper.kernel.values()) == set(web.ports)
-        assert [m.owner for m in mapper.kernel.values()] == ["web", "web"]
+        assert set(backend.mappings()) == set(web.ports)
+        assert [m.owner for m in backend.mappings()] == ["web", "web"]
         assert manager.interfaces == [web]
         web.release_port(8000)
         assert [m.port for m in web.ports] == [5353]
         web.release()
         assert manager.interfaces == []
-        assert mapper.kernel == {}
+        assert backend.mappings() == []
 
 
-def test_addresses_are_given_in_the_promised_order(mapper):
-    with make(mapper, "127.0.0.1/29") as manager:
+def test_addresses_are_given_in_the_promised_order(make, backend):
+    with make("127.0.0.1/29") as manager:
         held = {str(i.ip): i for i in manager.allocate_many(5)}
         assert list(held) == [f"127.0.0.{n}" for n in range(2, 7)]
         with pytest.raises(ExhaustedError, match=r"127\.0\.0\.0/29"):
@@ -105,8 +89,8 @@ def test_addresses_are_given_in_the_promised_order(mapper):
         assert [str(manager.allocate().ip)[-1] for _ in range(3)] == ["5", "6", "4"]
 
 
-def test_an_address_asked_for_is_given_once_and_its_holder_named(mapper):
-    with make(mapper) as manager:
+def test_an_address_asked_for_is_given_once_and_its_holder_named(make, backend):
+    with make() as manager:
         assert str(manager.allocate("db", "10.0.0.4").ip) == "10.0.0.4"
         with pytest.raises(InUseError, match=r"10\.0\.0\.4 is held by db") as caught:
             manager.allocate("web", "10.0.0.4")
@@ -117,26 +101,26 @@ def test_an_address_asked_for_is_given_once_and_its_holder_named(mapper):
         assert len(manager.interfaces) == 1
 
 
-def test_a_port_that_the_kernel_refuses_is_not_taken(mapper):
-    mapper.refuse = {8000}
-    with make(mapper) as manager:
+def test_a_port_that_the_kernel_refuses_is_not_taken(make, backend):
+    backend.refuse = {8000}
+    with make() as manager:
         web = manager.allocate()
         with pytest.raises(CommandError):
             web.allocate_port(80)
         assert web.ports == ()
-        mapper.refuse = set()
+        backend.refuse = set()
         assert web.allocate_port(80) == 8000
 
 
 @pytest.mark.parametrize("step", range(8000, 8004))
-def test_a_batch_that_fails_at_one_step_leaves_nothing(mapper, step):
-    mapper.refuse = {step}
-    with make(mapper) as manager:
+def test_a_batch_that_fails_at_one_step_leaves_nothing(make, backend, step):
+    backend.refuse = {step}
+    with make() as manager:
         with pytest.raises(CommandError):
             manager.allocate_many(2, (80, 443))
         assert manager.interfaces == []
-        assert mapper.kernel == {}
-        mapper.refuse = set()
+        assert backend.mappings() == []
+        backend.refuse = set()
         many = manager.allocate_many(2, (80, 443), owner="web")
         assert [[m.port for m in i.ports] for i in many] == [[8000, 8001], [8002, 8003]]
         with pytest.raises(ExhaustedError):
@@ -144,68 +128,68 @@ def test_a_batch_that_fails_at_one_step_leaves_nothing(mapper, step):
         assert len(manager.interfaces) == 2
 
 
-def test_an_automatic_pick_keeps_off_what_is_named_later_in_the_batch(mapper):
-    with make(mapper) as manager:
+def test_an_automatic_pick_keeps_off_what_is_named_later_in_the_batch(make, backend):
+    with make() as manager:
         web = manager.allocate(ports=(80, 443, Publish(22, host_port=8000)))
         assert {m.dest[1]: m.port for m in web.ports} == {80: 8001, 443: 8002, 22: 8000}
 
 
-def test_a_held_port_names_its_holder(mapper):
-    with make(mapper) as manager:
+def test_a_held_port_names_its_holder(make, backend):
+    with make() as manager:
         manager.allocate("web", ports=(Publish(80, host_port=80),))
         with pytest.raises(InUseError, match=r"port 80/tcp is held on every address, by web"):
             manager.allocate("other", ports=(Publish(80, host_port=80, host_ip="10.1.1.1"),))
         assert [i.owner for i in manager.interfaces] == ["web"]
 
 
-def test_adjacent_ports_are_one_mapping(mapper):
-    with make(mapper, ports=range(8000, 8010)) as manager:
+def test_adjacent_ports_are_one_mapping(make, backend):
+    with make(ports=range(8000, 8010)) as manager:
         web = manager.allocate()
         web.allocate_port(80, host_port=8002)
         assert web.allocate_ports(5) == range(8003, 8008)
         assert web.allocate_ports(1) == range(8008, 8009)
         assert web.allocate_ports(2, host_port=9000) == range(9000, 9002)
-        assert mapper.kernel[None, "tcp", 8003] == Mapping(8003, ("10.0.0.2", 8003), count=5)
+        assert Mapping(8003, ("10.0.0.2", 8003), count=5) in backend.mappings()
         with pytest.raises(InUseError, match=r"port 8005/tcp .*, by the holder of 10\.0\.0\.2"):
             web.allocate_port(80, host_port=8005)
         web.release_port(8003)
         assert web.allocate_port(80, host_port=8005) == 8005
 
 
-def test_release_goes_on_past_failures_and_reports_them_all(mapper):
-    with make(mapper) as manager:
+def test_release_goes_on_past_failures_and_reports_them_all(make, backend):
+    with make() as manager:
         web = manager.allocate(ports=(80, 81, 82, 83))
-        mapper.stuck = {8001, 8002}
+        backend.stuck = {8001, 8002}
         with pytest.raises(ExceptionGroup) as caught:
             web.release()
         assert [str(e) for e in caught.value.exceptions] == ["stuck 8001", "stuck 8002"]
         # What is still mapped to the address keeps it from everybody else.
         assert [m.port for m in web.ports] == [8001, 8002]
         assert manager.interfaces == [web]
-        mapper.stuck = set()
+        backend.stuck = set()
         web.release()
-        assert (manager.interfaces, mapper.kernel) == ([], {})
+        assert (manager.interfaces, backend.mappings()) == ([], [])
 
 
-def test_a_context_manager_releases_once(mapper):
-    with make(mapper) as manager:
+def test_a_context_manager_releases_once(make, backend, store):
+    with make() as manager:
         with manager.allocate(ports=(80,)) as web:
-            assert mapper.kernel
-        assert not mapper.kernel
+            assert backend.mappings()
+        assert not backend.mappings()
         with manager.allocate() as web:
             web.release()
         with pytest.raises(NotAllocatedError, match=r"10\.0\.0\.3"):
             web.release()
         with pytest.raises(NotAllocatedError, match=r"10\.0\.0\.3"):
             web.allocate_port(80)
-    assert mapper.calls == ["setup", "cleanup"]
+    cleanup = [] if store.lasting else ["cleanup"]
+    assert backend.calls == ["setup", *cleanup, "close"]
     with pytest.raises(NotAllocatedError, match="closed"):
         manager.allocate()
 
 
-def test_a_late_release_does_not_touch_the_next_holder(mapper):
-    store = MemoryStore()
-    with make(mapper, store=store) as manager:
+def test_a_late_release_does_not_touch_the_next_holder(make, backend):
+    with make() as manager:
         late = manager.allocate("first", "10.0.0.3")
         (same,) = manager.find("first")
         same.release()
@@ -214,12 +198,12 @@ def test_a_late_release_does_not_touch_the_next_holder(mapper):
         assert manager.stale_releases == 1
         assert manager.interfaces == [second]
         with pytest.raises(StaleLeaseError, match=r"10\.0\.0\.3"):
-            manager.find("second")[0].__class__(manager, same._lease).release(strict=True)
+            NetworkInterface(manager._leasing, same._lease).release(strict=True)
         assert manager.interfaces == [second]
 
 
-def test_the_same_owner_and_key_get_the_same_again(mapper):
-    with make(mapper) as manager:
+def test_the_same_owner_and_key_get_the_same_again(make, backend):
+    with make() as manager:
         first = manager.allocate("pod", key="eth0", ports=(80,))
         again = manager.allocate("pod", key="eth0", ports=(80,))
         assert again == first
@@ -232,53 +216,46 @@ def test_the_same_owner_and_key_get_the_same_again(mapper):
             manager.allocate(key="eth0")
 
 
-def test_a_shared_port_allocator_is_left_as_it_was_after_a_failure(mapper):
+def test_a_shared_port_allocator_is_left_as_it_was_after_a_failure(make, backend):
     ports = PortAllocator(range(8000, 8002))
-    with make(mapper, ports=ports) as manager:
-        mapper.refuse = {8000}
+    with make(ports=ports) as manager:
+        backend.refuse = {8000}
         with pytest.raises(CommandError):
             manager.allocate(ports=(80,))
         assert not ports.held(8000)
-        mapper.refuse = set()
+        backend.refuse = set()
         with manager.allocate(ports=(80,)) as web:
             assert ports.held(web.ports[0].port)
         assert not ports.held(8001)
 
 
-def test_two_networks_of_one_store_share_the_ports_and_do_not_overlap(mapper):
-    store = MemoryStore()
-    with make(mapper, store=store) as one:
-        again = make(mapper, store=store)
+def test_two_networks_of_one_store_share_the_ports_and_do_not_overlap(make, backend):
+    with make() as one:
+        again = make()
         assert one.allocate().ip != again.allocate().ip
-        other = NetworkManager(
-            "br1",
-            network="10.0.1.1/24",
-            ports=one._publisher.ports.ports,
-            backend=mapper,
-            store=store,
-        )
+        other = make("10.0.1.1/24", bridge="br1")
         assert one.allocate(ports=(80,)).ports[0].port == 8000
         assert other.allocate(ports=(80,)).ports[0].port == 8001
         with pytest.raises(InUseError, match=r"10\.0\.0\.0/16 of br2 overlaps 10\.0\.0\.0/29"):
-            NetworkManager("br2", network="10.0.0.1/16", backend=mapper, store=store)
+            make("10.0.0.1/16", bridge="br2")
         with pytest.raises(InUseError, match="br1 is registered with"):
-            NetworkManager("br1", network="10.0.1.2/24", backend=mapper, store=store)
+            make("10.0.1.2/24", bridge="br1")
         for interface in other.interfaces:
             interface.release()
-        moved = NetworkManager("br1", network="10.0.1.2/24", backend=mapper, store=store)
+        moved = make("10.0.1.2/24", bridge="br1")
         assert str(moved.allocate().ip) == "10.0.1.1"
 
 
-def test_an_allocator_may_be_given_as_the_network(mapper):
+def test_an_allocator_may_be_given_as_the_network(make, backend):
     plan = IPAllocator("10.0.0.1/29", reserved=["10.0.0.2"])
-    with make(mapper, plan) as manager:
+    with make(plan) as manager:
         assert str(manager.allocate().ip) == "10.0.0.3"
         with pytest.raises(OutOfRangeError, match=r"10\.0\.0\.2"):
             manager.allocate(ip="10.0.0.2")
 
 
-def test_threads_never_get_the_same(mapper):
-    with make(mapper, "10.0.0.1/20", range(20000, 24000)) as manager:
+def test_threads_never_get_the_same(make, backend):
+    with make("10.0.0.1/20", range(20000, 24000)) as manager:
         taken, start = [], threading.Barrier(4)
 
         def work():
@@ -294,14 +271,14 @@ def test_threads_never_get_the_same(mapper):
         for thread in threads:
             thread.join()
         assert len({ip for ip, _ in taken}) == len({port for _, port in taken}) == 200
-        assert len(manager.interfaces) == len(mapper.kernel) == 200
+        assert len(manager.interfaces) == len(backend.mappings()) == 200
 
 
 @pytest.mark.parametrize(
     "wish", [0, 65536, Publish(80, "icmp"), Publish(80, host_ip="x"), Publish(80, host_port=0)]
 )
-def test_bad_wishes_change_nothing(mapper, wish):
-    with make(mapper) as manager:
+def test_bad_wishes_change_nothing(make, backend, wish):
+    with make() as manager:
         if wish != 0:
             with pytest.raises(OutOfRangeError):
                 manager.allocate(ports=(wish,))

@@ -20,7 +20,8 @@ from netalloc.errors import (
     StoreError,
 )
 from netalloc.host.links import interface_address
-from netalloc.manager import NetworkInterface, NetworkManager
+from netalloc.interface import NetworkInterface
+from netalloc.manager import NetworkManager
 from netalloc.model import Mapping, Repairs
 from netalloc.portmap import PortMapper
 from netalloc.portmap.iptables import iptables

@@ -1,35 +1,21 @@
-"""One change of store and kernel together: all of it or nothing."""
+"""One change of store and kernel together: all of it or nothing, and many callers at once.
+
+A lasting store is written in groups: while one thread commits, those who come meanwhile
+queue up, and the next of them takes the whole queue into one transaction, one kernel batch
+and one commit. A caller alone pays for itself alone, and waits for nobody.
+"""
 
 import logging
-import sys
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from threading import Lock
+from typing import Any, TypeVar, cast
 
-from netalloc.model import Mapping
+from netalloc.kernel import OwnKernel, undo
+from netalloc.model import Mapping, Repairs
 from netalloc.store.protocol import Store, Transaction
-
-if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-@runtime_checkable
-class Mapper(Protocol):
-    """What is asked of a PortMapper."""
-
-    def map_many(self, mappings: list[Mapping], /) -> None: ...
-    def unmap_many(self, mappings: list[Mapping], /) -> None: ...
-
-
-def attempt(step: Callable[[], Any]) -> Exception | None:
-    """What went wrong, for those who go on and report all of it at the end."""
-    try:
-        step()
-    except Exception as failure:
-        return failure
-    return None
 
 
 class Change:
@@ -48,39 +34,65 @@ class Change:
         self.after: list[Callable[[], Any]] = []
 
 
+class _Caller:
+    """A caller in the queue, and what came of his operation."""
+
+    __slots__ = ("after", "change", "done", "durable", "error", "operation", "result")
+
+    def __init__(self, operation: str, change: Callable[[Change], Any], durable: bool) -> None:
+        self.operation = operation
+        self.change = change
+        self.durable = durable
+        self.done = False
+        self.result: Any = None
+        self.error: Exception | None = None
+        self.after: list[Callable[[], Any]] = []
+
+
+class _SeparatelyError(Exception):
+    """A group cannot be made as one: somebody in it failed half-way."""
+
+
 class Changes:
-    """Makes changes of one network, each in a transaction of the store.
+    """Makes the changes of one network.
 
     The order is: records, kernel, commit. A kernel that refuses undoes the records; a
-    commit that fails undoes the kernel.
+    commit that fails undoes the kernel. `desired(tx)` is what the kernel should have: it is
+    made so before the next change where somebody died between the two.
     """
 
-    def __init__(self, store: Store, mapper: Mapper, network: int) -> None:
+    def __init__(
+        self,
+        store: Store,
+        kernel: OwnKernel,
+        network: int,
+        desired: Callable[[Transaction], list[Mapping]],
+    ) -> None:
         self._store = store
-        self._mapper = mapper
+        self._kernel = kernel
         self._network = network
+        self._desired = desired
+        self._queue: list[_Caller] = []
+        self._turn = Lock()
 
     def make(self, operation: str, change: Callable[[Change], T], *, durable: bool = False) -> T:
-        """Run the operation; whatever it raises, nothing of it remains."""
-        tx = self._store.begin(operation, durable=durable)
-        made = Change(tx)
-        try:
-            result = change(made)
-            if made.add or made.remove:
-                tx.touch_kernel(self._network)
-                self._to_kernel(made.remove, made.add)
-        except BaseException as error:
-            self._undo(tx, made, error)
-            raise
-        try:
-            tx.commit()
-        except BaseException as error:
-            made.undo += [lambda: self._to_kernel(made.add, made.remove)]
-            self._undo(tx, made, error, rollback=False)
-            raise
-        for step in made.after:
+        """Run the operation; whatever it raises, nothing of it remains.
+
+        It may be run again, in a transaction of its own, when it shared one that failed.
+        """
+        caller = _Caller(operation, change, durable)
+        if self._store.lasting:
+            self._queue.append(caller)
+            with self._turn:
+                if not caller.done:
+                    self._lead()
+        else:
+            self._make([caller])
+        if caller.error is not None:
+            raise caller.error
+        for step in caller.after:
             step()
-        return result
+        return cast(T, caller.result)
 
     def look(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that somebody is making."""
@@ -90,30 +102,111 @@ class Changes:
         finally:
             tx.rollback()
 
-    def _to_kernel(self, remove: list[Mapping], add: list[Mapping]) -> None:
-        if remove:
-            self._mapper.unmap_many(remove)
-        if add:
+    def reconcile(self) -> Repairs:
+        """Make the kernel agree with the store; what was repaired."""
+
+        def change(made: Change) -> Repairs:
+            made.tx.touch_kernel(self._network)
+            repairs = self._kernel.reconcile(self._desired(made.tx))
+            made.tx.mended(self._network)
+            return repairs
+
+        return self.make("reconcile", change)
+
+    def recover(self) -> None:
+        """Reconcile if somebody died in the middle of a change."""
+        if self._store.interrupted(self._network):
+            self.make("recover", lambda made: None)
+
+    def _lead(self) -> None:
+        """Make the changes of everybody who is in the queue by now."""
+        group, self._queue = self._queue, []
+        try:
             try:
-                self._mapper.map_many(add)
-            except BaseException as error:
-                if remove:
-                    self._attempt([lambda: self._mapper.map_many(remove)], error)
+                self._make(group)
+            except _SeparatelyError:
+                for caller in group:
+                    self._make([caller])
+        except BaseException:
+            # Interrupted: the others lead themselves.
+            self._queue = [caller for caller in group if not caller.done] + self._queue
+            raise
+
+    def _make(self, group: list[_Caller]) -> None:
+        """One transaction for all of them; `error` or `result` and `done` are set in each."""
+        try:
+            durable = any(caller.durable for caller in group)
+            tx = self._store.begin(group[0].operation, durable=durable)
+        except Exception as error:
+            for caller in group:
+                caller.error, caller.done = error, True
+            return
+        made: list[Change] = []
+        batch: tuple[list[Mapping], list[Mapping]] | None = None
+        try:
+            if self._network in tx.torn:
+                self._mend(tx)
+            for caller in group:
+                made.append(Change(tx))
+                self._run(caller, made[-1], len(group) == 1)
+            remove = [mapping for change in made for mapping in change.remove]
+            add = [mapping for change in made for mapping in change.add]
+            if remove or add:
+                tx.touch_kernel(self._network)
+                self._apply(tx, remove, add)
+                batch = remove, add
+            tx.commit()
+        except BaseException as error:
+            failure = self._unmake(tx, made, batch, error)
+            if not isinstance(failure, Exception):
                 raise
+            if len(group) > 1:
+                raise _SeparatelyError from failure
+            group[0].error, group[0].done = failure, True
+            return
+        for caller, change in zip(group, made, strict=True):
+            caller.after = change.after
+            caller.done = True
 
-    def _undo(
-        self, tx: Transaction, made: Change, error: BaseException, rollback: bool = True
-    ) -> None:
-        steps = list(reversed(made.undo))
-        if rollback:
-            steps.append(tx.rollback)
-        self._attempt(steps, error)
+    def _run(self, caller: _Caller, change: Change, alone: bool) -> None:
+        before = change.tx.version
+        try:
+            caller.result = caller.change(change)
+        except Exception as error:
+            if alone or change.undo or change.tx.version != before:
+                raise
+            caller.error = error  # refused before anything changed: the others go on
 
-    def _attempt(self, steps: list[Callable[[], Any]], error: BaseException) -> None:
-        """Do every step; when some fail, raise them together with what led here."""
-        failures = [failure for step in steps if (failure := attempt(step))]
-        if failures:
-            if not isinstance(error, Exception):
-                log.error("undoing an interrupted change failed: %s", failures)
-                return
-            raise ExceptionGroup("failed, and so did undoing it", [error, *failures]) from None
+    def _apply(self, tx: Transaction, remove: list[Mapping], add: list[Mapping]) -> None:
+        try:
+            self._kernel.apply(remove, add)
+        except Exception:
+            tx.mended(self._network)  # a batch that fails leaves nothing of it
+            raise
+
+    def _mend(self, tx: Transaction) -> None:
+        repairs = self._kernel.reconcile(self._desired(tx))
+        tx.mended(self._network)
+        log.warning("a change was cut off in the middle; repaired: %s", repairs)
+
+    def _unmake(
+        self,
+        tx: Transaction,
+        made: list[Change],
+        batch: tuple[list[Mapping], list[Mapping]] | None,
+        error: BaseException,
+    ) -> BaseException:
+        """Undo all of it; what to raise: the error, with what went wrong here as well."""
+        try:
+            try:
+                undo([step for change in reversed(made) for step in reversed(change.undo)], error)
+            finally:
+                if batch is not None:
+                    remove, add = batch
+                    undo([lambda: self._kernel.apply(add, remove)], error)
+                    tx.mended(self._network)
+        except Exception as group:
+            error = group
+        finally:
+            tx.rollback()
+        return error

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from functools import cached_property
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 from netalloc.errors import NotAllocatedError, OutOfRangeError
+from netalloc.leasing import Leasing
 from netalloc.model import Mapping, as_host_ip, check_port, check_protocol
 from netalloc.publishing import Publish
 from netalloc.store.records import Lease, Publication
-
-if TYPE_CHECKING:
-    from netalloc.manager import NetworkManager
 
 
 class NetworkInterface:
@@ -22,25 +19,25 @@ class NetworkInterface:
     read where it is kept, so that several processes see the same.
     """
 
-    def __init__(self, manager: "NetworkManager", lease: Lease) -> None:
-        self._manager = manager
+    def __init__(self, leasing: Leasing, lease: Lease) -> None:
+        self._leasing = leasing
         self._lease = lease
         self._released = False
 
     @property
     def ip(self) -> IPv4Address | IPv6Address:
         """The address alone."""
-        return self._manager.plan.address(self._lease.ordinal)
+        return self._leasing.plan.address(self._lease.ordinal)
 
     @cached_property
     def address(self) -> IPv4Interface | IPv6Interface:
         """The address with the network's prefix length, as the container configures it."""
-        return ip_interface((int(self.ip), self._manager.plan.network.prefixlen))
+        return ip_interface((int(self.ip), self._leasing.plan.network.prefixlen))
 
     @property
     def gateway(self) -> IPv4Address | IPv6Address | None:
         """The container's default route; None where the network names no gateway."""
-        return self._manager.gateway
+        return self._leasing.plan.gateway
 
     @property
     def owner(self) -> str | None:
@@ -60,12 +57,12 @@ class NetworkInterface:
     @property
     def labels(self) -> dict[str, str]:
         """The labels given at allocation."""
-        return self._manager._labels(self._lease)
+        return self._leasing.labels(self._lease)
 
     @property
     def ports(self) -> tuple[Mapping, ...]:
         """What is published now, by host port."""
-        return self._manager._ports(self._lease)
+        return self._leasing.ports(self._lease)
 
     def allocate_port(
         self,
@@ -105,7 +102,7 @@ class NetworkInterface:
 
     def publish(self, wishes: Sequence[int | Publish], *, hold: bool = False) -> list[Mapping]:
         """All of the wishes in one step, or none of them."""
-        return self._manager._publish(self._in_force(), wishes, hold)
+        return self._leasing.publish(self._in_force(), wishes, hold)
 
     def release_port(
         self,
@@ -139,7 +136,7 @@ class NetworkInterface:
                 )
             return found[0]
 
-        self._manager._withdraw(self._in_force(), named)
+        self._leasing.withdraw(self._in_force(), named)
 
     def release(self, *, strict: bool = False) -> None:
         """Give back the ports and the address.
@@ -150,7 +147,7 @@ class NetworkInterface:
         `strict` it is a StaleLeaseError. Releasing twice is a NotAllocatedError.
         """
         lease = self._in_force()
-        self._manager._release(lease, strict)
+        self._leasing.release(lease, strict)
         self._released = True
 
     def _in_force(self) -> Lease:

@@ -3,33 +3,36 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
-from typing import Any
+from typing import TypeVar
 
 from netalloc._alloc import IPAllocator
-from netalloc.changes import Change, Changes, Mapper, attempt
+from netalloc.changes import Changes
 from netalloc.errors import (
-    NotAllocatedError,
     OutOfRangeError,
-    StaleLeaseError,
 )
+from netalloc.holding import host_probe
 from netalloc.interface import NetworkInterface
-from netalloc.model import Mapping
+from netalloc.kernel import Mapper, OwnKernel, SharedKernel
+from netalloc.leasing import Leasing
+from netalloc.model import Repairs
+from netalloc.portmap.backend import Backend
 from netalloc.ports import PORTS, PortAllocator, Probe
 from netalloc.publishing import Publish, Publisher
 from netalloc.store.addresses import Addresses
 from netalloc.store.memory import MemoryStore
 from netalloc.store.networks import register
-from netalloc.store.protocol import Store, Transaction
-from netalloc.store.records import Label, Lease, Publication
+from netalloc.store.protocol import Store
+from netalloc.store.records import Lease
 
 if sys.version_info < (3, 11):
-    from exceptiongroup import ExceptionGroup
+    pass
 
+__all__ = ["NetworkInterface", "NetworkManager"]
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class NetworkManager:
@@ -44,7 +47,8 @@ class NetworkManager:
 
     A released address is kept out for `cooldown` seconds; an owner who comes back within
     `sticky` seconds gets his address again if it is free. `probe(port, protocol, host_ip)`
-    says of each automatic pick whether the host has it free.
+    says of each automatic pick whether the host has it free; without it, and with a backend
+    that touches the kernel, a port is tried by binding it.
 
     Thread-safe. An allocation takes constant time, however many addresses are held.
 
@@ -60,7 +64,7 @@ class NetworkManager:
         *,
         network: str | IPAllocator | None = None,
         ports: range | PortAllocator = PORTS,
-        backend: Any = "auto",
+        backend: "str | Backend | Mapper" = "auto",
         store: "str | os.PathLike[str] | Store | None" = None,
         cooldown: float = 0.0,
         sticky: float = 0.0,
@@ -69,17 +73,20 @@ class NetworkManager:
         self.bridge = bridge
         self.plan = _plan(bridge, network)
         self.gateway = self.plan.gateway
-        self.stale_releases = 0
-        self._closed = False
         self._store = _store(store)
         self._owns_store = self._store is not store
         try:
             number = register(self._store, bridge, self.plan)
-            self._addresses = Addresses(number, self.plan, cooldown=cooldown, sticky=sticky)
-            self._publisher = Publisher(number, self.plan, ports, probe)
-            self._mapper: Any = _mapper(backend, bridge, self.plan)
-            self._changes = Changes(self._store, self._mapper, number)
-            self._mapper.setup()
+            addresses = Addresses(number, self.plan, cooldown=cooldown, sticky=sticky)
+            kind = SharedKernel if self._store.lasting else OwnKernel
+            kernel = kind(_mapper(backend, bridge, self.plan))
+            if probe is None and kernel.touches and isinstance(ports, range):
+                probe = host_probe(ports)
+            publisher = Publisher(number, self.plan, ports, probe)
+            changes = Changes(self._store, kernel, number, publisher.desired)
+            self._leasing = Leasing(bridge, addresses, publisher, kernel, changes)
+            kernel.setup()
+            changes.recover()
         except BaseException:
             if self._owns_store:
                 self._store.close()
@@ -107,14 +114,8 @@ class NetworkManager:
         if key is not None and owner is None:
             raise OutOfRangeError(f"key {key!r} without an owner")
         wishes = [Publish.of(port) for port in ports]
-
-        def change(made: Change) -> Lease:
-            lease, new = self._addresses.lease(made.tx, owner, key, ip, labels, early)
-            if new and wishes:
-                self._publisher.publish(made, [(lease, wish) for wish in wishes])
-            return lease
-
-        return NetworkInterface(self, self._make("allocate", change))
+        lease = self._leasing.allocate(owner, key, ip, labels, wishes, early)
+        return NetworkInterface(self._leasing, lease)
 
     def allocate_many(
         self,
@@ -128,16 +129,7 @@ class NetworkManager:
         if n < 0:
             raise OutOfRangeError(f"{n} interfaces cannot be had")
         wishes = [Publish.of(port) for port in ports]
-
-        def change(made: Change) -> list[Lease]:
-            leases = self._addresses.lease_many(made.tx, n, owner, labels)
-            if wishes:
-                self._publisher.publish(
-                    made, [(lease, wish) for lease in leases for wish in wishes]
-                )
-            return leases
-
-        return [NetworkInterface(self, lease) for lease in self._make("allocate_many", change)]
+        return self._interfaces(self._leasing.allocate_many(n, owner, labels, wishes))
 
     def reserve(self, ip: IPv4Address | IPv6Address | str, owner: str | None = None) -> None:
         """Keep an address for `owner`, or from everybody, until unreserve.
@@ -145,11 +137,13 @@ class NetworkManager:
         A reservation outlives processes, boots and power cuts where the store does. The
         owner gets the address by `allocate`. Raises InUseError, OutOfRangeError.
         """
-        self._make("reserve", lambda made: self._addresses.reserve(made.tx, ip, owner), True)
+        addresses = self._leasing.addresses
+        self._leasing.make("reserve", lambda made: addresses.reserve(made.tx, ip, owner), True)
 
     def unreserve(self, ip: IPv4Address | IPv6Address | str) -> None:
         """Keep an address no longer; who holds it goes on. Raises NotAllocatedError."""
-        self._make("unreserve", lambda made: self._addresses.unreserve(made.tx, ip), True)
+        addresses = self._leasing.addresses
+        self._leasing.make("unreserve", lambda made: addresses.unreserve(made.tx, ip), True)
 
     @property
     def interfaces(self) -> list[NetworkInterface]:
@@ -160,32 +154,39 @@ class NetworkManager:
         self, owner: str | None = None, label: tuple[str, str] | None = None
     ) -> list[NetworkInterface]:
         """The interfaces of an owner, those with a label (name, value), or all."""
-        return [NetworkInterface(self, lease) for lease in self._find(owner, label)]
+        return self._interfaces(self._leasing.find(owner, label))
 
     def release(self, owner: str) -> int:
         """Release all that an owner has here; how many interfaces that were.
 
         Goes on past failures and raises them together, as an ExceptionGroup.
         """
-        leases = self._find(owner, None)
-        self._release_all(leases)
+        leases = self._leasing.find(owner, None)
+        self._leasing.release_all(leases)
         return len(leases)
 
-    def reconcile(self) -> Any:
+    def reconcile(self) -> Repairs:
         """Make the kernel agree with what is published; returns what was repaired."""
-        return self._mapper.reconcile()
+        return self._leasing.changes.reconcile()
 
     def close(self) -> None:
         """Give everything back. What a lasting store holds stays, its mappings too."""
-        if self._closed:
+        if self._leasing.closed:
             return
-        self._closed = True
+        self._leasing.close()
         try:
-            if not self._store.lasting:
-                self._mapper.cleanup()
+            self._leasing.kernel.close()
         finally:
             if self._owns_store:
                 self._store.close()
+
+    @property
+    def stale_releases(self) -> int:
+        """How many releases came too late here, and changed nothing."""
+        return self._leasing.stale_releases
+
+    def _interfaces(self, leases: Sequence[Lease]) -> list[NetworkInterface]:
+        return [NetworkInterface(self._leasing, lease) for lease in leases]
 
     def __enter__(self) -> "NetworkManager":
         return self
@@ -197,115 +198,6 @@ class NetworkManager:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    # ---- what interfaces ask for
-
-    def _publish(self, lease: Lease, wishes: Sequence[int | Publish], hold: bool) -> list[Mapping]:
-        checked = [Publish.of(wish) for wish in wishes]
-
-        def change(made: Change) -> list[Mapping]:
-            if not self._addresses.current(made.tx, lease):
-                raise StaleLeaseError(f"{self._name(lease)} is held by somebody else by now")
-            return self._publisher.publish(made, [(lease, wish) for wish in checked])
-
-        return self._make("publish", change)
-
-    def _withdraw(
-        self, lease: Lease, choose: Callable[[Sequence[Publication]], Publication]
-    ) -> None:
-        def change(made: Change) -> None:
-            if not self._addresses.current(made.tx, lease):
-                raise StaleLeaseError(f"{self._name(lease)} is held by somebody else by now")
-            row = choose(self._publisher.of(made.tx, lease))
-            self._publisher.withdraw(made, (row,))
-
-        self._make("release_port", change)
-
-    def _release(self, lease: Lease, strict: bool) -> None:
-        def change(made: Change) -> bool:
-            if not self._addresses.current(made.tx, lease):
-                return False
-            self._publisher.withdraw(made, self._publisher.of(made.tx, lease))
-            self._addresses.end(made.tx, (lease,))
-            return True
-
-        try:
-            current = self._make("release", change)
-        except Exception as error:
-            self._release_piecemeal(lease, error)
-            return
-        if not current:
-            self.stale_releases += 1
-            log.warning("late release of %s changed nothing", self._name(lease))
-            if strict:
-                raise StaleLeaseError(f"{self._name(lease)} is held by somebody else by now")
-
-    def _release_piecemeal(self, lease: Lease, first: Exception) -> None:
-        """Free one by one what cannot be freed at once; all failures in one group."""
-        steps = [
-            partial(self._make, "release", partial(self._withdraw_row, row))
-            for row in self._look(lambda tx: self._publisher.of(tx, lease))
-        ]
-        failures = [failure for step in steps if (failure := attempt(step))]
-        if failures:
-            # A mapping that could not be removed leads to this address: nobody else may
-            # have it yet.
-            raise ExceptionGroup(f"{self._name(lease)} was not released", failures)
-        self._make("release", lambda made: self._addresses.end(made.tx, (lease,)))
-        log.warning("%s was released step by step after: %s", self._name(lease), first)
-
-    def _withdraw_row(self, row: Publication, made: Change) -> None:
-        self._publisher.withdraw(made, (row,))
-
-    def _release_all(self, leases: Sequence[Lease]) -> None:
-        steps = [partial(self._release, lease, strict=False) for lease in leases]
-        failures = [failure for step in steps if (failure := attempt(step))]
-        if failures:
-            raise ExceptionGroup("not everything was released", failures)
-
-    def _ports(self, lease: Lease) -> tuple[Mapping, ...]:
-        rows = self._look(lambda tx: self._publisher.of(tx, lease))
-        return tuple(self._publisher.mapping(row, lease.owner) for row in rows)
-
-    def _labels(self, lease: Lease) -> dict[str, str]:
-        rows = self._look(
-            lambda tx: tx.table(Label).where(
-                "network", "ordinal", equal=(lease.network, lease.ordinal)
-            )
-        )
-        return {row.name: row.value for row in rows}
-
-    # ---- within
-
-    def _find(self, owner: str | None, label: tuple[str, str] | None) -> list[Lease]:
-        number = self._addresses.number
-
-        def view(tx: Transaction) -> list[Lease]:
-            leases = tx.table(Lease)
-            if label is not None:
-                rows = tx.table(Label).where("network", "name", "value", equal=(number, *label))
-                found = [leases.get(number, row.ordinal) for row in rows]
-                return [x for x in found if x is not None and owner in (None, x.owner)]
-            if owner is not None:
-                return leases.where("network", "owner", equal=(number, owner))
-            return leases.where("network", equal=(number,))
-
-        return self._look(view)
-
-    def _make(self, operation: str, change: Callable[[Change], Any], durable: bool = False) -> Any:
-        self._check_open()
-        return self._changes.make(operation, change, durable=durable)
-
-    def _look(self, view: Callable[[Transaction], Any]) -> Any:
-        self._check_open()
-        return self._changes.look(view)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise NotAllocatedError(f"the manager of {self.bridge} is closed")
-
-    def _name(self, lease: Lease) -> str:
-        return str(self.plan.address(lease.ordinal))
 
 
 def _plan(bridge: str, network: str | IPAllocator | None) -> IPAllocator:
@@ -328,9 +220,11 @@ def _store(store: "str | os.PathLike[str] | Store | None") -> Store:
     return store
 
 
-def _mapper(backend: Any, bridge: str, plan: IPAllocator) -> Any:
+def _mapper(backend: "str | Backend | Mapper", bridge: str, plan: IPAllocator) -> Mapper:
     if isinstance(backend, Mapper):
         return backend
     from netalloc.portmap import PortMapper
 
+    if plan.network.version == 6:  # host ports lead to IPv4 addresses alone
+        return PortMapper("null")
     return PortMapper(backend, bridge=bridge, network=str(plan.network), name=f"netalloc-{bridge}")

@@ -132,26 +132,27 @@ class Publisher:
         change.add += mappings
         return mappings
 
-    def withdraw(self, change: Change, publications: Iterable[Publication]) -> None:
-        """Take the ports back; they must be published."""
+    def withdraw(self, change: Change, publications: Iterable[Publication]) -> list[Mapping]:
+        """Take the ports back, which must be published; the mappings that go."""
         self._bitmaps.tx = change.tx
         rows = list(publications)
         change.tx.table(Publication).remove(rows)
-        for row in rows:
-            mapping = self.mapping(row)
-            change.remove.append(mapping)
+        gone = [self.mapping(row) for row in rows]
+        change.remove += gone
+        for row, mapping in zip(rows, gone, strict=True):
             for port in mapping.ports:
                 held = (port, row.protocol, mapping.host_ip)
                 if self._own:
                     self.ports.release(*held)
                 else:
                     change.after.append(partial(self.ports.release, *held))
+        return gone
 
     def mapping(self, row: Publication, owner: str | None = None) -> Mapping:
-        """What the kernel is told of a publication."""
+        """What the kernel is told of a publication; it refuses an IPv6 address itself."""
         return Mapping(
             row.port,
-            (self._plan.address(row.ordinal), row.dest_port),
+            (self._plan.address(row.ordinal), row.dest_port),  # type: ignore[arg-type]
             row.protocol,
             IPv4Address(row.host_ip) if row.host_ip else None,
             row.width,
@@ -164,6 +165,17 @@ class Publisher:
             "network", "ordinal", equal=(lease.network, lease.ordinal)
         )
         return sorted(rows, key=lambda row: (row.port, row.protocol, row.host_ip))
+
+    def desired(self, tx: Transaction) -> list[Mapping]:
+        """All that the kernel should have for this network."""
+        owners = {
+            lease.ordinal: lease.owner
+            for lease in tx.table(Lease).where("network", equal=(self._number,))
+        }
+        return [
+            self.mapping(row, owners.get(row.ordinal))
+            for row in tx.table(Publication).where("network", equal=(self._number,))
+        ]
 
     def _fixed(self, change: Change, wish: Publish, first: int) -> None:
         if first + wish.count > 65536:

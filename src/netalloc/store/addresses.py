@@ -187,7 +187,7 @@ class Addresses:
         tx.table(Cooling).add(cooling)
         if self._sticky:
             self._forget_expired(tx, now, len(leases) + 1)
-        self._remember(tx, leases, wall)
+        remember(tx, leases, wall)
 
     def reserve(
         self, tx: Transaction, ip: IPv4Address | IPv6Address | str, owner: str | None
@@ -336,16 +336,16 @@ class Addresses:
         if suspect is not None:
             tx.table(Suspect).remove((suspect,))
 
-    def _remember(self, tx: Transaction, leases: list[Lease], wall: int) -> None:
-        past = tx.table(Past)
-        number = tx.next("past", len(leases))
-        past.add(
-            Past(number + i, *lease[:5], lease.since_ns, wall) for i, lease in enumerate(leases)
-        )
-        # Two for one: so a limit that was lowered is reached as well.
-        last = number + len(leases) - 1
-        past.remove(
-            record
-            for record in past.oldest(2 * len(leases))
-            if record.number <= last - HISTORY or record.end_ns < wall - HISTORY_AGE
-        )
+
+def remember(tx: Transaction, leases: list[Lease], wall: int) -> None:
+    """Enter ended leases in the history, and drop what is too old or too much of it."""
+    past = tx.table(Past)
+    number = tx.next("past", len(leases))
+    past.add(Past(number + i, *lease[:5], lease.since_ns, wall) for i, lease in enumerate(leases))
+    # Two for one: so a limit that was lowered is reached as well.
+    last = number + len(leases) - 1
+    past.remove(
+        record
+        for record in past.oldest(2 * len(leases))
+        if record.number <= last - HISTORY or record.end_ns < wall - HISTORY_AGE
+    )

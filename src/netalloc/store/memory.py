@@ -32,6 +32,10 @@ class MemoryStore:
         """The same as begin: in memory a reader's turn is over at once."""
         return self.begin("read")
 
+    def interrupted(self, network: int) -> bool:
+        """Never: who dies in the middle takes the store with him."""
+        return False
+
     def close(self) -> None:
         """Nothing to give back."""
 
@@ -39,7 +43,6 @@ class MemoryStore:
 class MemoryTransaction:
     """The state itself, and what undoes the changes since the turn began."""
 
-    new_boot = False
     torn: frozenset[int] = frozenset()
 
     def __init__(self, turn: RLock) -> None:
@@ -50,6 +53,10 @@ class MemoryTransaction:
         self._tables: dict[type[Any], MemoryTable[Any]] = {
             kind: MemoryTable(kind, self._journal) for kind in SHAPES
         }
+
+    @property
+    def version(self) -> int:
+        return len(self._journal)
 
     def bitmap(self, name: str, size: int) -> "JournaledBitmap":
         found = self._bitmaps.get(name)
@@ -81,9 +88,6 @@ class MemoryTransaction:
         pass  # this process does not outlive itself
 
     def mended(self, network: int) -> None:
-        pass
-
-    def started(self) -> None:
         pass
 
     def commit(self) -> None:

@@ -53,8 +53,11 @@ class Table(Protocol[R]):
 class Transaction(Protocol):
     """One change of the store, all of it or nothing; nobody else writes meanwhile."""
 
-    new_boot: bool  # the dynamic part of the store is from before the machine was started
     torn: frozenset[int]  # networks whose kernel part was cut off in the middle of a change
+
+    @property
+    def version(self) -> int:
+        """A number that grows with every change made so far."""
 
     def bitmap(self, name: str, size: int) -> StoredBitmap:
         """The bitmap of that name, made empty when there is none."""
@@ -76,9 +79,6 @@ class Transaction(Protocol):
 
     def mended(self, network: int) -> None:
         """The kernel's part of that network agrees with the store again."""
-
-    def started(self) -> None:
-        """The dynamic part belongs to this boot from now on."""
 
     def commit(self) -> None:
         """Make the change last. On an error nothing of it is there."""
@@ -103,6 +103,9 @@ class Store(Protocol):
 
     def read(self) -> Transaction:
         """A view that changes no more; end it by rollback(). Never waits for a writer."""
+
+    def interrupted(self, network: int) -> bool:
+        """Whether somebody died, or is right now, in the middle of a kernel change."""
 
     def close(self) -> None:
         """Give everything back; a store that lasts can be opened again."""

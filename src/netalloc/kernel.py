@@ -1,0 +1,147 @@
+"""A manager's mappings in the kernel, desired by whoever shares its store."""
+
+import logging
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Protocol, runtime_checkable
+
+from netalloc.errors import NotAllocatedError
+from netalloc.model import Mapping, Repairs
+from netalloc.portmap.backend import Backend
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+log = logging.getLogger(__name__)
+
+
+@runtime_checkable
+class Mapper(Protocol):
+    """What is asked of a PortMapper."""
+
+    backend: Backend
+
+    def setup(self) -> Any: ...
+    def cleanup(self) -> None: ...
+    def close(self) -> None: ...
+    def map_many(self, mappings: Iterable[Mapping], /) -> None: ...
+    def unmap_many(self, mappings: Iterable[Mapping], /, *, missing_ok: bool = False) -> None: ...
+    def reconcile(self, desired: Iterable[Mapping] | None, /) -> Repairs: ...
+
+
+def attempt(step: Callable[[], Any]) -> Exception | None:
+    """What went wrong, for those who go on and report all of it at the end."""
+    try:
+        step()
+    except Exception as failure:
+        return failure
+    return None
+
+
+def undo(steps: Sequence[Callable[[], Any]], error: BaseException) -> bool:
+    """Take every step; whether all succeeded. Failures are raised together with `error`."""
+    failures = [failure for step in steps if (failure := attempt(step))]
+    if failures and isinstance(error, Exception):
+        raise ExceptionGroup("failed, and so did undoing it", [error, *failures]) from None
+    if failures:
+        log.error("undoing what %r had cut off failed: %s", error, failures)
+    return not failures
+
+
+class OwnKernel:
+    """Mappings of this process alone: the PortMapper knows them all."""
+
+    def __init__(self, mapper: Mapper) -> None:
+        self._mapper = mapper
+
+    def setup(self) -> None:
+        """Make the fixed part; what a crashed predecessor left is removed."""
+        self._mapper.setup()
+
+    def apply(self, remove: list[Mapping], add: list[Mapping]) -> None:
+        """Remove, then add: all of it or nothing."""
+        if remove:
+            try:
+                self._mapper.unmap_many(remove)
+            except NotAllocatedError as error:
+                # Somebody took them away already, which is what we want.
+                log.warning("%s", error)
+                self._mapper.unmap_many(remove, missing_ok=True)
+        if add:
+            try:
+                self._mapper.map_many(add)
+            except BaseException as error:
+                if remove:
+                    undo([lambda: self._mapper.map_many(remove)], error)
+                raise
+
+    def reconcile(self, desired: list[Mapping]) -> Repairs:
+        """Make the kernel agree with the desired mappings."""
+        return self._mapper.reconcile(desired)
+
+    def present(self) -> list[Mapping]:
+        """What the kernel has."""
+        return self._mapper.backend.mappings()
+
+    @property
+    def touches(self) -> bool:
+        """Whether there is a kernel behind it: not so with the null backend."""
+        return self._mapper.backend.name in ("nftables", "iptables")
+
+    def forget_neighbour(self, bridge: str, ip: IPv4Address | IPv6Address) -> None:
+        """Forget at which MAC address an address was, for it will be another one."""
+        if self.touches and isinstance(ip, IPv4Address):
+            from netalloc.host.neighbours import forget
+
+            failure = attempt(lambda: forget(bridge, (ip,)))
+            if failure:  # a bridge that is gone has no neighbours
+                log.warning("the neighbour entry of %s stays: %s", ip, failure)
+
+    def close(self) -> None:
+        """Remove everything of ours."""
+        try:
+            self._mapper.cleanup()
+        finally:
+            self._mapper.close()
+
+
+class SharedKernel(OwnKernel):
+    """Mappings that other processes make and remove as well: only the store knows them all.
+
+    So the PortMapper's own list is passed over, and its backend is told what the store
+    says, removals and additions in one batch.
+    """
+
+    def __init__(self, mapper: Mapper) -> None:
+        super().__init__(mapper)
+        self._backend = mapper.backend
+
+    def setup(self) -> None:
+        """Make the fixed part; what is there stays."""
+        self._backend.setup()
+
+    def apply(self, remove: list[Mapping], add: list[Mapping]) -> None:
+        """Remove and add in one batch: all of it or nothing."""
+        try:
+            self._backend.apply(add, remove)
+        except NotAllocatedError as error:
+            there = set(self._backend.mappings())
+            present = [mapping for mapping in remove if mapping in there]
+            if len(present) == len(remove):
+                raise
+            log.warning("%s", error)
+            self._backend.apply(add, present)
+        self._forget_flows(remove, added=False)
+        self._forget_flows(add, added=True)
+
+    def close(self) -> None:
+        """Give back sockets; the mappings live as long as their leases."""
+        self._backend.close()
+
+    def _forget_flows(self, mappings: list[Mapping], *, added: bool) -> None:
+        """Forget the flows that still go where these host ports led before the change."""
+        if mappings and self.touches:
+            from netalloc.host.conntrack import flush
+
+            flush(mappings, added=added)

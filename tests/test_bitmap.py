@@ -1,0 +1,343 @@
+"""Bitmap against its oracle, its bulk methods, its edges and its bytes."""
+
+from array import array
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from netalloc import (
+    Bitmap,
+    ExhaustedError,
+    InUseError,
+    NotAllocatedError,
+    OutOfRangeError,
+    StoreError,
+)
+from pair import Pair, Walk
+
+SIZES = [1, 63, 64, 65, 4095, 4096, 4097, 2**16, 2**24, 2**32, 2**64]
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of any steps, on any size."""
+
+    @initialize(size=st.sampled_from(SIZES) | st.integers(1, 20_000))
+    def start(self, size: int) -> None:
+        self.pair = Pair(size)
+
+    def ordinal(self, share: float) -> int:
+        return min(int(self.pair.size * share), self.pair.size - 1)
+
+    @rule()
+    def acquire(self) -> None:
+        self.pair.acquire()
+
+    @rule(n=st.integers(0, 5000))
+    def acquire_ranges(self, n: int) -> None:
+        self.pair.acquire_ranges(n)
+
+    @rule(n=st.integers(0, 5000))
+    def acquire_into(self, n: int) -> None:
+        self.pair.acquire_into(n)
+
+    @rule(n=st.integers(1, 5000))
+    def acquire_block(self, n: int) -> None:
+        self.pair.acquire_block(n)
+
+    @rule(share=st.floats(0, 1), length=st.integers(1, 200))
+    def reserve_run(self, share: float, length: int) -> None:
+        first = self.ordinal(share)
+        for i in range(first, first + length):
+            self.pair.reserve(i)
+
+    @rule(share=st.floats(0, 1), length=st.integers(1, 5000))
+    def release_run(self, share: float, length: int) -> None:
+        taken = sorted(self.pair.oracle.taken)
+        first = int(len(taken) * share)
+        self.pair.release_many(taken[first : first + length], "Q")
+
+    @rule(share=st.floats(0, 1))
+    def release_one(self, share: float) -> None:
+        taken = sorted(self.pair.oracle.taken)
+        if taken:
+            self.pair.release(taken[int(share * (len(taken) - 1))])
+
+    @rule(share=st.floats(0, 1))
+    def release_anything(self, share: float) -> None:
+        self.pair.release(self.ordinal(share))
+
+    @rule(share=st.floats(0, 1))
+    def move_cursor(self, share: float) -> None:
+        self.pair.move_cursor(self.ordinal(share))
+
+    @rule()
+    def through_bytes(self) -> None:
+        self.pair.through_bytes()
+
+    @invariant()
+    def check(self) -> None:
+        if hasattr(self, "pair"):
+            self.pair.check()
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def walk(size: int, steps: int) -> None:
+    """Random steps, all of them compared, with every invariant checked after each hundred."""
+    walk = Walk(size, seed=size)
+    for step in range(steps):
+        walk.step()
+        if step % 100 == 0:
+            walk.pair.core._check()
+        if step % 10_000 == 0:
+            walk.pair.check()
+    walk.pair.check()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_random_steps(size: int) -> None:
+    walk(size, 20_000)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("size", SIZES)
+def test_a_million_random_steps(size: int) -> None:
+    walk(size, 1_000_000)
+
+
+# ---- order
+
+
+def test_first_released_after_exhaustion_is_next() -> None:
+    bitmap = Bitmap(5)
+    bitmap.acquire_ranges(5)
+    for i in (3, 1, 4):
+        bitmap.release(i)
+    assert [bitmap.acquire() for _ in range(3)] == [3, 4, 1]
+
+
+def test_released_comes_back_as_late_as_possible() -> None:
+    bitmap = Bitmap(4)
+    assert bitmap.acquire() == 0
+    bitmap.release(0)
+    assert [bitmap.acquire() for _ in range(4)] == [1, 2, 3, 0]
+
+
+def test_reserve_does_not_move_the_cursor() -> None:
+    bitmap = Bitmap(10)
+    bitmap.reserve(5)
+    assert bitmap.acquire() == 0
+
+
+# ---- many
+
+
+@pytest.mark.parametrize("code", "ILQilq")
+def test_acquire_into_every_integer_of_32_or_64_bits(code: str) -> None:
+    target = array(code, [0]) * 5
+    assert Bitmap(10).acquire_into(target) == 5
+    assert target.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (array("H", [0]), "'H'"),
+        (array("d", [0]), "'d'"),
+        (bytearray(8), "'B'"),
+        (array("I", [0]), "32-bit items cannot hold"),
+    ],
+)
+def test_acquire_into_refuses_other_items(target: object, message: str) -> None:
+    bitmap = Bitmap(2**33)
+    with pytest.raises(OutOfRangeError, match=message):
+        bitmap.acquire_into(target)
+    assert len(bitmap) == 0
+
+
+def test_acquire_into_needs_a_writable_buffer() -> None:
+    with pytest.raises(BufferError):
+        Bitmap(10).acquire_into(memoryview(bytes(8)).cast("Q"))
+
+
+def test_all_or_nothing_when_too_few_are_free() -> None:
+    bitmap = Bitmap(100)
+    bitmap.reserve(50)
+    target = array("Q", [7]) * 100
+    for step in (lambda: bitmap.acquire_into(target), lambda: bitmap.acquire_ranges(100)):
+        with pytest.raises(ExhaustedError, match="100 asked for, 99 of 100 are free"):
+            step()
+    assert list(bitmap) == [50]
+    assert set(target) == {7}
+
+
+@pytest.mark.parametrize("given", [[1, 2, 99], [1, 2, 2], [1, 2, 200], [2, 1, 1]])
+@pytest.mark.parametrize("code", ["I", "Q", None])
+def test_release_many_frees_all_or_nothing(given: list[int], code: str | None) -> None:
+    bitmap = Bitmap(100)
+    bitmap.acquire_ranges(50)
+    before = bitmap.to_bytes()
+    with pytest.raises((NotAllocatedError, OutOfRangeError)):
+        bitmap.release_many(array(code, given) if code else given)
+    assert bitmap.to_bytes() == before
+    bitmap._check()
+
+
+def test_release_many_undoes_across_full_blocks() -> None:
+    bitmap = Bitmap(2**24)
+    bitmap.acquire_ranges(2**24)
+    bitmap.release(2**24 - 1)
+    before = bitmap.to_bytes()
+    with pytest.raises(NotAllocatedError):
+        bitmap.release_many(array("Q", [*range(0, 2**24, 1000), 2**24 - 1]))
+    assert bitmap.to_bytes() == before
+    bitmap._check()
+
+
+def test_padding_is_no_ordinal() -> None:
+    bitmap = Bitmap(70)
+    bitmap.acquire_ranges(70)
+    with pytest.raises(OutOfRangeError, match="70 is not in 0 to 69"):
+        bitmap.release_many([69, 70])
+    assert len(bitmap) == 70
+
+
+def test_huge_ranges_cost_nothing() -> None:
+    bitmap = Bitmap(2**64)
+    assert bitmap.acquire_block(2**63) == 0
+    assert bitmap.acquire_ranges(2**63 - 1) == [(2**63, 2**64 - 1)]
+    assert bitmap.available == 1
+    assert bitmap.acquire() == 2**64 - 1
+    assert bitmap.available == 0
+    assert bitmap.nbytes < 1024
+    bitmap._check()
+
+
+def test_block_may_begin_before_the_cursor_and_reach_past_it() -> None:
+    bitmap = Bitmap(100)
+    bitmap.cursor = 50
+    assert bitmap.acquire_block(80) == 0
+
+
+# ---- bad input
+
+
+@pytest.mark.parametrize("size", [0, -1, 2**64 + 1])
+def test_size_out_of_range(size: int) -> None:
+    with pytest.raises(OutOfRangeError, match=str(size)):
+        Bitmap(size)
+
+
+@pytest.mark.parametrize("i", [-1, 10, 2**64, 2**100])
+def test_ordinal_out_of_range(i: int) -> None:
+    bitmap = Bitmap(10)
+    for method in (bitmap.reserve, bitmap.release, bitmap.discard):
+        with pytest.raises(OutOfRangeError, match=str(i)):
+            method(i)
+    assert i not in bitmap
+
+
+def test_named_errors() -> None:
+    bitmap = Bitmap(10)
+    bitmap.reserve(3)
+    with pytest.raises(InUseError, match="3"):
+        bitmap.reserve(3)
+    with pytest.raises(NotAllocatedError, match="^4 is not allocated$"):
+        bitmap.release(4)
+    with pytest.raises(OutOfRangeError):
+        bitmap.acquire_block(0)
+    with pytest.raises(OutOfRangeError):
+        bitmap.acquire_ranges(-1)
+    with pytest.raises(TypeError):
+        bitmap.reserve("3")
+    with pytest.raises(TypeError):
+        bitmap.reserve(3.0)
+    assert bitmap.discard(3) is True
+    assert bitmap.discard(3) is False
+
+
+# ---- looking
+
+
+def test_iteration_starts_at_once_and_bears_changes() -> None:
+    bitmap = Bitmap(2**64)
+    bitmap.acquire_block(2**63)
+    seen = iter(bitmap)
+    assert next(seen) == 0
+    bitmap.release(1)
+    assert next(seen) == 2
+
+
+def test_next_free_and_next_set() -> None:
+    bitmap = Bitmap(2**20)
+    bitmap.acquire_ranges(5000)
+    assert bitmap.next_free(0) == 5000
+    assert bitmap.next_set(5000) is None
+    assert bitmap.next_set(4999) == 4999
+    assert bitmap.next_set(2**20) is None
+    bitmap.acquire_ranges(2**20 - 5000)
+    assert bitmap.next_free(0) is None
+
+
+# ---- bytes
+
+
+def half_used() -> Bitmap:
+    bitmap = Bitmap(2**20)
+    bitmap.acquire_ranges(10_000)
+    bitmap.release_many(list(range(0, 10_000, 3)))
+    return bitmap
+
+
+def test_bytes_keep_the_cursor() -> None:
+    bitmap = half_used()
+    again = Bitmap.from_bytes(bitmap.to_bytes())
+    assert again.cursor == bitmap.cursor
+    assert again.acquire() == bitmap.acquire()
+
+
+def test_every_flipped_bit_is_noticed() -> None:
+    data = bytearray(half_used().to_bytes())
+    for at in range(0, len(data), 7):
+        data[at] ^= 1 << at % 8
+        with pytest.raises(StoreError):
+            Bitmap.from_bytes(data)
+        data[at] ^= 1 << at % 8
+    Bitmap.from_bytes(data)._check()
+
+
+def test_every_truncation_is_noticed() -> None:
+    data = half_used().to_bytes()
+    for size in range(0, len(data), 11):
+        with pytest.raises(StoreError):
+            Bitmap.from_bytes(data[:size])
+    with pytest.raises(StoreError):
+        Bitmap.from_bytes(data + b"x")
+
+
+def test_foreign_and_newer_bytes_are_refused() -> None:
+    data = half_used().to_bytes()
+    with pytest.raises(StoreError, match="no bitmap"):
+        Bitmap.from_bytes(b"\x7fELF" + data[4:])
+    with pytest.raises(StoreError, match="version 2"):
+        Bitmap.from_bytes(data[:4] + b"\x02\x00" + data[6:])
+
+
+def test_contradicting_bytes_with_a_right_checksum_are_refused() -> None:
+    """Whatever the checksum says, no bytes may lead the C code out of its memory."""
+    from zlib import crc32
+
+    data = bytearray(half_used().to_bytes())
+    for at in [*range(4, 200), len(data) - 5]:
+        for value in (0, 1, 0x80, 0xFF):
+            forged = bytearray(data)
+            forged[at] = value
+            forged[-4:] = crc32(forged[:-4]).to_bytes(4, "little")
+            try:
+                Bitmap.from_bytes(forged)._check()
+            except StoreError:
+                pass

@@ -1,0 +1,112 @@
+"""Cool-down: a released address rests before it is given again."""
+
+import pytest
+
+from netalloc import ExhaustedError, IPAllocator, NotAllocatedError, OutOfRangeError
+
+
+class Clock:
+    """A clock that stands until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def allocator(clock: Clock) -> IPAllocator:
+    """Four addresses, 10.0.0.1 to .4, that cool for 30 seconds."""
+    return IPAllocator("10.0.0.5/29", reserved=["10.0.0.6"], cooldown=30.0, clock=clock)
+
+
+def test_released_address_rests(allocator: IPAllocator, clock: Clock) -> None:
+    given = allocator.acquire_many(4)
+    allocator.release(given[1])
+    assert given[1] not in allocator
+    assert (len(allocator), allocator.available, allocator.capacity) == (3, 0, 4)
+    clock.now += 29.9
+    with pytest.raises(ExhaustedError, match=r"3 of 4 are taken and 1 cool down, .* 0\.100 s"):
+        allocator.acquire()
+    clock.now += 0.1
+    assert allocator.available == 1
+    assert allocator.acquire() == given[1]
+    allocator._check()
+
+
+def test_first_released_is_first_given(allocator: IPAllocator, clock: Clock) -> None:
+    given = allocator.acquire_many(4)
+    for k in (2, 0, 3):
+        allocator.release(given[k])
+    clock.now += 30
+    assert [allocator.acquire() for _ in range(3)] == [given[2], given[3], given[0]]
+
+
+def test_early_takes_the_longest_cooling(allocator: IPAllocator) -> None:
+    given = allocator.acquire_many(3)
+    allocator.release(given[2])
+    allocator.release(given[0])
+    assert str(allocator.acquire(early=True)) == "10.0.0.4", "a free one comes first"
+    assert allocator.acquire(early=True) == given[2]
+    assert allocator.acquire_int(early=True) == int(given[0])
+    with pytest.raises(ExhaustedError, match="all 4"):
+        allocator.acquire(early=True)
+    allocator._check()
+
+
+def test_cooling_is_not_allocated(allocator: IPAllocator) -> None:
+    ip = allocator.acquire()
+    allocator.release(ip)
+    with pytest.raises(NotAllocatedError):
+        allocator.release(ip)
+    with pytest.raises(NotAllocatedError):
+        allocator.release_many([ip])
+    assert list(allocator) == []
+    assert list(allocator.runs()) == []
+
+
+def test_reserve_ends_the_cooling(allocator: IPAllocator, clock: Clock) -> None:
+    ip = allocator.acquire()
+    allocator.release(ip)
+    allocator.reserve(ip)
+    assert ip in allocator
+    clock.now += 100
+    assert allocator.acquire_many(3)
+    assert ip in allocator
+    allocator.release(ip)
+    clock.now += 29
+    assert allocator.available == 0, "the second cooling counts, not the first"
+    allocator._check()
+
+
+def test_release_many_cools_too(allocator: IPAllocator, clock: Clock) -> None:
+    given = allocator.acquire_many(4)
+    with pytest.raises(NotAllocatedError):
+        allocator.release_many([given[0], given[0]])
+    with pytest.raises(OutOfRangeError):
+        allocator.release_many([given[0], "10.0.0.6"])
+    assert len(allocator) == 4
+    allocator.release_many(given)
+    assert (len(allocator), allocator.available) == (0, 0)
+    clock.now += 30
+    assert allocator.available == 4
+
+
+def test_bytes_keep_what_is_left_of_the_cooling(allocator: IPAllocator, clock: Clock) -> None:
+    given = allocator.acquire_many(4)
+    allocator.release(given[0])
+    clock.now += 20
+    allocator.release(given[1])
+    again = IPAllocator.from_bytes(allocator.to_bytes())
+    again._check()
+    assert (len(again), again.available, again.cooldown) == (2, 0, 30.0)
+    assert "10.0.0.6" not in again
+    with pytest.raises(ExhaustedError, match=r"the first for (9\.9|10\.0)"):
+        again.acquire()
+    assert list(again.excluded()) == list(allocator.excluded())

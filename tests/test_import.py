@@ -1,0 +1,72 @@
+"""What `import netalloc` gives, and what it must not cost."""
+
+import json
+import subprocess
+import sys
+
+import netalloc
+
+# A CNI plugin is started once per container: these are loaded where they are used.
+# pyroute2 alone costs 160 ms.
+LATE = {"asyncio", "click", "pyroute2", "sqlite3", "subprocess"}
+
+PUBLIC = {
+    "Bitmap",
+    "CommandError",
+    "ExhaustedError",
+    "IPAllocator",
+    "InUseError",
+    "InterfaceError",
+    "Mapping",
+    "NetallocError",
+    "NetworkInterface",
+    "NetworkManager",
+    "NotAllocatedError",
+    "OutOfRangeError",
+    "PortAllocator",
+    "PortMapper",
+    "StaleLeaseError",
+    "StoreError",
+    "int_to_ip",
+    "interface_address",
+    "ip_to_int",
+    "iptables",
+    "network_range",
+    "network_size",
+}
+
+# Imported twice over: what an editable install needs to find the package is not the package's.
+LOADED = """
+import json, sys
+before = set(sys.modules)
+import netalloc
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def test_the_public_names_are_all_there() -> None:
+    assert sorted(PUBLIC - set(netalloc.__all__)) == []
+
+
+def test_what_all_promises_is_there() -> None:
+    assert [name for name in netalloc.__all__ if not hasattr(netalloc, name)] == []
+    assert len(netalloc.__all__) == len(set(netalloc.__all__))
+
+
+def test_an_import_loads_nothing_heavy() -> None:
+    loaded = json.loads(
+        subprocess.run(
+            [sys.executable, "-c", LOADED], check=True, capture_output=True, text=True
+        ).stdout
+    )
+    tops = {name.partition(".")[0] for name in loaded}
+    assert "netalloc" in tops
+    assert tops & LATE == set()
+
+
+def test_every_error_is_a_netalloc_error_and_its_built_in() -> None:
+    errors = [getattr(netalloc, name) for name in PUBLIC if name.endswith("Error")]
+    assert all(issubclass(error, netalloc.NetallocError) for error in errors)
+    assert issubclass(netalloc.NotAllocatedError, KeyError)
+    assert issubclass(netalloc.OutOfRangeError, ValueError)
+    assert str(netalloc.NotAllocatedError("10.0.0.2 is free")) == "10.0.0.2 is free"
