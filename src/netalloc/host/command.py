@@ -7,8 +7,12 @@ import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from netalloc.errors import CommandError
+
+if TYPE_CHECKING:
+    import subprocess
 
 # linux/capability.h. iptables-legacy opens a raw socket, hence the second one.
 _CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
