@@ -43,11 +43,13 @@ class Connection:
     """Both ends of a tcp connection."""
 
     def __init__(self, lab, listener, place, to):
-        self.client = lab.socket(place, "tcp")
-        self.client.settimeout(1)
-        self.client.connect(to)
-        self.server, _ = listener.accept()
-        self.server.settimeout(1)
+        with ExitStack() as stack:
+            self.client = stack.enter_context(lab.socket(place, "tcp"))
+            self.client.settimeout(5)
+            self.client.connect(to)
+            self.server, _ = listener.accept()
+            self.server.settimeout(1)
+            stack.pop_all()
 
     def works(self):
         self.client.send(b"?")
@@ -194,6 +196,20 @@ def test_other_flows_live_on(nft_lab, flow, way):
         assert len(before) == len(others) + len(connections)
         assert before <= ids(lab)
         assert all(connection.works() for connection in connections)
+
+
+def test_the_way_out_to_the_same_port_lives_on(nft_lab, flow, way):
+    lab = nft_lab
+    c0 = lab.containers[0]
+    lab.serve(lab.outside, "udp", 8080)
+    with PortMapper("nftables", bridge=lab.bridge, network=lab.network) as mapper:
+        out = [flow(place, (lab.outside.ip, 8080)) for place in (lab.host, c0)]
+        assert [client.ask() for client in out] == ["outside"] * 2
+        before = ids(lab)
+        assert len(before) == 2
+        mapper.map(8080, (c0.ip, 80), "udp")
+        mapper.unmap(8080, "udp")
+        assert ids(lab) == before
 
 
 def test_a_tcp_connection_ends_with_its_mapping(nft_lab, way):
