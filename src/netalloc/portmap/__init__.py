@@ -2,15 +2,20 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from threading import RLock
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from netalloc.errors import NotAllocatedError, OutOfRangeError
 from netalloc.model import Mapping, Repairs, as_host_ip, check_port, check_protocol
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.table import MappingTable, describe
 from netalloc.portmap.watch import Watch
+
+if TYPE_CHECKING:
+    from netalloc.portmap.forward import ForwardAccept
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +31,9 @@ class PortMapper:
     protocol. With `bridge`, and its `network` (default: that of the bridge's address), the
     containers also reach each other through host ports, and the host reaches them from
     127.0.0.1. `name` is what chains or tables are called after; two mappers on a host need
-    two names. Safe for threads. Raises OutOfRangeError and InUseError for bad arguments.
+    two names. `forward` also accepts the containers' packets in the FORWARD chain, for hosts
+    where that drops by default; it takes iptables, whatever the backend. Safe for threads.
+    Raises OutOfRangeError and InUseError for bad arguments.
 
     >>> mapper = PortMapper("null")
     >>> mapper.map(8080, ("10.0.0.2", 80))
@@ -47,7 +54,9 @@ count=1, owner=None)
         bridge: str | None = None,
         network: IPv4Network | str | None = None,
         name: str = "netalloc",
+        forward: bool = False,
     ) -> None:
+        self._forward = _make_forward(name, bridge) if forward else None
         if isinstance(backend, str):
             backend = _make_backend(backend, name, bridge, _network(network, bridge))
         self.backend: Backend = backend
@@ -85,6 +94,8 @@ count=1, owner=None)
         """
         with self._lock:
             self.backend.setup()
+            if self._forward is not None:
+                self._forward.reconcile()
             if adopt:
                 self._table = MappingTable(self.backend.mappings())
                 return Repairs()
@@ -95,7 +106,11 @@ count=1, owner=None)
         self._end_watch()
         with self._lock:
             gone = self.mappings
-            self.backend.cleanup()
+            try:
+                if self._forward is not None:
+                    self._forward.cleanup()
+            finally:
+                self.backend.cleanup()
             self._table = MappingTable()
             self._flush(gone, added=False)
 
@@ -206,6 +221,8 @@ count=1, owner=None)
             self._table = table
             self._flush(repairs.removed, added=False)
             self._flush(repairs.added, added=True)
+            if self._forward is not None and (found := self._forward.reconcile()):
+                repairs = replace(repairs, structure=(*repairs.structure, *found))
             return repairs
 
     def watch(self, on_repair: Callable[[Repairs], None] | None = None) -> Watch:
@@ -283,6 +300,14 @@ def _make_backend(
     if backend == "auto":
         return _make_backend(_choose(), name, bridge, network)
     raise OutOfRangeError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+
+
+def _make_forward(name: str, bridge: str | None) -> "ForwardAccept":
+    if bridge is None:
+        raise OutOfRangeError("forward needs the bridge whose packets to accept; it is None")
+    from netalloc.portmap.forward import ForwardAccept
+
+    return ForwardAccept(name, bridge)
 
 
 def _choose() -> str:

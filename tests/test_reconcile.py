@@ -1,0 +1,267 @@
+"""What somebody else breaks is mended, that alone, and it is said what it was."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lab import Lab
+from netalloc.errors import CommandError, NetallocError
+from netalloc.host import sysctl
+from netalloc.model import Mapping
+from netalloc.portmap import PortMapper
+
+pytestmark = pytest.mark.root
+
+BATCH = [
+    *(Mapping(20000 + i, ("10.200.0.2", 80), owner=f"c{i}") for i in range(100)),
+    *(Mapping(20000 + i, ("10.200.0.3", 80), "udp", "192.0.2.1") for i in range(10)),
+    Mapping(30000, ("10.200.0.2", 30000), "udp", count=2000),
+]
+FIRST = BATCH[0]
+RULE = "-p tcp -m tcp --dport 20000 -m comment --comment c0 -j DNAT --to-destination 10.200.0.2:80"
+STRANGERS = {
+    "nat": "-A PREROUTING -p tcp -m tcp --dport 22 -j RETURN\n"
+    "-A POSTROUTING -s 172.16.0.0/12 ! -o br7 -j MASQUERADE\n",
+    "raw": "-A PREROUTING -s 198.51.100.0/24 -j DROP\n",
+}
+LEAF, GROUP, MAIN = "netalloc/t9o", "netalloc/T0j", "netalloc"
+
+
+def make(lab: Lab) -> PortMapper:
+    return PortMapper("iptables", bridge=lab.bridge, network=lab.network)
+
+
+def restore_strangers(lab: Lab, table: str) -> None:
+    lab.run("iptables-restore", "--noflush", input=f"*{table}\n{STRANGERS[table]}COMMIT\n")
+
+
+# Commands that break something, and what the repair must say: (added, removed, structure).
+DAMAGE = {
+    "all of table nat flushed": (["-t nat -F"], (111, 0, "PREROUTING of table nat lacked")),
+    "all of table raw flushed": (["-t raw -F"], (0, 0, "netalloc of table raw lacked")),
+    "the guard's jump deleted": (
+        ["-t raw -D PREROUTING -j netalloc"],
+        (0, 0, "PREROUTING of table raw lacked"),
+    ),
+    "main chain flushed": ([f"-t nat -F {MAIN}"], (1, 0, "netalloc of table nat lacked '-p tcp")),
+    "a leaf flushed": ([f"-t nat -F {LEAF}"], (32, 0, "")),
+    "a leaf deleted": (
+        [f"-t nat -F {GROUP}", f"-t nat -F {LEAF}", f"-t nat -X {LEAF}"],
+        (32, 0, f"chain {LEAF} of table nat was missing"),
+    ),
+    "a jump deleted": (
+        ["-t nat -D OUTPUT -m addrtype --dst-type LOCAL -j netalloc"],
+        (0, 0, "OUTPUT of table nat lacked"),
+    ),
+    "a jump doubled": (
+        ["-t nat -A OUTPUT -m addrtype --dst-type LOCAL -j netalloc"],
+        (0, 0, "OUTPUT of table nat had"),
+    ),
+    "a rule deleted": ([f"-t nat -D {LEAF} {RULE}"], (1, 0, "")),
+    "a rule changed": ([f"-t nat -R {LEAF} 1 {RULE}9"], (1, 1, "")),
+    "a rule doubled": ([f"-t nat -A {LEAF} {RULE}"], (0, 1, "")),
+    "a stale rule before the live one": (
+        [f"-t nat -I {LEAF} -p tcp --dport 20000 -j DNAT --to-destination 10.200.0.3:80"],
+        (0, 1, ""),
+    ),
+    "a stranger's rule in our chain": (
+        [f"-t nat -I {MAIN} -p tcp --dport 20000 -j REDIRECT --to-ports 1"],
+        (0, 0, "netalloc of table nat had '-p tcp -m tcp --dport 20000 -j REDIRECT"),
+    ),
+    "a stranger's rule in our guard": (
+        ["-t raw -I netalloc -i br0 -j ACCEPT"],
+        (0, 0, "netalloc of table raw had '-i br0 -j ACCEPT'"),
+    ),
+    "a masquerade deleted": (
+        ["-t nat -D netalloc/nat 2"],
+        (0, 0, "netalloc/nat of table nat lacked"),
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_only_the_difference_is_mended(lab, damage):
+    commands, (added, removed, structure) = DAMAGE[damage]
+    for table in STRANGERS:
+        restore_strangers(lab, table)
+    lab.serve(lab.containers[0], "tcp", 80)
+    with make(lab) as mapper:
+        mapper.map_many(BATCH)
+        assert not mapper.reconcile()
+        right = sorted(lab.rules().splitlines())
+        for command in commands:
+            lab.run("iptables", *command.split())
+        if damage.startswith("all"):
+            restore_strangers(lab, damage[-11:-8])
+        repairs = mapper.reconcile()
+        assert (len(repairs.added), len(repairs.removed)) == (added, removed), repairs
+        assert structure in "\n".join(repairs.structure)
+        assert bool(structure) == bool(repairs.structure), repairs.structure
+        assert sorted(lab.rules().splitlines()) == right
+        assert not mapper.reconcile()
+        assert set(mapper.backend.mappings()) == set(BATCH)
+        assert lab.ask(lab.outside, "tcp", (lab.address, FIRST.port))[0] == "c0"
+
+
+def test_settings_are_mended(lab):
+    with make(lab) as mapper:
+        for name in (("conf", lab.bridge, "route_localnet"), ("ip_forward",)):
+            sysctl.write("0", "net", "ipv4", *name)
+            assert any(name[-1] in what for what in mapper.reconcile().structure)
+            assert sysctl.read("net", "ipv4", *name) == "1"
+            assert not mapper.reconcile()
+
+
+def test_untouched_rules_keep_their_counters(lab):
+    lab.serve(lab.containers[0], "tcp", 80)
+    with make(lab) as mapper:
+        mapper.map_many(BATCH)
+        lab.ask(lab.outside, "tcp", (lab.address, 20099))
+        lab.run("iptables", "-t", "nat", "-F", LEAF)
+        lab.run("iptables", "-t", "raw", "-F")
+        assert mapper.reconcile()
+        counted = lab.run("iptables-save", "-c", "-t", "nat")
+        (line,) = (line for line in counted.splitlines() if "--dport 20099 " in line)
+        assert line.startswith("[1:"), line
+
+
+@pytest.mark.parametrize("backend", ["iptables", "nftables"])
+def test_the_whole_ruleset_flushed(nft_lab, backend):
+    lab = nft_lab
+    lab.serve(lab.containers[0], "tcp", 80)
+    with PortMapper(backend, bridge=lab.bridge, network=lab.network) as mapper:
+        mapper.map_many(BATCH)
+        lab.run("nft", "flush", "ruleset")
+        assert lab.reaches(lab.outside, "tcp", (lab.address, FIRST.port)) is None
+        repairs = mapper.reconcile()
+        assert set(repairs.added) == set(BATCH) and repairs.structure
+        assert not mapper.reconcile()
+        for place in (lab.outside, lab.host, *lab.containers):
+            assert lab.ask(place, "tcp", (lab.address, FIRST.port))[0] == "c0"
+        assert lab.ask(lab.host, "tcp", ("127.0.0.1", FIRST.port))[0] == "c0"
+
+
+def test_rules_flushed_in_mid_operation(lab):
+    """The next batch either works or says that the chain is gone; reconcile mends it."""
+    with make(lab) as mapper:
+        mapper.map_many(BATCH[:50])
+        lab.run("iptables", "-t", "nat", "-F")
+        mapper.map_many(BATCH[50:60])
+        lab.run("iptables", "-t", "nat", "-F")
+        lab.run("iptables", "-t", "nat", "-X")
+        with pytest.raises(NetallocError, match=r"chain netalloc is missing.*reconcile"):
+            mapper.map_many(BATCH[60:70])
+        repairs = mapper.reconcile()
+        assert set(repairs.added) == set(BATCH[:60]) == set(mapper.mappings)
+        mapper.map_many(BATCH[60:])
+        assert not mapper.reconcile()
+
+
+def test_a_mapping_that_somebody_deleted_can_be_unmapped(lab):
+    with make(lab) as mapper:
+        mapper.map_many(BATCH)
+        lab.run("iptables", "-t", "nat", "-D", LEAF, *RULE.split())
+        mapper.unmap(FIRST.port, missing_ok=True)
+        lab.run("iptables", "-t", "nat", "-F")
+        mapper.unmap_many(BATCH[1:], missing_ok=True)
+        assert mapper.mappings == [] == mapper.backend.mappings()
+
+
+# Forks a child for each round, which puts a batch into the kernel and is killed, with the
+# commands it started, after part of the time that the batch takes.
+KILLING = """
+import ctypes, json, os, random, signal, sys, time
+from netalloc.model import Mapping
+from netalloc.portmap import PortMapper
+
+backend, rounds = sys.argv[1], int(sys.argv[2])
+ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: wait for grandchildren
+old = [Mapping(1000 + i, ("10.200.0.9", 80)) for i in range(100)]
+new = [Mapping(20000 + i, ("10.200.0.9", 80)) for i in range(2000)]
+
+def make():
+    return PortMapper(backend, bridge="br0", network="10.200.0.0/16")
+
+ready, started = os.pipe()
+mapper = make()
+mapper.setup()
+mapper.map_many(old)
+mapper.map_many(new)
+mapper.unmap_many(new)
+start = time.perf_counter()
+mapper.map_many(new)
+longest = 1.5 * (time.perf_counter() - start)
+mapper.unmap_many(new)
+dice = random.Random(7)
+seen = {"none": 0, "all": 0, "partial": 0, "unrepaired": 0}
+for _ in range(rounds):
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        fresh = make()
+        fresh.setup(adopt=True)
+        os.write(started, b".")
+        fresh.map_many(new)
+        os._exit(0)
+    os.read(ready, 1)
+    time.sleep(dice.uniform(0, longest))
+    try:
+        os.killpg(child, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    while True:
+        try:
+            os.waitpid(-child, 0)
+        except ChildProcessError:
+            break
+    there = set(make().backend.mappings())
+    outcome = {frozenset(old): "none", frozenset(old + new): "all"}.get(frozenset(there), "partial")
+    seen[outcome] += 1
+    fresh = make()
+    for desired in (old + new, old):
+        fresh.reconcile(desired)
+        if set(fresh.backend.mappings()) != set(desired) or fresh.reconcile():
+            seen["unrepaired"] += 1
+    fresh.close()
+print(json.dumps(seen), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize("backend", ["iptables-legacy", "iptables-nft", "nftables"])
+def test_killed_at_random_moments_of_a_batch(make_lab, backend):
+    make_lab("legacy" if backend == "iptables-legacy" else "nft")
+    done = subprocess.run(
+        [sys.executable, "-c", KILLING, backend.partition("-")[0], "25"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stderr.splitlines()[-1])
+    assert seen["partial"] == seen["unrepaired"] == 0, seen
+    assert seen["none"] >= 3 and seen["all"] >= 3, f"the kills missed the batch: {seen}"
+
+
+def test_a_killed_command_leaves_nothing_and_says_so(lab):
+    real = Path(f"/run/lab/{lab.variant}/iptables-restore").readlink()
+    wrapper = Path("/run/lab/killed")
+    wrapper.mkdir()
+    (wrapper / "iptables-restore").write_text(
+        f'#!/bin/sh\n{{ head -c 3000; kill -9 $$; }} | {real} iptables-restore "$@"\n'
+    )
+    (wrapper / "iptables-restore").chmod(0o755)
+    with make(lab) as mapper:
+        before = lab.rules()
+        usual = os.environ["PATH"]
+        os.environ["PATH"] = f"{wrapper}:{usual}"
+        with pytest.raises(CommandError) as caught:
+            mapper.map_many(BATCH)
+        os.environ["PATH"] = usual
+        assert caught.value.status not in (None, 0)
+        assert lab.rules() == before and mapper.mappings == []
+        mapper.map_many(BATCH)
+        assert not mapper.reconcile()
