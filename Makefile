@@ -38,7 +38,7 @@ check: ## lint, formatting, types, and that the stub is true
 
 bench: ## the gate: fails when the core is slower than promised
 	@scripts/setup.sh bench
-	@$(PY) -m pytest benchmarks $(ARGS)
+	@$(PY) -m pytest benchmarks -q -s --benchmark-columns=min,median,stddev --benchmark-sort=name $(ARGS)
 
 bench-peers: ## the core beside what else a Python user would pick
 	@scripts/setup.sh bench

@@ -140,10 +140,12 @@ cdef class Bitmap:
         Raises ExhaustedError.
         """
         cdef word i
-        cdef Status status = tree_acquire(&self.tree, &i)
+        cdef Status status = tree_next(&self.tree, &i)
         if unlikely(status != OK):
             refuse_acquire(self, status)
-        return from_word(i)
+        ordinal = from_word(i)
+        tree_take(&self.tree, i)
+        return ordinal
 
     @cython.critical_section
     def reserve(self, i, /):
@@ -223,7 +225,14 @@ cdef class Bitmap:
         >>> b.acquire_block(8)
         6
         """
-        return acquire_block(self, n)
+        cdef word count, first = find_block(self, n, &count)
+        try:
+            ordinal = from_word(first)
+        except MemoryError:
+            trim(&self.tree)
+            raise
+        take_run(&self.tree, first, count)
+        return ordinal
 
     @cython.critical_section
     def release_many(self, ordinals, /):

@@ -152,14 +152,24 @@ cdef inline void take_through(Tree *t, word ahead, word final, word wrapped, wor
     trim(t)
     move_cursor(t, final)
 
+cdef word peek_into(
+    Tree *t, element *out, word n, word offset, word *final, word *wrapped
+) noexcept nogil:
+    """Write the next n free ordinals, of which there are enough, and take none.
+
+    Returns how many lie ahead of the cursor, as take_through wants it.
+    """
+    cdef word ahead = scan_free(t, t.cursor, t.last, out, n, offset, final)
+    if ahead < n:
+        scan_free(t, 0, t.cursor - 1, out + ahead, n - ahead, offset, wrapped)
+    return ahead
+
 cdef Status take_into(Tree *t, element *out, word n, word offset) noexcept nogil:
     """Take n ordinals, of which at least n are free, and write them, plus `offset`."""
     cdef word ahead, final = 0, wrapped = 0
     if not ensure_fill(t):
         return NO_MEMORY
-    ahead = scan_free(t, t.cursor, t.last, out, n, offset, &final)
-    if ahead < n:
-        scan_free(t, 0, t.cursor - 1, out + ahead, n - ahead, offset, &wrapped)
+    ahead = peek_into(t, out, n, offset, &final, &wrapped)
     take_through(t, ahead, final, wrapped, n)
     return OK
 
@@ -260,23 +270,24 @@ cdef bint find_run(Tree *t, word lo, word hi, word n, word *found) noexcept nogi
         i = stop + 1
     return False
 
-cdef Status take_run(Tree *t, word n, word *found) noexcept nogil:
-    """Take n ordinals in a row, the first such at or after the cursor, then from 0 on."""
-    if n - 1 > t.last:
-        return FOUND_SET
-    if not find_run(t, t.cursor, t.last, n, found):
-        # a run may begin before the cursor and reach past it
-        if t.cursor == 0:
-            return FOUND_SET
-        if not find_run(t, 0, t.cursor - 1 + min(n - 1, t.last - t.cursor + 1), n, found):
-            return FOUND_SET
-    if not ensure_fill(t):
-        return NO_MEMORY
-    fill(t, found[0], found[0] + n - 1)
+cdef bint next_run(Tree *t, word n, word *found) noexcept nogil:
+    """The start of n free ordinals in a row, the first at or after the cursor, then from 0 on."""
+    cdef word room = n - 1
+    if room > t.last:
+        return False
+    if find_run(t, t.cursor, t.last, n, found):
+        return True
+    # one may begin before the cursor and reach past it
+    return t.cursor > 0 and find_run(
+        t, 0, t.cursor - 1 + min(room, t.last - t.cursor + 1), n, found
+    )
+
+cdef inline void take_run(Tree *t, word first, word n) noexcept nogil:
+    """Take what next_run found; the caller has ensured the nodes."""
+    fill(t, first, first + (n - 1))
     t.used += n
     trim(t)
-    move_cursor(t, found[0] + n - 1)
-    return OK
+    move_cursor(t, first + (n - 1))
 
 
 # ---- releasing many

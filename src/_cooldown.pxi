@@ -42,10 +42,9 @@ cdef int thaw(IPAllocator self) except -1:
         del self.cooling[oldest]
     return 0
 
-cdef int acquire_cooling(IPAllocator self, bint early, word *out) except -1:
-    """What is left when nothing is free: the longest cooling one, or an error."""
-    cdef word i
-    if self.bits.available:
+cdef object acquire_cooling(IPAllocator self, bint early):
+    """What is left when nothing is free: the ordinal that has cooled longest, or an error."""
+    if size_of(&self.bits.tree) > used(&self.bits.tree):
         raise MemoryError
     if not self.cooling:
         raise ExhaustedError(f"all {self.reach} addresses of {network_of(self)} are taken")
@@ -59,5 +58,4 @@ cdef int acquire_cooling(IPAllocator self, bint early, word *out) except -1:
     if tree_release(&self.withheld.tree, i) == NO_MEMORY:
         raise MemoryError
     del self.cooling[i]
-    out[0] = i
-    return 0
+    return i

@@ -79,11 +79,14 @@ cdef class IPAllocator:
         cdef word i
         if self.cooling is not None:
             thaw(self)
-        if unlikely(tree_acquire(&self.bits.tree, &i) != OK):
-            acquire_cooling(self, early, &i)
-        if self.v4:
-            return v4_address(<uint32_t>(self.offset + i))
-        return v6_address(self.first + i)
+        # The collector may run here, and with it code that comes back to this allocator;
+        # from finding the ordinal to taking it, nothing may.
+        address = blank(self)
+        if unlikely(tree_next(&self.bits.tree, &i) != OK):
+            return address_of(self, acquire_cooling(self, early))
+        address = numbered(self, address, i)
+        tree_take(&self.bits.tree, i)
+        return address
 
     @cython.critical_section
     def acquire_int(self, *, bint early=False):
@@ -91,11 +94,11 @@ cdef class IPAllocator:
         cdef word i
         if self.cooling is not None:
             thaw(self)
-        if unlikely(tree_acquire(&self.bits.tree, &i) != OK):
-            acquire_cooling(self, early, &i)
-        if self.v4:
-            return <uint32_t>(self.offset + i)
-        return self.first + i
+        if unlikely(tree_next(&self.bits.tree, &i) != OK):
+            return self.first + acquire_cooling(self, early)
+        number = from_word(self.offset + i) if self.v4 else self.first + i
+        tree_take(&self.bits.tree, i)
+        return number
 
     @cython.critical_section
     def reserve(self, ip, /):
@@ -165,21 +168,23 @@ cdef class IPAllocator:
             thaw(self)
         return acquire_into(self.bits, buffer, self.offset)
 
+    @cython.critical_section
     def acquire_many(self, n, /):
         """Take n addresses, as a list in the order given; all or nothing. Raises ExhaustedError."""
-        cdef word i, offset = self.offset
-        as_word(n, &i)
-        with cython.critical_section(self):
-            check_available(self.bits, n)
+        if self.cooling is not None:
+            thaw(self)
+        if check_available(self.bits, n) == 0:
+            return []
         numbers = array("Q", bytes(8 * n))
-        self.acquire_into(numbers)
-        try:
-            if self.v4:
-                return [v4_address(i) for i in numbers]
-            return [v6_address(self.first + (i - offset)) for i in numbers]
-        except MemoryError:
-            self.release_many(numbers)
-            raise
+        taken = array("Q", bytes(8 * n))
+        while True:
+            peek(self.bits, numbers)
+            addresses = [address_of(self, i) for i in numbers]
+            # The collector may have run, and with it code that took some of them.
+            peek(self.bits, taken)
+            if taken == numbers:
+                acquire_into(self.bits, taken, 0)
+                return addresses
 
     @cython.critical_section
     def acquire_block(self, n, /):
@@ -192,7 +197,14 @@ cdef class IPAllocator:
         """
         if self.cooling is not None:
             thaw(self)
-        return address_of(self, acquire_block(self.bits, n))
+        cdef word count, first = find_block(self.bits, n, &count)
+        try:
+            address = address_of(self, first)
+        except MemoryError:
+            trim(&self.bits.tree)
+            raise
+        take_run(&self.bits.tree, first, count)
+        return address
 
     @cython.critical_section
     def release_many(self, ips, /):

@@ -20,19 +20,31 @@ cdef object acquire_into(Bitmap self, object target, word offset):
     cdef Py_buffer view
     cdef Status status = OK
     cdef word n
+    cdef object count               # made before anything is taken
     PyObject_GetBuffer(target, &view, PyBUF_WRITABLE | PyBUF_FORMAT | PyBUF_C_CONTIGUOUS)
     try:
         check_items(&view, offset + self.tree.last)
-        n = check_available(self, view.len // view.itemsize)
+        count = view.len // view.itemsize
+        n = check_available(self, count)
         if n and view.itemsize == 4:
             status = take_into(&self.tree, <uint32_t *>view.buf, n, offset)
         elif n:
             status = take_into(&self.tree, <uint64_t *>view.buf, n, offset)
+        if status != OK:
+            raise MemoryError
+        return count
     finally:
         PyBuffer_Release(&view)
-    if status != OK:
-        raise MemoryError
-    return n
+
+cdef int peek(Bitmap self, object target) except -1:
+    """Fill an array of 64-bit integers with the next ordinals, and take none."""
+    cdef Py_buffer view
+    cdef word final, wrapped, n
+    n = check_available(self, len(target))
+    PyObject_GetBuffer(target, &view, PyBUF_WRITABLE | PyBUF_C_CONTIGUOUS)
+    peek_into(&self.tree, <uint64_t *>view.buf, n, 0, &final, &wrapped)
+    PyBuffer_Release(&view)
+    return 0
 
 cdef word scan_ranges(Tree *t, word lo, word hi, word room, list out, word *final) except? 0:
     """Append the free ranges of lo..hi until `room` ordinals are found; returns how many."""
@@ -59,26 +71,25 @@ cdef list acquire_ranges(Bitmap self, object count):
     cdef list ranges = []
     if n == 0:
         return ranges
-    if not ensure_fill(t):
-        raise MemoryError
     ahead = scan_ranges(t, t.cursor, t.last, n, ranges, &final)
     if ahead < n:
         scan_ranges(t, 0, t.cursor - 1, n - ahead, ranges, &wrapped)
+    if not ensure_fill(t):
+        raise MemoryError
     take_through(t, ahead, final, wrapped, n)
     return ranges
 
-cdef object acquire_block(Bitmap self, object count):
-    cdef word n, i
-    cdef Status status
-    as_word(count, &n)
-    if n == 0:
+cdef word find_block(Bitmap self, object count, word *n) except? 0:
+    """The start of `count` in a row, with the nodes to take them."""
+    cdef word first
+    as_word(count, n)
+    if n[0] == 0:
         raise OutOfRangeError("a block of 0 has no first")
-    status = take_run(&self.tree, n, &i)
-    if status == NO_MEMORY:
+    if not next_run(&self.tree, n[0], &first):
+        raise ExhaustedError(f"no {count} in a row are free, of {self.size}")
+    if not ensure_fill(&self.tree):
         raise MemoryError
-    if status != OK:
-        raise ExhaustedError(f"no {n} in a row are free, of {self.size}")
-    return i
+    return first
 
 cdef int release_many(Bitmap self, object values, word offset) except -1:
     """Free a buffer of ordinals plus `offset`, or none of them."""

@@ -88,6 +88,23 @@ cdef int exclude(IPAllocator self, object item) except -1:
 
 # ---- ordinals and addresses
 
+cdef inline object blank(IPAllocator self):
+    """An address to be, or None where only the constructor can make one."""
+    if self.v4:
+        return new_instance(V4) if V4_IP else None
+    return new_instance(V6) if V6_SCOPE else None
+
+cdef inline object numbered(IPAllocator self, object address, word i):
+    """The blank address as that of ordinal i; makes an int, and runs no other code."""
+    if unlikely(address is None):
+        return address_of(self, i)
+    if self.v4:
+        set_slot(address, V4_IP, from_word(self.offset + i))
+    else:
+        set_slot(address, V6_IP, self.first + i)
+        set_slot(address, V6_SCOPE, None)
+    return address
+
 cdef inline object address_of(IPAllocator self, object i):
     return v4_address(self.first + i) if self.v4 else v6_address(self.first + i)
 

@@ -441,7 +441,7 @@ cdef inline void move_cursor(Tree *t, word taken) noexcept nogil:
         if unlikely((taken & LEAF_MASK) == LEAF_MASK):
             leave(t)
 
-cdef Status acquire_slow(Tree *t, word *found) noexcept nogil:
+cdef Status next_slow(Tree *t, word *found) noexcept nogil:
     """Bring the leaf of the next free ordinal under the cursor."""
     cdef Node *leaf
     cdef word i
@@ -457,29 +457,32 @@ cdef Status acquire_slow(Tree *t, word *found) noexcept nogil:
     found[0] = i
     return OK
 
-cdef inline Status tree_acquire(Tree *t, word *found) noexcept nogil:
-    """Take the first free ordinal at or after the cursor; one ctz in the usual case."""
+cdef inline Status tree_next(Tree *t, word *found) noexcept nogil:
+    """Find the first free ordinal at or after the cursor; one ctz in the usual case.
+
+    Its leaf is then the one under the cursor, so that tree_take cannot fail. In between the
+    caller makes what it returns, which can.
+    """
     cdef Node *leaf = t.leaf
     cdef word i = t.cursor, free = 0
     cdef int k
-    cdef Status status
     if not unlikely(leaf == NULL):
         k = <int>((i >> 6) & 63)
         free = ~leaf.at.words[k] & (ALL << (i & 63))
         if free == 0 and ~leaf.full & above(k):
             k = ctz(~leaf.full & above(k))
             free = ~leaf.at.words[k]
-        i = t.base | <word>k << 6 | <word>(ctz(free) if free else 0)
+        found[0] = t.base | <word>k << 6 | <word>(ctz(free) if free else 0)
     if unlikely(free == 0):
-        status = acquire_slow(t, &i)
-        if status != OK:
-            return status
-        leaf = t.leaf
+        return next_slow(t, found)
+    return OK
+
+cdef inline void tree_take(Tree *t, word i) noexcept nogil:
+    """Take what tree_next found, and move the cursor past it."""
+    cdef Node *leaf = t.leaf
     leaf_set(leaf, i)
     t.used += 1
     if unlikely(leaf.full == ALL):
         t.leaf = NULL
         settle(t, i)
     move_cursor(t, i)
-    found[0] = i
-    return OK

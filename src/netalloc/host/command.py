@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from netalloc.errors import CommandError
 
 if TYPE_CHECKING:
-    from subprocess import Popen
+    import subprocess
 
 # linux/capability.h. iptables-legacy opens a raw socket, hence the second one.
 _CAPABILITIES = {12: "CAP_NET_ADMIN", 13: "CAP_NET_RAW"}
@@ -66,7 +66,7 @@ def run(command: Sequence[str], input: str | Iterable[str] | None = None) -> str
     raise CommandError(message, command, process.returncode, stderr)
 
 
-def _feed(process: "Popen[str]", pieces: Iterable[str]) -> tuple[str, str]:
+def _feed(process: "subprocess.Popen[str]", pieces: Iterable[str]) -> tuple[str, str]:
     """Write from a thread, so that a command that talks while it reads is never stuck."""
     failure: list[BaseException] = []
     stdin, process.stdin = process.stdin, None  # communicate would close it

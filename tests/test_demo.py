@@ -1,0 +1,70 @@
+"""The demo says what happened, and its exit status is true."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
+
+pytestmark = pytest.mark.root
+
+
+def start(**settings: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-u", DEMO],
+        env={**os.environ, **settings},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_every_container_answers_and_nothing_is_left(backend: str) -> None:
+    demo = start(DEMO_BACKEND=backend, DEMO_CONTAINERS="2")
+    output, _ = demo.communicate()
+    assert demo.returncode == 0, output
+    assert f"port mappings by {backend}" in output
+    assert output.count("200 I am") == 2
+    assert "2 of 2 answered" in output
+    assert "Released:  0 addresses, 0 rules and map elements, 0 namespaces, 0 links" in output
+
+
+def test_a_port_that_leads_nowhere_fails_it() -> None:
+    demo = start(DEMO_BACKEND="null", DEMO_CONTAINERS="1")
+    output, _ = demo.communicate()
+    assert demo.returncode == 1
+    assert "0 of 1 answered" in output
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"DEMO_BACKEND": "ipfw"}, "backend 'ipfw' is none of"),
+        ({"DEMO_CONTAINERS": "0"}, "DEMO_CONTAINERS=0 is not 1 to 1023"),
+        ({"DEMO_CONTAINERS": "many"}, "DEMO_CONTAINERS=many is not 1 to 1023"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, str], said: str) -> None:
+    demo = start(**settings)
+    output, _ = demo.communicate()
+    assert demo.returncode == 1
+    assert output.startswith("demo: ")
+    assert said in output
+    assert len(output.splitlines()) == 1
+
+
+def test_ctrl_c_takes_the_whole_host_away() -> None:
+    demo = start(DEMO_CONTAINERS="1000")
+    assert demo.stdout is not None
+    while "200 I am" not in demo.stdout.readline():
+        pass
+    os.killpg(demo.pid, signal.SIGINT)
+    output, _ = demo.communicate()  # ends when the last process of the host has gone
+    assert demo.returncode == 1
+    assert "demo: stopped" in output
