@@ -22,6 +22,22 @@ cdef Status cool(IPAllocator self, word i) except *:
             raise
     return status
 
+cdef int cool_all(IPAllocator self, list ordinals) except -1:
+    """Cool each of these, which are taken, or none."""
+    cdef Py_ssize_t done = 0, k
+    try:
+        for i in ordinals:
+            if cool(self, i) != OK:
+                raise MemoryError
+            done += 1
+    except MemoryError:
+        for k in range(done):           # without a slice: there is no memory
+            i = ordinals[k]
+            tree_release(&self.withheld.tree, i)
+            del self.cooling[i]
+        raise
+    return 0
+
 cdef int thaw(IPAllocator self) except -1:
     """Free what has cooled long enough; each costs a step once."""
     cdef word i

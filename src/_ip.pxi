@@ -177,9 +177,12 @@ cdef class IPAllocator:
             return []
         numbers = array("Q", bytes(8 * n))
         taken = array("Q", bytes(8 * n))
+        # A comprehension of Cython 3.3 drops its item twice when the list cannot grow.
+        cdef list addresses = [None] * len(numbers)
         while True:
             peek(self.bits, numbers)
-            addresses = [address_of(self, i) for i in numbers]
+            for k, i in enumerate(numbers):
+                addresses[k] = address_of(self, i)
             # The collector may have run, and with it code that took some of them.
             peek(self.bits, taken)
             if taken == numbers:
@@ -224,9 +227,12 @@ cdef class IPAllocator:
         if self.withheld is None:
             release_many(self.bits, ips, offset)
             return
-        ordinals = [int(n) - offset for n in memoryview(ips)]
-        for n in ordinals:
+        cdef list ordinals = []
+        for n in memoryview(ips):
+            n -= offset
             check_given(self, n)
+            ordinals.append(n)
+        for n in ordinals:
             if not contains(&self.bits.tree, n) or is_withheld(self, n):
                 refuse(FOUND_CLEAR, address_of(self, n))
         if len(set(ordinals)) < len(ordinals):
@@ -234,9 +240,7 @@ cdef class IPAllocator:
         if self.cooling is None:
             release_many(self.bits, as_array(ordinals), 0)
             return
-        for n in ordinals:
-            if cool(self, n) != OK:
-                raise MemoryError
+        cool_all(self, ordinals)
 
     # ---- looking
 

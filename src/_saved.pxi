@@ -7,12 +7,15 @@
 
 cdef list encoded_parts(IPAllocator self):
     now = self.clock()
+    times = bytearray()
+    for i, ready in (self.cooling or {}).items():
+        times += pack("<Qd", i, max(0.0, ready - now))
     return [
         str(interface_of(self)).encode(),
         pack("<d", self.cooldown),
         self.bits.to_bytes(),
         b"" if self.withheld is None else self.withheld.to_bytes(),
-        b"".join([pack("<Qd", i, max(0.0, t - now)) for i, t in (self.cooling or {}).items()]),
+        bytes(times),
     ]
 
 cdef list allocator_parts(bytes data):
