@@ -1,41 +1,16 @@
 """What tests share: private hosts, and the refusal to skip in CI."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from lab import MULTI, VARIANTS, Lab
-
-NEEDED = (*MULTI.values(), "nft")
-
-
-def missing() -> str | None:
-    """What tests marked root need and this process does not have; None when all is there."""
-    for command in NEEDED:
-        if shutil.which(command) is None:
-            return f"{command} is not on PATH"
-    status = Path("/proc/self/status").read_text()
-    held = int(status.split("CapEff:")[1].split()[0], 16)
-    for bit, name in ((12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")):
-        if not held >> bit & 1:
-            return f"{name} is missing"
-    return None
-
-
-def skip(reason: str) -> None:
-    """Skip on a laptop; in CI a test that cannot run has failed."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(f"in CI nothing is skipped: {reason}", pytrace=False)
-    pytest.skip(reason)
+from lab import VARIANTS, Lab, require_kernel
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    if item.get_closest_marker("root") and (reason := missing()):
-        skip(reason)
+    if item.get_closest_marker("root"):
+        require_kernel()
 
 
 @pytest.fixture(params=VARIANTS)

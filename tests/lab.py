@@ -21,6 +21,8 @@ from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 from netalloc.host import namespaces
 from netalloc.host.links import Links, connect
 
@@ -28,6 +30,27 @@ VARIANTS = ("legacy", "nft")
 MULTI = {"legacy": "xtables-legacy-multi", "nft": "xtables-nft-multi"}
 TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_STREAM}
 NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
+
+
+def require_kernel() -> None:
+    """Skip on a laptop what a private host needs and this process has not; in CI, fail."""
+    reason = _missing()
+    if reason is None:
+        return
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"in CI nothing is skipped: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+def _missing() -> str | None:
+    for command in (*MULTI.values(), "nft"):
+        if shutil.which(command) is None:
+            return f"{command} is not on PATH"
+    held = int(Path("/proc/self/status").read_text().split("CapEff:")[1].split()[0], 16)
+    for bit, name in ((12, "CAP_NET_ADMIN"), (21, "CAP_SYS_ADMIN")):
+        if not held >> bit & 1:
+            return f"{name} is missing"
+    return None
 
 
 @dataclass(frozen=True)

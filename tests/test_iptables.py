@@ -300,6 +300,30 @@ def test_a_missing_bridge_is_named_before_anything_changes(lab):
 
 
 @pytest.mark.root
+@pytest.mark.parametrize("network", [None, "10.200.0.0/16"])
+def test_without_a_bridge(lab, network):
+    """Routed containers: no way from 127.0.0.1, and nothing in table raw."""
+    before = lab.run("iptables-save")
+    c0, c1 = lab.containers
+    for protocol in ("tcp", "udp"):
+        lab.serve(c0, protocol, 80)
+        lab.serve(lab.outside, protocol, 80)
+    with PortMapper("iptables", network=network) as mapper:
+        for protocol in ("tcp", "udp"):
+            mapper.map(8080, (c0.ip, 80), protocol)
+            assert lab.ask(lab.outside, protocol, (lab.address, 8080)) == ("c0", lab.outside.ip)
+            assert lab.ask(lab.host, protocol, (lab.address, 8080))[0] == "c0"
+            if network is not None:
+                for place in (c0, c1):
+                    assert lab.ask(place, protocol, (lab.address, 8080))[0] == "c0"
+                    assert lab.ask(place, protocol, (lab.outside.ip, 80))[1] == lab.address
+        assert not mapper.reconcile()
+        assert "*raw" not in lab.run("iptables-save")
+        assert sysctl.read("net", "ipv4", "conf", lab.bridge, "route_localnet") == "0"
+    assert lab.rules() == "" and "*raw" not in before
+
+
+@pytest.mark.root
 def test_a_bridge_that_went_first_does_not_stop_cleanup(lab):
     before = lab.rules()
     with make(lab):

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -118,6 +119,21 @@ def test_nothing_is_left_when_a_step_fails(host, monkeypatch):
         with pytest.raises(InterfaceError, match="br1: no such interface"):
             links.delete("br1")
         links.delete("br1", missing_ok=True)
+
+
+def test_a_full_bridge_says_so(host):
+    with Links() as links:
+        links.create_bridge("br0")
+        pairs = "".join(
+            f"link add a{i} master br0 type veth peer name b{i}\nlink set b{i} master br0\n"
+            for i in range(511)
+        )
+        subprocess.run(["ip", "-batch", "-"], input=pairs, text=True, check=True)
+        links.create_veth("last", "peer", bridge="br0")
+        with pytest.raises(InterfaceError, match="over: the bridge is full: 1023 ports"):
+            links.create_veth("over", "peer2", bridge="br0")
+        with pytest.raises(InterfaceError, match="over: no such interface"):
+            links.delete("over")
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a b", "a:b", "x" * 16])

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from lab import Lab
+from netalloc.host import namespaces, sysctl
 from netalloc.portmap import PortMapper
 
 pytestmark = pytest.mark.root
@@ -74,9 +75,8 @@ def test_containers_cannot_reach_the_hosts_loopback(backend):
         lab.run("ip", "-n", "c0", "rule", "add", "pref", "0", "to", "127.0.0.0/8", "table", "100")
         lab.run("ip", "-n", "c0", "rule", "add", "pref", "1", "table", "local")
         lab.run("ip", "-n", "c0", "rule", "del", "pref", "0", "table", "local")
-        lab.run(
-            "ip", "netns", "exec", "c0", "sysctl", "-q", "-w", "net.ipv4.conf.all.route_localnet=1"
-        )
+        with namespaces.inside("c0"):
+            sysctl.write("1", "net", "ipv4", "conf", "all", "route_localnet")
         for protocol in PROTOCOLS:
             lab.serve(lab.host, protocol, 9999, "127.0.0.1")
             mapper.map(8080, (thief.ip, 80), protocol)

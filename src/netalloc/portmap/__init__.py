@@ -93,9 +93,14 @@ count=1, owner=None)
         Returns what was there too much or missing.
         """
         with self._lock:
-            self.backend.setup()
             if self._forward is not None:
                 self._forward.reconcile()
+            try:
+                self.backend.setup()
+            except BaseException:
+                if self._forward is not None:
+                    self._forward.cleanup()
+                raise
             if adopt:
                 self._table = MappingTable(self.backend.mappings())
                 return Repairs()

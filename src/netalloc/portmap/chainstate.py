@@ -9,6 +9,7 @@ from netalloc.errors import InUseError, NetallocError, NotAllocatedError
 from netalloc.model import Mapping, Repairs
 from netalloc.portmap import chains
 from netalloc.portmap.chains import Rules
+from netalloc.portmap.table import describe
 
 Key = tuple[IPv4Address | None, str, int]
 
@@ -53,14 +54,17 @@ class Known:
         removal: list[Mapping] = []
         for mapping in remove:
             found = present.pop(mapping.key, None)
-            if found != mapping or found is None:
-                raise NotAllocatedError(f"{mapping} is not mapped; the kernel has {found}")
+            if found is None or found != mapping:
+                there = describe(found) if found is not None else "nothing"
+                raise NotAllocatedError(
+                    f"{describe(mapping)} is not mapped: the kernel has {there} for that port"
+                )
             removal.append(found)
         for mapping in add:
             key = mapping.key
             if key in present:
                 holder = present[key]
-                raise InUseError(f"{mapping} is mapped: {holder}", holder.owner)
+                raise InUseError(f"{describe(mapping)} is held by {describe(holder)}", holder.owner)
             present[key] = mapping
         after = Known(present, dict(self.sizes))
         return after, after._lines(add, removal, name)

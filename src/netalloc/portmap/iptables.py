@@ -77,7 +77,7 @@ class Iptables:
     def cleanup(self) -> None:
         """Remove our chains and the rules that lead to them; what is missing is no error."""
         with self._lock:
-            state = tables.read("raw", "nat")
+            state = self._read()
             self._refuse_taken(state["nat"])
             if self.bridge is not None and self._find_marker(state):
                 # Before the guard goes: without it the containers would reach 127.0.0.0/8.
@@ -85,8 +85,9 @@ class Iptables:
                     sysctl.write("0", *self._localnet)
             # nat first: as long as there are mappings, there is the guard.
             known = self._wanted(())
-            lines = {t: removal(state[t], known.get(t, {}), self.chain) for t in ("nat", "raw")}
-            tables.restore(lines)
+            for table in ("nat", "raw"):
+                if table in state and (lines := removal(state[table], known[table], self.chain)):
+                    tables.restore({table: lines})
             self._known = None
             self._marker = None
 
@@ -124,7 +125,8 @@ class Iptables:
     def reconcile(self, desired: Collection[Mapping]) -> Repairs:
         """Bring chains and settings to what they should be, touching only what differs.
 
-        Costs two listings when there is nothing to do: 5 ms, and 0.1 s at 16,000 mappings.
+        With nothing to do it takes about twice as long as iptables-save: 5 ms, and 0.1 to
+        0.3 s with 16,000 mappings.
         """
         with self._lock:
             return self._mend(desired)
@@ -150,7 +152,11 @@ class Iptables:
         assert self.bridge is not None
         return "net", "ipv4", "conf", self.bridge, "route_localnet"
 
-    def _list(self) -> "Known":
+    def _read(self) -> dict[str, Rules]:
+        # Without a bridge nothing of ours is in table raw, and a look would make it.
+        return tables.read("nat") if self.bridge is None else tables.read("raw", "nat")
+
+    def _list(self) -> Known:
         return Known.read(tables.read("nat")["nat"], self.chain)
 
     def _wanted(self, desired: Iterable[Mapping]) -> dict[str, Rules]:
@@ -179,7 +185,7 @@ class Iptables:
 
     def _mend(self, desired: Collection[Mapping] | None) -> Repairs:
         """Make rules, then settings, what they should be; None keeps the mappings there are."""
-        state = tables.read("raw", "nat")
+        state = self._read()
         for attempt in range(1, _ATTEMPTS + 1):
             keep: Collection[Mapping] = (
                 Known.read(state["nat"], self.chain).present.values()
@@ -198,7 +204,7 @@ class Iptables:
                     tables.restore(lines)
                 break
             except CommandError:
-                before, state = state, tables.read("raw", "nat")
+                before, state = state, self._read()
                 if state == before or attempt == _ATTEMPTS:
                     raise
         self._known = Known.of(wanted["nat"], keep, self.chain)

@@ -6,6 +6,7 @@ from ipaddress import IPv4Address
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError
 from netalloc.host.monitor import RuleMonitor
 from netalloc.model import Mapping, Repairs
+from netalloc.portmap.table import describe
 
 
 class Null:
@@ -31,10 +32,11 @@ class Null:
         gone = {mapping.key for mapping in remove}
         for mapping in remove:
             if self._present.get(mapping.key) != mapping:
-                raise NotAllocatedError(f"{mapping} is not mapped")
+                raise NotAllocatedError(f"{describe(mapping)} is not mapped")
         for mapping in add:
             if mapping.key in self._present and mapping.key not in gone:
-                raise InUseError(f"{mapping} is mapped: {self._present[mapping.key]}")
+                holder = self._present[mapping.key]
+                raise InUseError(f"{describe(mapping)} is held by {describe(holder)}", holder.owner)
         for mapping in remove:
             del self._present[mapping.key]
         self._present.update((mapping.key, mapping) for mapping in add)
