@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from netalloc.kernel import OwnKernel, undo
 from netalloc.model import Mapping, Repairs
+from netalloc.store.forks import guard
 from netalloc.store.protocol import Store, Transaction
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,21 @@ class Changes:
         network: int,
         desired: Callable[[Transaction], list[Mapping]],
     ) -> None:
-        self._store = store
+        self.store = store
         self._kernel = kernel
         self._network = network
         self._desired = desired
         self._queue: list[_Caller] = []
+        self._turn = Lock()
+        guard(self)
+
+    def fork_locks(self) -> tuple[()]:
+        """The store's are enough."""
+        return ()
+
+    def after_fork(self) -> None:
+        """In a forked child nobody else is in the queue, and no leader is at work."""
+        self._queue = []
         self._turn = Lock()
 
     def make(self, operation: str, change: Callable[[Change], T], *, durable: bool = False) -> T:
@@ -81,7 +92,7 @@ class Changes:
         It may be run again, in a transaction of its own, when it shared one that failed.
         """
         caller = _Caller(operation, change, durable)
-        if self._store.lasting:
+        if self.store.lasting:
             self._queue.append(caller)
             with self._turn:
                 if not caller.done:
@@ -96,7 +107,7 @@ class Changes:
 
     def look(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that somebody is making."""
-        tx = self._store.read()
+        tx = self.store.read()
         try:
             return view(tx)
         finally:
@@ -115,7 +126,7 @@ class Changes:
 
     def recover(self) -> None:
         """Reconcile if somebody died in the middle of a change."""
-        if self._store.interrupted(self._network):
+        if self.store.interrupted(self._network):
             self.make("recover", lambda made: None)
 
     def _lead(self) -> None:
@@ -136,7 +147,7 @@ class Changes:
         """One transaction for all of them; `error` or `result` and `done` are set in each."""
         try:
             durable = any(caller.durable for caller in group)
-            tx = self._store.begin(group[0].operation, durable=durable)
+            tx = self.store.begin(group[0].operation, durable=durable)
         except Exception as error:
             for caller in group:
                 caller.error, caller.done = error, True
@@ -187,7 +198,8 @@ class Changes:
     def _mend(self, tx: Transaction) -> None:
         repairs = self._kernel.reconcile(self._desired(tx))
         tx.mended(self._network)
-        log.warning("a change was cut off in the middle; repaired: %s", repairs)
+        if repairs:
+            log.warning("a change was cut off in the middle; repaired: %s", repairs)
 
     def _unmake(
         self,

@@ -44,11 +44,11 @@ class Addresses:
         *,
         cooldown: float = 0.0,
         sticky: float = 0.0,
-        clock: Callable[[], int] = boot_clock,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self.number = number
         self.plan = plan
-        self.clock = clock
+        self.clock = boot_clock if clock is None else clock
         self._cooldown = int(cooldown * SECOND)
         self._sticky = int(sticky * SECOND)
         self._name = f"addresses/{number}"
