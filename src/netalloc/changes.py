@@ -74,7 +74,8 @@ class Changes:
         self._network = network
         self._desired = desired
         self._queue: list[_Caller] = []
-        self._turn = Lock()
+        self._door = Lock()  # of the queue
+        self._turn = Lock()  # the leader's
         guard(self)
 
     def fork_locks(self) -> tuple[()]:
@@ -84,6 +85,7 @@ class Changes:
     def after_fork(self) -> None:
         """In a forked child nobody else is in the queue, and no leader is at work."""
         self._queue = []
+        self._door = Lock()
         self._turn = Lock()
 
     def make(self, operation: str, change: Callable[[Change], T], *, durable: bool = False) -> T:
@@ -91,14 +93,14 @@ class Changes:
 
         It may be run again, in a transaction of its own, when it shared one that failed.
         """
+        if not self.store.lasting:
+            return self._make_alone(operation, change)
         caller = _Caller(operation, change, durable)
-        if self.store.lasting:
+        with self._door:
             self._queue.append(caller)
-            with self._turn:
-                if not caller.done:
-                    self._lead()
-        else:
-            self._make([caller])
+        with self._turn:
+            if not caller.done:
+                self._lead(caller)
         if caller.error is not None:
             raise caller.error
         for step in caller.after:
@@ -129,9 +131,30 @@ class Changes:
         if self.store.interrupted(self._network):
             self.make("recover", lambda made: None)
 
-    def _lead(self) -> None:
+    def _make_alone(self, operation: str, change: Callable[[Change], T]) -> T:
+        """The same without a queue: a store in memory has no commit worth sharing."""
+        tx = self.store.begin(operation)
+        made = Change(tx)
+        batch = None
+        try:
+            result = change(made)
+            if made.remove or made.add:
+                self._kernel.apply(made.remove, made.add)
+                batch = made.remove, made.add
+            tx.commit()
+        except BaseException as error:
+            failure = self._unmake(tx, [made], batch, error)
+            if failure is error:
+                raise
+            raise failure from None
+        for step in made.after:
+            step()
+        return result
+
+    def _lead(self, leader: _Caller) -> None:
         """Make the changes of everybody who is in the queue by now."""
-        group, self._queue = self._queue, []
+        with self._door:
+            group, self._queue = self._queue, []
         try:
             try:
                 self._make(group)
@@ -139,8 +162,10 @@ class Changes:
                 for caller in group:
                     self._make([caller])
         except BaseException:
-            # Interrupted: the others lead themselves.
-            self._queue = [caller for caller in group if not caller.done] + self._queue
+            # The leader is interrupted, and gone; the others lead themselves.
+            left = [caller for caller in group if not caller.done and caller is not leader]
+            with self._door:
+                self._queue = left + self._queue
             raise
 
     def _make(self, group: list[_Caller]) -> None:

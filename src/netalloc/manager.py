@@ -116,7 +116,7 @@ class NetworkManager:
         """
         if key is not None and owner is None:
             raise OutOfRangeError(f"key {key!r} without an owner")
-        wishes = [Publish.of(port) for port in ports]
+        wishes = [Publish.of(port) for port in ports] if ports else ()
         lease = self._leasing.allocate(owner, key, ip, labels, wishes, early)
         return NetworkInterface(self._leasing, lease)
 
