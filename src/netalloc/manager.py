@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import ExitStack
 from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
@@ -76,13 +77,16 @@ class NetworkManager:
         self.bridge = bridge
         self.plan = _plan(bridge, network)
         self.gateway = self.plan.gateway
-        self._store = _store(store)
-        self._owns_store = self._store is not store
-        try:
+        with ExitStack() as opened:
+            self._store = _store(store)
+            self._owns_store = self._store is not store
+            if self._owns_store:
+                opened.callback(self._store.close)
             number = register(self._store, bridge, self.plan)
             addresses = Addresses(number, self.plan, cooldown=cooldown, sticky=sticky)
-            kind = SharedKernel if self._store.lasting else OwnKernel
-            kernel = kind(_mapper(backend, bridge, self.plan))
+            mapper = _mapper(backend, bridge, self.plan)
+            opened.callback(mapper.close)
+            kernel = (SharedKernel if self._store.lasting else OwnKernel)(mapper)
             if probe is None and kernel.touches and isinstance(ports, range):
                 probe = host_probe(ports)
             publisher = Publisher(number, self.plan, ports, probe)
@@ -90,10 +94,7 @@ class NetworkManager:
             self._leasing = Leasing(bridge, addresses, publisher, kernel, changes)
             kernel.setup()
             changes.recover()
-        except BaseException:
-            if self._owns_store:
-                self._store.close()
-            raise
+            opened.pop_all()  # it is whole: from here on close() gives them back
 
     # ---- allocation
 
