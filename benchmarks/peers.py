@@ -337,8 +337,9 @@ def main() -> None:
     print(f"{'':28}{'W1 fill':>10}{'W2 churn':>10}{'W3 hole':>10}{'a full /8':>11}")
     for peer in PEERS:
         name = peer.name
+        part = "~" if peer.fill < 100_000 else ""
         print(
-            f"{name:28}{'~' * (peer.fill < 100_000) + seconds(w1[name]):>10}{seconds(w2.get(name)):>10}"
+            f"{name:28}{part + seconds(w1[name]):>10}{seconds(w2.get(name)):>10}"
             f"{seconds(w3.get(name)):>10}{size(memory.get(name)):>11}"
         )
     for what, row in (("W1", w1), ("W2", w2), ("W3", w3), ("memory", memory)):

@@ -39,7 +39,8 @@ cdef class IPAllocator:
 
     cdef Bitmap bits
     cdef Bitmap withheld         # None, or ordinals that are set in `bits` but are not taken
-    cdef object cooling          # None, or {ordinal: when it is ready}, oldest first
+    cdef dict cooling            # None, or {ordinal: when it is ready}
+    cdef object queue            # deque of (ordinal, ready), oldest first; stale where they differ
     cdef object clock
     cdef bint v4
     cdef word offset             # ordinal 0 as a number: of 32 bits, in IPv6 the host part
@@ -58,7 +59,7 @@ cdef class IPAllocator:
         self.cooldown = cooldown
         self.clock = clock
         if self.cooldown:
-            self.cooling = OrderedDict()
+            self.cooling, self.queue = {}, deque()
         lay_out(self)
         for item in (reserved,) if isinstance(reserved, str) else reserved:
             exclude(self, item)
@@ -83,7 +84,9 @@ cdef class IPAllocator:
         # from finding the ordinal to taking it, nothing may.
         address = blank(self)
         if unlikely(tree_next(&self.bits.tree, &i) != OK):
-            return address_of(self, acquire_cooling(self, early))
+            address = address_of(self, last_resort := longest_cooling(self, early))
+            warm(self, last_resort)
+            return address
         address = numbered(self, address, i)
         tree_take(&self.bits.tree, i)
         return address
@@ -95,7 +98,9 @@ cdef class IPAllocator:
         if self.cooling is not None:
             thaw(self)
         if unlikely(tree_next(&self.bits.tree, &i) != OK):
-            return self.first + acquire_cooling(self, early)
+            number = self.first + (last_resort := longest_cooling(self, early))
+            warm(self, last_resort)
+            return number
         number = from_word(self.offset + i) if self.v4 else self.first + i
         tree_take(&self.bits.tree, i)
         return number
@@ -111,8 +116,7 @@ cdef class IPAllocator:
         ordinal_of(self, ip, &i)
         cdef Status status = tree_reserve(&self.bits.tree, i)
         if status == FOUND_SET and self.cooling is not None and i in self.cooling:
-            tree_release(&self.withheld.tree, i)
-            del self.cooling[i]
+            warm(self, i)
         elif status != OK:
             refuse(status, ip)
 

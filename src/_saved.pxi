@@ -49,7 +49,8 @@ cdef int restore(IPAllocator self, bytes bits, bytes withheld, bytes cooling) ex
     self.bits, self.withheld = taken_bits, held_bits
     now = self.clock()
     if self.cooling is not None:
-        self.cooling.update((i, now + left) for i, left in times)
+        self.queue.extend((i, now + left) for i, left in times)
+        self.cooling.update(self.queue)
     excluded = 0 if held_bits is None else used(&self.withheld.tree) - len(self.cooling or ())
     self.reach = self.size - excluded
     return 0
