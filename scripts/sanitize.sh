@@ -10,14 +10,16 @@ place=build/sanitize
 flags="-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
 compiler=${CC:-gcc}
 
-# An environment of its own: an editable install would hide the sanitized core.
+# An environment of its own: the usual one has the usual core.
 [ -x "$place/bin/python" ] || "$python" -m venv "$place"
+"$place/bin/python" -m pip install --quiet pytest pytest-benchmark hypothesis pyroute2
 echo "sanitize: building the core with $compiler $flags"
 CC=$compiler CFLAGS=$flags LDFLAGS=-fsanitize=address,undefined \
-    "$place/bin/python" -m pip install --quiet --force-reinstall --no-deps \
+    "$place/bin/python" -m pip install --quiet --force-reinstall --no-deps --no-cache-dir \
     -Cbuild-dir=build/sanitize-cmake -Ccmake.build-type=Debug .
-"$place/bin/python" -m pip install --quiet '.[test]' 2>/dev/null || "$place/bin/python" -m pip install \
-    --quiet pytest pytest-benchmark hypothesis pyroute2
+core=$("$place/bin/python" -c 'import importlib.util, pathlib
+print(*pathlib.Path(importlib.util.find_spec("netalloc").origin).parent.glob("_alloc.*.so"))')
+ldd "$core" | grep -q libasan || { echo "sanitize: $core is not sanitized" >&2; exit 1; }
 
 # The interpreter is not sanitized, so the runtime has to be there before it.
 LD_PRELOAD="$("$compiler" -print-file-name=libasan.so) $("$compiler" -print-file-name=libubsan.so)" \

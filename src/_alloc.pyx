@@ -33,7 +33,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from array import array
-from collections import OrderedDict
+from collections import deque
 from ipaddress import (
     AddressValueError, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface,
     IPv6Network, NetmaskValueError, ip_address, ip_interface, ip_network,

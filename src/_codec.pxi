@@ -183,7 +183,8 @@ cdef Status tree_decode(Tree *t, const uint8_t *data, Py_ssize_t size) noexcept 
     trim(t)
     return r.status
 
-cdef void put_crc(uint8_t *out, uint32_t crc) noexcept:
+cdef void put_crc(uint8_t *out, uint32_t crc) noexcept nogil:
+    cdef int k
     for k in range(4):
         out[k] = crc >> 8 * k & 0xFF
 

@@ -11,51 +11,77 @@ cdef Status cool(IPAllocator self, word i) except *:
     cdef Status status
     if not contains(&self.bits.tree, i):
         return FOUND_CLEAR
+    cdef tuple entry = (i, self.clock() + self.cooldown)
     status = tree_reserve(&self.withheld.tree, i)
     if status == FOUND_SET:
         return FOUND_CLEAR              # it cools already
     if status == OK:
         try:
-            self.cooling[i] = self.clock() + self.cooldown
-        except:
-            tree_release(&self.withheld.tree, i)
+            self.cooling[entry[0]] = entry[1]
+            self.queue.append(entry)
+        except MemoryError:
+            warm(self, entry[0])        # not i: an int could not be made of it
             raise
     return status
+
+cdef int cool_all(IPAllocator self, list ordinals) except -1:
+    """Cool each of these, which are taken, or none."""
+    cdef Py_ssize_t done = 0, k
+    try:
+        for i in ordinals:
+            if cool(self, i) != OK:
+                raise MemoryError
+            done += 1
+    except MemoryError:
+        for k in range(done):           # without a slice: there is no memory
+            warm(self, ordinals[k])
+        raise
+    return 0
+
+cdef int warm(IPAllocator self, object i) except -1:
+    """End the cooling of an ordinal, which is then taken; its place in the queue is stale."""
+    if tree_release(&self.withheld.tree, i) == NO_MEMORY:
+        raise MemoryError
+    self.cooling.pop(i, None)
+    return 0
+
+cdef tuple oldest(IPAllocator self):
+    """(ordinal, when it is ready) of the longest cooling, or None; drops stale entries."""
+    while self.queue:
+        entry = self.queue[0]
+        if self.cooling.get(entry[0]) == entry[1]:
+            return entry
+        self.queue.popleft()
+    return None
 
 cdef int thaw(IPAllocator self) except -1:
     """Free what has cooled long enough; each costs a step once."""
     cdef word i
-    if not self.cooling:
+    if not self.queue:
         return 0
     now = self.clock()
-    while self.cooling:
-        oldest, ready = next(iter(self.cooling.items()))
-        if ready > now:
-            break
-        i = oldest
+    while (entry := oldest(self)) is not None and entry[1] <= now:
+        i = entry[0]
         if not ensure(&self.withheld.tree, self.withheld.tree.top + 1):
             raise MemoryError
         if tree_release(&self.bits.tree, i) == NO_MEMORY:
+            trim(&self.withheld.tree)
             raise MemoryError
-        tree_release(&self.withheld.tree, i)
+        warm(self, entry[0])
         trim(&self.withheld.tree)
-        del self.cooling[oldest]
     return 0
 
-cdef object acquire_cooling(IPAllocator self, bint early):
+cdef object longest_cooling(IPAllocator self, bint early):
     """What is left when nothing is free: the ordinal that has cooled longest, or an error."""
     if size_of(&self.bits.tree) > used(&self.bits.tree):
         raise MemoryError
-    if not self.cooling:
+    entry = None if self.cooling is None else oldest(self)
+    if entry is None:
         raise ExhaustedError(f"all {self.reach} addresses of {network_of(self)} are taken")
     if not early:
-        wait = next(iter(self.cooling.values())) - self.clock()
+        wait = max(entry[1] - self.clock(), 0)
         raise ExhaustedError(
             f"no address of {network_of(self)} is free: {taken(self)} of {self.reach} are "
-            f"taken and {len(self.cooling)} cool down, the first for {max(wait, 0):.3f} s more"
+            f"taken and {len(self.cooling)} cool down, the first for {wait:.3f} s more"
         )
-    i = next(iter(self.cooling))
-    if tree_release(&self.withheld.tree, i) == NO_MEMORY:
-        raise MemoryError
-    del self.cooling[i]
-    return i
+    return entry[0]

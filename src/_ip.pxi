@@ -39,7 +39,8 @@ cdef class IPAllocator:
 
     cdef Bitmap bits
     cdef Bitmap withheld         # None, or ordinals that are set in `bits` but are not taken
-    cdef object cooling          # None, or {ordinal: when it is ready}, oldest first
+    cdef dict cooling            # None, or {ordinal: when it is ready}
+    cdef object queue            # deque of (ordinal, ready), oldest first; stale where they differ
     cdef object clock
     cdef bint v4
     cdef word offset             # ordinal 0 as a number: of 32 bits, in IPv6 the host part
@@ -58,7 +59,7 @@ cdef class IPAllocator:
         self.cooldown = cooldown
         self.clock = clock
         if self.cooldown:
-            self.cooling = OrderedDict()
+            self.cooling, self.queue = {}, deque()
         lay_out(self)
         for item in (reserved,) if isinstance(reserved, str) else reserved:
             exclude(self, item)
@@ -83,7 +84,9 @@ cdef class IPAllocator:
         # from finding the ordinal to taking it, nothing may.
         address = blank(self)
         if unlikely(tree_next(&self.bits.tree, &i) != OK):
-            return address_of(self, acquire_cooling(self, early))
+            address = address_of(self, last_resort := longest_cooling(self, early))
+            warm(self, last_resort)
+            return address
         address = numbered(self, address, i)
         tree_take(&self.bits.tree, i)
         return address
@@ -95,7 +98,9 @@ cdef class IPAllocator:
         if self.cooling is not None:
             thaw(self)
         if unlikely(tree_next(&self.bits.tree, &i) != OK):
-            return self.first + acquire_cooling(self, early)
+            number = self.first + (last_resort := longest_cooling(self, early))
+            warm(self, last_resort)
+            return number
         number = from_word(self.offset + i) if self.v4 else self.first + i
         tree_take(&self.bits.tree, i)
         return number
@@ -111,8 +116,7 @@ cdef class IPAllocator:
         ordinal_of(self, ip, &i)
         cdef Status status = tree_reserve(&self.bits.tree, i)
         if status == FOUND_SET and self.cooling is not None and i in self.cooling:
-            tree_release(&self.withheld.tree, i)
-            del self.cooling[i]
+            warm(self, i)
         elif status != OK:
             refuse(status, ip)
 
@@ -177,9 +181,12 @@ cdef class IPAllocator:
             return []
         numbers = array("Q", bytes(8 * n))
         taken = array("Q", bytes(8 * n))
+        # A comprehension of Cython 3.3 drops its item twice when the list cannot grow.
+        cdef list addresses = [None] * len(numbers)
         while True:
             peek(self.bits, numbers)
-            addresses = [address_of(self, i) for i in numbers]
+            for k, i in enumerate(numbers):
+                addresses[k] = address_of(self, i)
             # The collector may have run, and with it code that took some of them.
             peek(self.bits, taken)
             if taken == numbers:
@@ -224,9 +231,12 @@ cdef class IPAllocator:
         if self.withheld is None:
             release_many(self.bits, ips, offset)
             return
-        ordinals = [int(n) - offset for n in memoryview(ips)]
-        for n in ordinals:
+        cdef list ordinals = []
+        for n in memoryview(ips):
+            n -= offset
             check_given(self, n)
+            ordinals.append(n)
+        for n in ordinals:
             if not contains(&self.bits.tree, n) or is_withheld(self, n):
                 refuse(FOUND_CLEAR, address_of(self, n))
         if len(set(ordinals)) < len(ordinals):
@@ -234,9 +244,7 @@ cdef class IPAllocator:
         if self.cooling is None:
             release_many(self.bits, as_array(ordinals), 0)
             return
-        for n in ordinals:
-            if cool(self, n) != OK:
-                raise MemoryError
+        cool_all(self, ordinals)
 
     # ---- looking
 

@@ -156,7 +156,7 @@ cdef int check_given(IPAllocator self, object n) except -1:
         raise OutOfRangeError(f"{ip} is the {part} address of {network}")
     raise OutOfRangeError(f"{ip} is the routers' anycast address of {network}")
 
-cdef inline bint is_withheld(IPAllocator self, word i) noexcept:
+cdef inline bint is_withheld(IPAllocator self, word i):
     return self.withheld is not None and contains(&self.withheld.tree, i)
 
 cdef object taken(IPAllocator self):

@@ -7,12 +7,15 @@
 
 cdef list encoded_parts(IPAllocator self):
     now = self.clock()
+    times = bytearray()
+    for i, ready in (self.cooling or {}).items():
+        times += pack("<Qd", i, max(0.0, ready - now))
     return [
         str(interface_of(self)).encode(),
         pack("<d", self.cooldown),
         self.bits.to_bytes(),
         b"" if self.withheld is None else self.withheld.to_bytes(),
-        b"".join([pack("<Qd", i, max(0.0, t - now)) for i, t in (self.cooling or {}).items()]),
+        bytes(times),
     ]
 
 cdef list allocator_parts(bytes data):
@@ -46,7 +49,8 @@ cdef int restore(IPAllocator self, bytes bits, bytes withheld, bytes cooling) ex
     self.bits, self.withheld = taken_bits, held_bits
     now = self.clock()
     if self.cooling is not None:
-        self.cooling.update((i, now + left) for i, left in times)
+        self.queue.extend((i, now + left) for i, left in times)
+        self.cooling.update(self.queue)
     excluded = 0 if held_bits is None else used(&self.withheld.tree) - len(self.cooling or ())
     self.reach = self.size - excluded
     return 0

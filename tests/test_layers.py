@@ -21,7 +21,8 @@ ROWS = (
     {"changes"},
     {"publishing"},
     {"leasing"},
-    {"interface"},
+    {"interface", "housekeeping", "verify"},
+    {"repair"},
     {"manager"},
     {"cli", "server", "cni"},
 )

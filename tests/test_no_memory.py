@@ -99,7 +99,9 @@ def test_acquire_into_is_unharmed() -> None:
 
 
 @pytest.mark.parametrize("cooldown", [0.0, 60.0])
-@pytest.mark.parametrize("method", ["acquire", "acquire_int", "reserve", "release", "acquire_many"])
+@pytest.mark.parametrize(
+    "method", ["acquire", "acquire_int", "reserve", "release", "acquire_many", "release_many"]
+)
 def test_allocator_is_unharmed(method: str, cooldown: float) -> None:
     allocator = IPAllocator("10.0.0.9/8", cooldown=cooldown)
     allocator.acquire_block(4096 * 3 - 5)
@@ -109,6 +111,8 @@ def test_allocator_is_unharmed(method: str, cooldown: float) -> None:
         argument = ("10.0.20.7" if method == "release" else "10.77.0.1",)
     elif method == "acquire_many":
         argument = (300,)
+    elif method == "release_many":
+        argument = ([f"10.0.{k}.5" for k in range(1, 40)],)
 
     def unchanged() -> None:
         allocator._check()

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 
 from netalloc.kernel import OwnKernel, undo
 from netalloc.model import Mapping, Repairs
+from netalloc.store.forks import guard
 from netalloc.store.protocol import Store, Transaction
 
 log = logging.getLogger(__name__)
@@ -68,11 +69,23 @@ class Changes:
         network: int,
         desired: Callable[[Transaction], list[Mapping]],
     ) -> None:
-        self._store = store
+        self.store = store
         self._kernel = kernel
         self._network = network
         self._desired = desired
         self._queue: list[_Caller] = []
+        self._door = Lock()  # of the queue
+        self._turn = Lock()  # the leader's
+        guard(self)
+
+    def fork_locks(self) -> tuple[()]:
+        """The store's are enough."""
+        return ()
+
+    def after_fork(self) -> None:
+        """In a forked child nobody else is in the queue, and no leader is at work."""
+        self._queue = []
+        self._door = Lock()
         self._turn = Lock()
 
     def make(self, operation: str, change: Callable[[Change], T], *, durable: bool = False) -> T:
@@ -80,14 +93,14 @@ class Changes:
 
         It may be run again, in a transaction of its own, when it shared one that failed.
         """
+        if not self.store.lasting:
+            return self._make_alone(operation, change)
         caller = _Caller(operation, change, durable)
-        if self._store.lasting:
+        with self._door:
             self._queue.append(caller)
-            with self._turn:
-                if not caller.done:
-                    self._lead()
-        else:
-            self._make([caller])
+        with self._turn:
+            if not caller.done:
+                self._lead(caller)
         if caller.error is not None:
             raise caller.error
         for step in caller.after:
@@ -96,7 +109,7 @@ class Changes:
 
     def look(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that somebody is making."""
-        tx = self._store.read()
+        tx = self.store.read()
         try:
             return view(tx)
         finally:
@@ -115,12 +128,33 @@ class Changes:
 
     def recover(self) -> None:
         """Reconcile if somebody died in the middle of a change."""
-        if self._store.interrupted(self._network):
+        if self.store.interrupted(self._network):
             self.make("recover", lambda made: None)
 
-    def _lead(self) -> None:
+    def _make_alone(self, operation: str, change: Callable[[Change], T]) -> T:
+        """The same without a queue: a store in memory has no commit worth sharing."""
+        tx = self.store.begin(operation)
+        made = Change(tx)
+        batch = None
+        try:
+            result = change(made)
+            if made.remove or made.add:
+                self._kernel.apply(made.remove, made.add)
+                batch = made.remove, made.add
+            tx.commit()
+        except BaseException as error:
+            failure = self._unmake(tx, [made], batch, error)
+            if failure is error:
+                raise
+            raise failure from None
+        for step in made.after:
+            step()
+        return result
+
+    def _lead(self, leader: _Caller) -> None:
         """Make the changes of everybody who is in the queue by now."""
-        group, self._queue = self._queue, []
+        with self._door:
+            group, self._queue = self._queue, []
         try:
             try:
                 self._make(group)
@@ -128,15 +162,17 @@ class Changes:
                 for caller in group:
                     self._make([caller])
         except BaseException:
-            # Interrupted: the others lead themselves.
-            self._queue = [caller for caller in group if not caller.done] + self._queue
+            # The leader is interrupted, and gone; the others lead themselves.
+            left = [caller for caller in group if not caller.done and caller is not leader]
+            with self._door:
+                self._queue = left + self._queue
             raise
 
     def _make(self, group: list[_Caller]) -> None:
         """One transaction for all of them; `error` or `result` and `done` are set in each."""
         try:
             durable = any(caller.durable for caller in group)
-            tx = self._store.begin(group[0].operation, durable=durable)
+            tx = self.store.begin(group[0].operation, durable=durable)
         except Exception as error:
             for caller in group:
                 caller.error, caller.done = error, True
@@ -187,7 +223,8 @@ class Changes:
     def _mend(self, tx: Transaction) -> None:
         repairs = self._kernel.reconcile(self._desired(tx))
         tx.mended(self._network)
-        log.warning("a change was cut off in the middle; repaired: %s", repairs)
+        if repairs:
+            log.warning("a change was cut off in the middle; repaired: %s", repairs)
 
     def _unmake(
         self,

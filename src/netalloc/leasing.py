@@ -164,7 +164,7 @@ class Leasing:
         return {row.name: row.value for row in rows}
 
     def find(self, owner: str | None, label: tuple[str, str] | None) -> list[Lease]:
-        """The leases of an owner, those with a label, or all."""
+        """The leases of an owner, those with a label, or all: by address."""
         number = self.addresses.number
 
         def view(tx: Transaction) -> list[Lease]:
@@ -177,7 +177,7 @@ class Leasing:
                 return leases.where("network", "owner", equal=(number, owner))
             return leases.where("network", equal=(number,))
 
-        return self.look(view)
+        return sorted(self.look(view))
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""

@@ -3,7 +3,9 @@
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import ExitStack
+from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address
 from types import TracebackType
 from typing import TypeVar
@@ -14,6 +16,7 @@ from netalloc.errors import (
     OutOfRangeError,
 )
 from netalloc.holding import host_probe
+from netalloc.housekeeping import Holding, collect, history
 from netalloc.interface import NetworkInterface
 from netalloc.kernel import Mapper, OwnKernel, SharedKernel
 from netalloc.leasing import Leasing
@@ -26,6 +29,7 @@ from netalloc.store.memory import MemoryStore
 from netalloc.store.networks import register
 from netalloc.store.protocol import Store
 from netalloc.store.records import Lease
+from netalloc.verify import check
 
 if sys.version_info < (3, 11):
     pass
@@ -73,13 +77,16 @@ class NetworkManager:
         self.bridge = bridge
         self.plan = _plan(bridge, network)
         self.gateway = self.plan.gateway
-        self._store = _store(store)
-        self._owns_store = self._store is not store
-        try:
+        with ExitStack() as opened:
+            self._store = _store(store)
+            self._owns_store = self._store is not store
+            if self._owns_store:
+                opened.callback(self._store.close)
             number = register(self._store, bridge, self.plan)
             addresses = Addresses(number, self.plan, cooldown=cooldown, sticky=sticky)
-            kind = SharedKernel if self._store.lasting else OwnKernel
-            kernel = kind(_mapper(backend, bridge, self.plan))
+            mapper = _mapper(backend, bridge, self.plan)
+            opened.callback(mapper.close)
+            kernel = (SharedKernel if self._store.lasting else OwnKernel)(mapper)
             if probe is None and kernel.touches and isinstance(ports, range):
                 probe = host_probe(ports)
             publisher = Publisher(number, self.plan, ports, probe)
@@ -87,10 +94,7 @@ class NetworkManager:
             self._leasing = Leasing(bridge, addresses, publisher, kernel, changes)
             kernel.setup()
             changes.recover()
-        except BaseException:
-            if self._owns_store:
-                self._store.close()
-            raise
+            opened.pop_all()  # it is whole: from here on close() gives them back
 
     # ---- allocation
 
@@ -113,7 +117,7 @@ class NetworkManager:
         """
         if key is not None and owner is None:
             raise OutOfRangeError(f"key {key!r} without an owner")
-        wishes = [Publish.of(port) for port in ports]
+        wishes = [Publish.of(port) for port in ports] if ports else ()
         lease = self._leasing.allocate(owner, key, ip, labels, wishes, early)
         return NetworkInterface(self._leasing, lease)
 
@@ -168,6 +172,40 @@ class NetworkManager:
     def reconcile(self) -> Repairs:
         """Make the kernel agree with what is published; returns what was repaired."""
         return self._leasing.changes.reconcile()
+
+    def gc(self, alive: Collection[str], grace: float = 30.0) -> list[IPv4Address | IPv6Address]:
+        """Release what belongs to owners who are not among the living; the addresses freed.
+
+        Two looks are needed, `grace` seconds or more apart; a lease that was made, or asked
+        for again by its key, between them is spared. Raises OutOfRangeError.
+        """
+        return [self.plan.address(one.ordinal) for one in collect(self._leasing, alive, grace)]
+
+    def history(
+        self, ip: IPv4Address | IPv6Address | str, at: datetime | None = None
+    ) -> list[Holding]:
+        """Who held an address, oldest first; with `at`, who did at that moment.
+
+        The store remembers the last 10,000 leases that ended, for 30 days.
+        """
+        return history(self._leasing, ip, at)
+
+    def check(self) -> list[str]:
+        """What is wrong with the store, in itself and against the kernel; empty when all is well.
+
+        O(held).
+        """
+        return check(self._leasing)
+
+    def repair(self) -> list[str]:
+        """Mend what check() finds, as far as it can be mended; says what was done.
+
+        A copy of a file is kept first. See netalloc.repair.repair, which works without a
+        manager, too.
+        """
+        from netalloc.repair import mend
+
+        return mend(self._leasing)
 
     def close(self) -> None:
         """Give everything back. What a lasting store holds stays, its mappings too."""

@@ -104,7 +104,7 @@ class PortAllocator:
         self._step = abs(step)
         self._mirror = 65535 if step < 0 else 0
         self._row = 65535 // self._step + 1
-        self._size = self._step * self._row
+        self.size = self._step * self._row
         self._first = self._ordinal(ports[0])
         self._end = self._first + len(ports)
         self._prefix = "ports" if step == 1 else f"ports,{step}"
@@ -143,7 +143,7 @@ class PortAllocator:
             for ordinal in picked:
                 self._hold(ordinal, protocol, ip)
             if picked:
-                used.cursor = (picked[-1] + 1) % self._size
+                used.cursor = (picked[-1] + 1) % self.size
             return [self._port(ordinal) for ordinal in picked]
 
     def acquire_block(
@@ -173,7 +173,7 @@ class PortAllocator:
                 raise self._exhausted(f"{n} adjacent ", protocol, ip)
             for ordinal in range(start, start + n):
                 self._hold(ordinal, protocol, ip)
-            used.cursor = (start + n) % self._size
+            used.cursor = (start + n) % self.size
             index = start - self._first
             return self.ports[index : index + n]
 
@@ -313,12 +313,12 @@ class PortAllocator:
         return free is None or free >= self._end
 
     def _bitmap(self, protocol: str, kind: str) -> Ordinals:
-        return self._bitmaps.bitmap(f"{self._prefix}/{protocol}/{kind}", self._size)
+        return self._bitmaps.bitmap(f"{self._prefix}/{protocol}/{kind}", self.size)
 
     def _each_on(self, protocol: str) -> list[tuple[IPv4Address, Ordinals]]:
         prefix = f"{self._prefix}/{protocol}/on/"
         return [
-            (IPv4Address(name[len(prefix) :]), self._bitmaps.bitmap(name, self._size))
+            (IPv4Address(name[len(prefix) :]), self._bitmaps.bitmap(name, self.size))
             for name in self._bitmaps.names(prefix)
         ]
 

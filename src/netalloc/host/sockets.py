@@ -99,9 +99,11 @@ def warn_of_overlap(ports: range) -> None:
     A connection that the host opens may then sit on a port just before it is published.
     One warning for each range in the life of the process.
     """
+    if not ports:
+        return
     low, high = map(int, (_SETTINGS / "ip_local_port_range").read_text().split())
-    first, last = max(low, ports[0]), min(high, ports[-1])
-    span = (ports[0], ports[-1])
+    span = (min(ports[0], ports[-1]), max(ports[0], ports[-1]))
+    first, last = max(low, span[0]), min(high, span[1])
     if first > last or span in _warned:
         return
     _warned.add(span)

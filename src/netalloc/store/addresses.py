@@ -44,11 +44,11 @@ class Addresses:
         *,
         cooldown: float = 0.0,
         sticky: float = 0.0,
-        clock: Callable[[], int] = boot_clock,
+        clock: Callable[[], int] | None = None,
     ) -> None:
         self.number = number
         self.plan = plan
-        self.clock = clock
+        self.clock = boot_clock if clock is None else clock
         self._cooldown = int(cooldown * SECOND)
         self._sticky = int(sticky * SECOND)
         self._name = f"addresses/{number}"
@@ -183,6 +183,7 @@ class Addresses:
                 bitmap.release(ordinal)
             if self._sticky and lease.owner is not None:
                 until = now + self._sticky
+                self._forget_former(tx, ordinal)
                 former.add((Former(self.number, ordinal, lease.owner, lease.key, until),))
         tx.table(Cooling).add(cooling)
         if self._sticky:
@@ -226,9 +227,10 @@ class Addresses:
         for kept in tx.table(Reservation).where("network", "owner", equal=(self.number, owner)):
             if leases.get(self.number, kept.ordinal) is None:
                 return kept.ordinal
-        for had in tx.table(Former).where(
-            "network", "owner", "key", equal=(self.number, owner, key)
-        ):
+        if not self._sticky:
+            return None
+        last = (self.number, owner, key)
+        for had in tx.table(Former).where("network", "owner", "key", equal=last):
             if had.until_ns < self.clock():
                 continue
             cooling = tx.table(Cooling).get(self.number, had.ordinal)

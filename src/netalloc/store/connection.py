@@ -1,5 +1,6 @@
 """One connection to the store file; what goes wrong there is a StoreError with a way out."""
 
+import os
 import sqlite3
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 from netalloc.errors import StoreError
 
-REPAIR = "netalloc.store.repair.repair(path) mends what can be mended and keeps a copy"
+REPAIR = "netalloc.repair.repair(path) mends what can be mended and keeps a copy"
 _BUSY = 5.0  # seconds: only programs that do not queue at the lock file are waited for here
 
 
@@ -17,6 +18,10 @@ class Connection:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._full: bool | None = None
+        try:
+            self._file: os.stat_result | None = path.stat()
+        except FileNotFoundError:
+            self._file = None
         try:
             # check_same_thread: the store's own lock lets one thread in at a time.
             self._raw = sqlite3.connect(
@@ -39,12 +44,32 @@ class Connection:
         except sqlite3.Error as error:
             raise _translated(error, self.path) from error
 
+    def rows_until_damage(self, sql: str) -> list[tuple[Any, ...]]:
+        """The rows of a query up to the first that cannot be read."""
+        found: list[tuple[Any, ...]] = []
+        try:
+            found.extend(self._raw.execute(sql))
+        except sqlite3.Error:
+            return found  # extend() keeps what came before
+        return found
+
     def many(self, sql: str, values: Iterable[tuple[Any, ...]]) -> int:
         """Run a statement for each of the values; how many rows changed."""
         try:
             return self._raw.executemany(sql, values).rowcount
         except sqlite3.Error as error:
             raise _translated(error, self.path) from error
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the file at the path is still the one that was opened."""
+        try:
+            now = self.path.stat()
+        except FileNotFoundError:
+            return False
+        if self._file is None:  # it was made by opening it
+            self._file = now
+        return os.path.samestat(now, self._file)
 
     @property
     def changes(self) -> int:

@@ -4,7 +4,7 @@ SQLite lets waiting writers starve, so they queue here, in a lock file beside th
 bytes of it are locked in turn: the *door*, then the *seat*. Who has the seat writes; the
 next one already has the door, so whoever comes back at once waits behind him. The locks are
 open file description locks (fcntl(2)): threads exclude each other as processes do, and the
-kernel takes them from the dead.
+kernel takes them from the dead. A forked child shares them, and has to close() first.
 
 The file's one line outlives its writer and tells the next one: who has the seat and why,
 how many changes the store has seen, and the networks whose kernel part was being changed.
@@ -18,7 +18,6 @@ import os
 import struct
 import threading
 import time
-import weakref
 import zlib
 from pathlib import Path
 from typing import NamedTuple
@@ -62,7 +61,6 @@ class WriteLock:
         self.path = path
         self.patience = patience
         self._fd: int | None = None
-        _locks.add(self)
 
     def enter(self, operation: str) -> Mark | None:
         """Wait for the turn; what the last writer left behind, None where nothing is known.
@@ -169,16 +167,3 @@ class _Waiter(threading.Thread):
 def _set(fd: int, byte: int, kind: int, command: int = fcntl.F_OFD_SETLK) -> None:
     # struct flock: l_type, l_whence, l_start, l_len, l_pid, as the C compiler lays it out.
     fcntl.fcntl(fd, command, struct.pack("@hhqqi4x", kind, os.SEEK_SET, byte, 1, 0))
-
-
-_locks: "weakref.WeakSet[WriteLock]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    # A lock belongs to the open file, which the child has as well: it must not keep the
-    # parent's turn alive, nor take its own in the parent's name.
-    for lock in list(_locks):
-        lock.close()
-
-
-os.register_at_fork(after_in_child=_after_fork)

@@ -8,6 +8,7 @@ from typing import Any, Generic
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import StoreError
+from netalloc.store.forks import guard
 from netalloc.store.protocol import R, Table
 from netalloc.store.records import SHAPES, Value
 
@@ -22,6 +23,14 @@ class MemoryStore:
     def __init__(self) -> None:
         self._turn = RLock()
         self._transaction = MemoryTransaction(self._turn)
+        guard(self)
+
+    def fork_locks(self) -> tuple[RLock]:
+        """A child gets a state between two changes."""
+        return (self._turn,)
+
+    def after_fork(self) -> None:
+        """Nothing: the child has a copy of its own."""
 
     def begin(self, operation: str, *, durable: bool = False) -> "MemoryTransaction":
         """Start a change as soon as no other thread is in the middle of one."""
@@ -35,6 +44,10 @@ class MemoryStore:
     def interrupted(self, network: int) -> bool:
         """Never: who dies in the middle takes the store with him."""
         return False
+
+    def check(self) -> list[str]:
+        """Nothing: there is no file that could be damaged."""
+        return []
 
     def close(self) -> None:
         """Nothing to give back."""

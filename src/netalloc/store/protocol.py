@@ -107,5 +107,8 @@ class Store(Protocol):
     def interrupted(self, network: int) -> bool:
         """Whether somebody died, or is right now, in the middle of a kernel change."""
 
+    def check(self) -> list[str]:
+        """What is damaged in it, in words."""
+
     def close(self) -> None:
         """Give everything back; a store that lasts can be opened again."""

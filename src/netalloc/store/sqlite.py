@@ -17,7 +17,6 @@ and networks outlive a power cut: their transactions sync.
 """
 
 import os
-import weakref
 from collections.abc import Iterable
 from pathlib import Path
 from threading import RLock
@@ -27,11 +26,50 @@ from netalloc.errors import StoreError
 from netalloc.store.bitmaps import SqliteBitmaps
 from netalloc.store.boot import boot_id, end_of_boot
 from netalloc.store.connection import REPAIR, Connection, check_length
+from netalloc.store.forks import guard
 from netalloc.store.lock import Mark, WriteLock
 from netalloc.store.protocol import R
 from netalloc.store.records import Network
+from netalloc.store.salvage import damage, damaged_rows
 from netalloc.store.schema import VERSION, checksum, create, migrate, version_of
 from netalloc.store.tables import SqliteTable
+
+
+class Session(Connection):
+    """A connection with the tables and bitmaps that were read over it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.sequence = -1  # of the change that `bitmaps` is as of
+        self.bitmaps = SqliteBitmaps(self)
+        self._tables: dict[type[Any], SqliteTable[Any]] = {}
+
+    def table(self, kind: type[R]) -> SqliteTable[R]:
+        """The records of a kind."""
+        found = self._tables.get(kind)
+        if found is None:
+            found = self._tables[kind] = SqliteTable(kind, self)
+        return found
+
+    @property
+    def version(self) -> int:
+        """A number that grows with every change that is made here."""
+        return self.changes + self.bitmaps.changes
+
+    def at(self, sequence: int) -> None:
+        """Keep what was read before only if nobody has written since."""
+        if sequence != self.sequence:
+            self.bitmaps.forget()
+            self.sequence = sequence
+
+    def rollback(self) -> None:
+        """Undo what is not committed; nothing to undo is no error."""
+        self.sequence = -1  # the bitmaps in memory may be ahead of the file
+        super().rollback()
+
+    def end_unchanged(self) -> None:
+        """End a transaction in which nothing was changed."""
+        super().rollback()
 
 
 class SqliteStore:
@@ -59,7 +97,7 @@ class SqliteStore:
         self._lock = WriteLock(Path(f"{self.path}.lock"), patience)
         self._writer: Session | None = None
         self._reader: Session | None = None
-        _stores.add(self)
+        guard(self)
         try:
             self._prepare()
         except BaseException:
@@ -70,7 +108,7 @@ class SqliteStore:
         """Start a change when those before are done; see Store."""
         if not self._turn.acquire(timeout=self.patience):
             raise StoreError(
-                f"{operation}: waited {self.patience:g} s for a thread of this process"
+                f"{operation}: waited {self.patience:g} s for another thread of this process"
             )
         try:
             return self._begin(operation, durable)
@@ -97,11 +135,27 @@ class SqliteStore:
         mark = self._lock.peek()
         return mark is not None and network in mark.torn
 
-    def forget_connections(self) -> None:
+    def fork_locks(self) -> tuple[RLock, RLock]:
+        """In the order in which read() takes them."""
+        return self._look, self._turn
+
+    def after_fork(self) -> None:
         """In a forked child: neither use nor close what belongs to the parent."""
         _inherited.extend(c for c in (self._reader, self._writer) if c is not None)
         self._reader = self._writer = None
-        self._turn, self._look = RLock(), RLock()
+        self._lock.close()
+
+    def __enter__(self) -> "SqliteStore":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def check(self) -> list[str]:
+        """What is wrong with the file itself; O(file)."""
+        with self._look:
+            connection = self._reader = self._session(self._reader)
+            return damage(connection) or damaged_rows(connection)
 
     def close(self) -> None:
         """Close the file."""
@@ -114,7 +168,7 @@ class SqliteStore:
     def _begin(self, operation: str, durable: bool) -> "SqliteTransaction":
         mark = self._lock.enter(operation)
         try:
-            connection = self._writer = self._writer or Session(self.path)
+            connection = self._writer = self._session(self._writer)
             connection.sync(full=durable)
             connection.execute("BEGIN IMMEDIATE")
             try:
@@ -128,8 +182,21 @@ class SqliteStore:
             self._lock.leave()
             raise
 
+    def _session(self, session: Session | None) -> Session:
+        """An open session on the file that is at the path now."""
+        if session is not None:
+            if session.is_current:
+                return session
+            session.close()  # it was mended, and another file has taken its place
+        if not self.path.exists():
+            raise StoreError(
+                f"{self.path} is gone: put a copy back, or remove {self._lock.path} as well to "
+                "begin anew"
+            )
+        return Session(self.path)
+
     def _view(self) -> "SqliteTransaction | None":
-        connection = self._reader = self._reader or Session(self.path)
+        connection = self._reader = self._session(self._reader)
         connection.execute("BEGIN")
         try:
             tx = SqliteTransaction(self.path, connection, self._look, None)
@@ -182,39 +249,6 @@ class SqliteStore:
             self._lock.write(mark)
 
 
-class Session(Connection):
-    """A connection with the tables and bitmaps that were read over it."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
-        self.sequence = -1  # of the change that `bitmaps` is as of
-        self.bitmaps = SqliteBitmaps(self)
-        self._tables: dict[type[Any], SqliteTable[Any]] = {}
-
-    def table(self, kind: type[R]) -> SqliteTable[R]:
-        """The records of a kind."""
-        found = self._tables.get(kind)
-        if found is None:
-            found = self._tables[kind] = SqliteTable(kind, self)
-        return found
-
-    @property
-    def version(self) -> int:
-        """A number that grows with every change that is made here."""
-        return self.changes + self.bitmaps.changes
-
-    def at(self, sequence: int) -> None:
-        """Keep what was read before only if nobody has written since."""
-        if sequence != self.sequence:
-            self.bitmaps.forget()
-            self.sequence = sequence
-
-    def rollback(self) -> None:
-        """Undo what is not committed; nothing to undo is no error."""
-        self.sequence = -1 if self.bitmaps.changed else self.sequence
-        super().rollback()
-
-
 class SqliteTransaction:
     """One change of the file, or a view of it; made by SqliteStore."""
 
@@ -227,7 +261,7 @@ class SqliteTransaction:
         self._turn = turn
         self._lock = lock
         self._touched: set[int] = set()
-        self._sequence = 0
+        self.sequence = 0
         self._boot = ""
         self._counters: dict[str, int] = {}
         self._written = connection.version
@@ -242,15 +276,15 @@ class SqliteTransaction:
         rows = self._connection.rows("SELECT * FROM state")
         if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
             raise StoreError(f"the state row is damaged; {REPAIR}")
-        _, self._sequence, self._boot, counters, _ = rows[0]
-        if mark is not None and mark.boot == self._boot and self._sequence < mark.sequence:
+        _, self.sequence, self._boot, counters, _ = rows[0]
+        if mark is not None and mark.boot == self._boot and self.sequence < mark.sequence:
             raise StoreError(
-                f"{self._path} has {self._sequence} changes, but {mark.sequence} were committed: "
+                f"{self._path} has {self.sequence} changes, but {mark.sequence} were committed: "
                 f"its log is damaged, or an old copy was put in its place; {REPAIR}"
             )
         pairs = (item.split("=") for item in counters.split())
         self._counters = {name: int(value) for name, value in pairs}
-        self._connection.at(self._sequence)
+        self._connection.at(self.sequence)
         self._written = self._connection.version
         return self._boot
 
@@ -288,17 +322,17 @@ class SqliteTransaction:
         connection = self._connection
         try:
             if connection.version == self._written:
-                connection.rollback()
+                connection.end_unchanged()
             else:
                 connection.bitmaps.flush()
                 counters = " ".join(f"{name}={value}" for name, value in self._counters.items())
-                state = (0, self._sequence + 1, self._boot, counters)
+                state = (0, self.sequence + 1, self._boot, counters)
                 connection.execute(
                     "REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*state, checksum("state", state))
                 )
                 connection.execute("COMMIT")
-                self._sequence += 1
-                connection.sequence = self._sequence
+                self.sequence += 1
+                connection.sequence = self.sequence
             self._touched.clear()
         except BaseException:
             connection.rollback()
@@ -307,7 +341,10 @@ class SqliteTransaction:
 
     def rollback(self) -> None:
         try:
-            self._connection.rollback()
+            if self._connection.version == self._written:
+                self._connection.end_unchanged()
+            else:
+                self._connection.rollback()
         finally:
             self._leave()
 
@@ -322,18 +359,9 @@ class SqliteTransaction:
     def _mark(self, pid: int, torn: Iterable[int]) -> None:
         if self._lock is not None:
             operation = self._operation if pid else ""
-            self._lock.write(Mark(pid, operation, self._boot, self._sequence, frozenset(torn)))
+            self._lock.write(Mark(pid, operation, self._boot, self.sequence, frozenset(torn)))
 
 
 # Closing a file takes away the process's locks on it (fcntl(2)), and SQLite would write at
 # that moment: a child leaves its parent's connections alone for ever.
 _inherited: list[Session] = []
-_stores: "weakref.WeakSet[SqliteStore]" = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for store in list(_stores):
-        store.forget_connections()
-
-
-os.register_at_fork(after_in_child=_after_fork)

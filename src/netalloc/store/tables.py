@@ -63,6 +63,18 @@ class SqliteTable(Generic[R]):
                 bad.append(row)
         return good, bad
 
+    def until_damage(self, *, reverse: bool) -> list[R]:
+        """The good records from one end up to where the file cannot be read."""
+        order = ", ".join(f'"{field}"{" DESC" if reverse else ""}' for field in self._shape.key)
+        found = []
+        for row in self._connection.rows_until_damage(
+            f"SELECT * FROM {self._name} ORDER BY {order}"
+        ):
+            values = self._values(row)
+            if checksum(self._name, values) == row[-1]:
+                found.append(self._kind(*values))
+        return found
+
     def add(self, records: Iterable[R]) -> None:
         """Put new records in."""
         rows = [self._row(record) for record in records]
