@@ -119,7 +119,7 @@ def test_impossible_bridges(bridge):
 
 
 def make(lab: Lab, name: str = "netalloc") -> PortMapper:
-    return PortMapper("iptables", bridge=lab.bridge, network=lab.network, name=name)
+    return lab.keep(PortMapper("iptables", bridge=lab.bridge, network=lab.network, name=name))
 
 
 def some(count: int, first: int = 20000) -> list[Mapping]:
