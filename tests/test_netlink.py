@@ -1,0 +1,211 @@
+"""Netlink messages, and the socket that carries them."""
+
+import errno
+import os
+import struct
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lab import Private
+from netalloc.errors import CommandError
+from netalloc.host import netlink
+from netalloc.host.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
+
+GET_LINK, GET_GENERATION = 18, 10 << 8 | 16
+BATCH_BEGIN, BATCH_END, NEW_TABLE = 0x10, 0x11, 10 << 8
+SUBSYSTEM = b"\0\0\0\x0a"
+IPV4 = b"\2\0\0\0"
+
+attribute_lists = st.dictionaries(st.integers(1, 0x3FFF), st.binary(max_size=70), max_size=8)
+
+
+def test_golden():
+    body = IPV4 + netlink.text(1, "web")
+    assert netlink.message(NEW_TABLE, netlink.CREATE, 7, body).hex(" ", 4) == (
+        "1c000000 000a0104 07000000 00000000 02000000 08000100 77656200"
+    )
+
+
+@given(attribute_lists)
+def test_attributes_are_read_back(wanted):
+    packed = b"".join(netlink.attribute(kind, value) for kind, value in wanted.items())
+    assert len(packed) % 4 == 0
+    assert netlink.attributes(packed) == wanted
+    assert netlink.attributes(b"head" + packed, 4) == wanted
+
+
+@given(st.lists(st.tuples(st.integers(0, 65535), st.integers(0, 2**32 - 1), st.binary())))
+def test_messages_are_read_back(wanted):
+    packed = b"".join(netlink.message(kind, 0, seq, body + bytes(-len(body) % 4))
+                      for kind, seq, body in wanted)  # fmt: skip
+    found = [(kind, seq, packed[start:stop])
+             for kind, _, seq, start, stop in netlink.messages(packed)]  # fmt: skip
+    assert found == [(kind, seq, body + bytes(-len(body) % 4)) for kind, seq, body in wanted]
+
+
+@given(st.binary(max_size=200))
+def test_garbage_ends(data):
+    for kind, flags, seq, start, stop in netlink.messages(data):
+        assert stop <= len(data)
+        if kind == netlink.ERROR and stop - start >= 20:
+            netlink._failure(data, flags, seq, start, stop)
+    netlink.attributes(data)
+
+
+@pytest.fixture
+def host():
+    with Private():
+        yield
+
+
+@pytest.fixture
+def nft(host):
+    made = NetlinkSocket(NETLINK_NETFILTER)
+    yield made
+    made.close()
+
+
+def batch(sock, *steps):
+    """Send (kind, flags, body) messages as one transaction."""
+    first = sock.sequence(len(steps) + 2)
+    last = first + len(steps)
+    packed = netlink.message(BATCH_BEGIN, 0, first, SUBSYSTEM)
+    for seq, (kind, flags, body) in enumerate(steps, first + 1):
+        packed += netlink.message(kind, flags | (netlink.ACK if seq == last else 0), seq, body)
+    sock.transact(packed + netlink.message(BATCH_END, 0, last + 1, SUBSYSTEM), first, last)
+    return first
+
+
+def table(name, flags=netlink.CREATE):
+    return NEW_TABLE, flags, IPV4 + netlink.text(1, name)
+
+
+def tables(sock):
+    bodies, consistent = sock.dump(10 << 8 | 1, IPV4)
+    assert consistent
+    return {netlink.attributes(body, 4)[1].rstrip(b"\0").decode() for body in bodies}
+
+
+@pytest.mark.root
+def test_a_transaction_is_all_or_nothing_and_names_the_culprit(nft):
+    batch(nft, table("one"), table("two"))
+    assert tables(nft) == {"one", "two"}
+    steps = [table("three"), table("four"), table("two", netlink.CREATE | netlink.EXCLUSIVE)]
+    for position in range(3):
+        with pytest.raises(NetlinkError, match="File exists") as refused:
+            batch(nft, *steps[position:], *steps[:position])
+        assert refused.value.errno == errno.EEXIST
+        # The message's number, and in it the attribute: the table's name behind the headers.
+        assert refused.value.seq == nft._seq - 1 - position
+        assert refused.value.offset == 20
+        assert tables(nft) == {"one", "two"}
+    batch(nft, table("three"))  # nothing of the failure is left to be read
+    assert tables(nft) == {"one", "two", "three"}
+
+
+@pytest.mark.root
+def test_the_first_of_several_errors_is_told(nft):
+    missing = 10 << 8 | 2, 0, IPV4 + netlink.text(1, "missing")
+    with pytest.raises(NetlinkError) as refused:
+        batch(nft, table("one"), missing, table("two"), missing)
+    assert refused.value.errno == errno.ENOENT
+    assert refused.value.seq == nft._seq - 3
+    assert tables(nft) == set()
+
+
+@pytest.mark.root
+def test_calls_and_dumps_raise_what_the_kernel_says(nft):
+    (answer,) = nft.call(GET_GENERATION, IPV4)
+    assert 1 in netlink.attributes(answer, 4)
+    with pytest.raises(NetlinkError, match="No such file"):
+        nft.call(10 << 8 | 1, IPV4 + netlink.text(1, "missing"))
+    with pytest.raises(NetlinkError, match="No such file"):
+        nft.dump(10 << 8 | 13, IPV4 + netlink.text(1, "missing") + netlink.text(2, "set"))
+    assert isinstance(NetlinkError(errno.EPERM), CommandError)
+    assert "CAP_NET_ADMIN" in str(NetlinkError(errno.EPERM))
+    assert str(NetlinkError(errno.EEXIST, text="why")) == "netlink: File exists: why"
+
+
+@pytest.mark.root
+def test_answers_of_a_call_that_was_interrupted_confuse_nobody(nft):
+    # As if the caller had been stopped between the two halves of each.
+    nft._send(netlink.message(GET_GENERATION, netlink.ACK, nft.sequence(), IPV4))
+    nft._send(netlink.message(10 << 8 | 1, netlink.DUMP, nft.sequence(), IPV4))
+    batch(nft, table("one"))
+    assert tables(nft) == {"one"}
+    nft._send(netlink.message(GET_GENERATION, netlink.ACK, nft.sequence(), IPV4))
+    assert nft.call(GET_GENERATION, IPV4)
+
+
+@pytest.mark.root
+def test_threads_get_their_own_answers(nft):
+    names = [f"t{i}" for i in range(4)]
+    batch(nft, *map(table, names))
+    wrong = []
+
+    def ask(name):
+        for _ in range(200):
+            (answer,) = nft.call(10 << 8 | 1, IPV4 + netlink.text(1, name))
+            if netlink.attributes(answer, 4)[1] != name.encode() + b"\0":
+                wrong.append(name)
+            if tables(nft) != set(names):
+                wrong.append("dump")
+
+    threads = [threading.Thread(target=ask, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.root
+def test_sequence_numbers_start_again_before_they_end(nft):
+    nft._seq = 0x7FFFFFFF - 2
+    first = batch(nft, table("one"), table("two"))
+    assert first == 1
+    assert tables(nft) == {"one", "two"}
+
+
+@pytest.mark.root
+def test_room_grows_on_request_and_a_send_beyond_it_is_an_error(nft, monkeypatch):
+    small = nft.room
+    huge = netlink.message(GET_GENERATION, 0, 1, bytes(4 * small))
+    with pytest.raises(NetlinkError, match="Message too long"):
+        nft._send(huge)
+    nft._send(bytes(small))  # `room` is exact: this many bytes go through
+    with pytest.raises(NetlinkError, match="Message too long"):
+        nft._send(bytes(small + 1))
+    assert nft.make_room(len(huge))
+    nft._send(huge)
+    monkeypatch.setattr(NetlinkSocket, "_grow", lambda *_: None)
+    assert not nft.make_room(2**30)
+
+
+@pytest.mark.root
+def test_a_socket_stays_in_its_namespace(host):
+    outer = NetlinkSocket(NETLINK_ROUTE)
+    links = len(outer.dump(GET_LINK, bytes(16))[0])
+    with Private():
+        os.system("ip link add name other type bridge")
+        inner = NetlinkSocket(NETLINK_ROUTE)
+        assert len(inner.dump(GET_LINK, bytes(16))[0]) == links + 1
+        assert len(outer.dump(GET_LINK, bytes(16))[0]) == links
+        inner.close()
+    outer.close()
+    outer.close()
+
+
+def test_a_protocol_that_does_not_exist():
+    with pytest.raises(NetlinkError, match="no netlink protocol 31"):
+        NetlinkSocket(31)
+
+
+def test_an_error_without_an_explanation():
+    body = struct.pack("=i", -errno.EINVAL) + struct.pack("=IHHII", 16, 1, 0, 5, 0)
+    failure = netlink._failure(body, 0, 5, 0, len(body))
+    assert (failure.errno, failure.seq, failure.offset) == (errno.EINVAL, 5, None)
+    assert netlink._failure(bytes(20), 0, 5, 0, 20) is None

@@ -1,0 +1,152 @@
+"""Ports that the host's own sockets have, and ports kept from them."""
+
+import logging
+import resource
+import socket
+from contextlib import ExitStack, closing
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from lab import Private
+from netalloc.errors import ExhaustedError, InUseError, NetallocError
+from netalloc.host import sockets
+from netalloc.host.links import Links
+from netalloc.host.sockets import can_bind, hold, parse_ports, reserved_ports, warn_of_overlap
+
+pytestmark = pytest.mark.root
+
+LOOPBACK, OTHER, FOREIGN = map(IPv4Address, ("127.0.0.1", "127.0.0.2", "192.0.2.77"))
+
+
+@pytest.fixture(autouse=True)
+def host():
+    with Private(), Links() as links:
+        links.set_up("lo")
+        yield
+
+
+def listener(protocol, ip, port, family=socket.AF_INET):
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    with ExitStack() as stack:
+        made = stack.enter_context(socket.socket(family, kind))
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((ip, port))
+        if protocol == "tcp":
+            made.listen()
+        stack.pop_all()
+    return made
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_a_listener_is_in_the_way_of_what_it_covers(protocol):
+    other = {"tcp": "udp", "udp": "tcp"}[protocol]
+    assert can_bind(8080, protocol)
+    with listener(protocol, "0.0.0.0", 8080):
+        for ip in (None, LOOPBACK, OTHER, FOREIGN):
+            assert not can_bind(8080, protocol, ip)
+        assert can_bind(8081, protocol)
+        assert can_bind(8080, other)
+    with listener(protocol, "127.0.0.1", 8080):
+        assert not can_bind(8080, protocol)
+        assert not can_bind(8080, protocol, LOOPBACK)
+        assert can_bind(8080, protocol, OTHER)
+        assert can_bind(8080, protocol, FOREIGN)  # which this host does not even have
+    with listener(protocol, "::", 8080, socket.AF_INET6):  # for IPv4, too
+        assert not can_bind(8080, protocol)
+        assert not can_bind(8080, protocol, LOOPBACK)
+    assert can_bind(8080, protocol)
+    assert can_bind(80, protocol)
+    assert can_bind(80, "sctp")
+
+
+def test_ended_connections_are_not_in_the_way():
+    with listener("tcp", "127.0.0.1", 8080) as server:
+        client = socket.create_connection(("127.0.0.1", 8080))
+        served, _ = server.accept()
+        served.close()  # who closes first waits: TIME_WAIT is on port 8080
+        assert client.recv(1) == b""
+        client.close()
+    assert "0100007F:1F90" in Path("/proc/net/tcp").read_text()
+    assert can_bind(8080)
+    with pytest.raises(InUseError, match="8080/tcp is held"):
+        hold(8080)  # holding is stricter: what could not be held is not handed out
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("ip", [None, LOOPBACK, FOREIGN], ids=["all", "one", "foreign"])
+def test_a_held_port_cannot_be_taken_by_anybody(protocol, ip):
+    with closing(hold(8080, protocol, ip)):
+        assert not can_bind(8080, protocol, ip)
+        assert not can_bind(8080, protocol)
+        assert can_bind(8080, protocol, OTHER) == (ip is not None)
+        with pytest.raises(InUseError, match="8080"):
+            hold(8080, protocol, ip)
+        if ip != FOREIGN:
+            with pytest.raises(OSError, match="in use"):
+                listener(protocol, "127.0.0.1", 8080)
+    assert can_bind(8080, protocol, ip)
+
+
+def test_a_held_port_accepts_nothing():
+    held = hold(8080)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(("127.0.0.1", 8080))
+    held.close()
+    held.close()
+
+
+def test_sctp_without_kernel_support_can_be_held_by_nobody():
+    with closing(hold(8080, "sctp")):
+        assert can_bind(8080, "sctp") in (True, False)
+
+
+def test_running_out_of_file_descriptors_is_named():
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = max(int(entry.name) for entry in Path("/proc/self/fd").iterdir()) + 1
+    held = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (used + 4, hard))
+    try:
+        with pytest.raises(ExhaustedError, match=f"the limit is {used + 4}"):
+            held.extend(hold(port, "udp") for port in range(9000, 9000 + used + 5))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        for one in held:
+            one.close()
+
+
+def test_a_missing_privilege_is_named(monkeypatch):
+    class Refusing(socket.socket):
+        def bind(self, address):
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(sockets.socket, "socket", Refusing)
+    for take in (can_bind, hold):
+        with pytest.raises(NetallocError, match="CAP_NET_BIND_SERVICE"):
+            take(80)
+
+
+def test_reserved_ports_are_those_of_this_namespace():
+    assert reserved_ports() == frozenset()
+    Path("/proc/sys/net/ipv4/ip_local_reserved_ports").write_text("8080,50000-50002")
+    assert reserved_ports() == {8080, 50000, 50001, 50002}
+    assert parse_ports("") == parse_ports("\n") == frozenset()
+
+
+def test_an_overlap_is_one_warning(caplog, monkeypatch):
+    monkeypatch.setattr(sockets, "_warned", set())
+    setting = Path("/proc/sys/net/ipv4/ip_local_port_range")
+    setting.write_text("32768 60999")
+    with caplog.at_level(logging.WARNING):
+        warn_of_overlap(range(61000, 65536))
+        warn_of_overlap(range(1024, 32768))
+        assert not caplog.records
+        for _ in range(3):
+            warn_of_overlap(range(49153, 65536))
+    (record,) = caplog.records
+    assert "49153-65535 overlap net.ipv4.ip_local_port_range 32768-60999" in record.message
+    assert "may occupy 49153-60999" in record.message
+    setting.write_text("60000 60999")
+    warn_of_overlap(range(60500, 60600))
+    assert "may occupy 60500-60599" in caplog.text
