@@ -149,7 +149,7 @@ def test_udp_flows_follow_map_remap_and_unmap(nft_lab, mapper, flow, way):
 def test_without_the_flush_they_do_not(nft_lab, flow, monkeypatch):
     """What the others guard against is real."""
     lab = nft_lab
-    monkeypatch.setattr(conntrack, "flush", lambda *_, **__: None)
+    monkeypatch.setattr(conntrack.Flows, "flush", lambda *_, **__: None)
     with PortMapper("nftables", bridge=lab.bridge, network=lab.network) as mapper:
         for place in lab.containers:
             lab.serve(place, "udp", 80)
@@ -285,7 +285,13 @@ def test_the_quick_look_and_the_whole_one_agree(nft_lab, flow):
         assert list(conntrack._among(flows, {(number, port)})) == wanted
 
 
-def test_a_kernel_without_a_flow_table_is_no_error(nft_lab, monkeypatch, caplog):
+@pytest.fixture
+def flows(nft_lab):
+    with closing(conntrack.Flows()) as flows:
+        yield flows
+
+
+def test_a_kernel_without_a_flow_table_is_no_error(flows, monkeypatch, caplog):
     def refuse(*_):
         raise NetlinkError(errno.EINVAL)
 
@@ -293,11 +299,11 @@ def test_a_kernel_without_a_flow_table_is_no_error(nft_lab, monkeypatch, caplog)
         monkeypatch.setattr(NetlinkSocket, method, refuse)
     with caplog.at_level(logging.WARNING):
         for added in (True, False):
-            conntrack.flush([Mapping(53, ("10.0.0.2", 53), "udp")], added=added)
+            flows.flush([Mapping(53, ("10.0.0.2", 53), "udp")], added=added)
     assert caplog.text.count("lists no flows") == 2
 
 
-def test_a_missing_privilege_is_an_error(nft_lab, monkeypatch):
+def test_a_missing_privilege_is_an_error(flows, monkeypatch):
     def refuse(*_):
         raise NetlinkError(errno.EPERM)
 
@@ -305,8 +311,8 @@ def test_a_missing_privilege_is_an_error(nft_lab, monkeypatch):
         monkeypatch.setattr(NetlinkSocket, method, refuse)
     for added in (True, False):
         with pytest.raises(CommandError, match="CAP_NET_ADMIN"):
-            conntrack.flush([Mapping(53, ("10.0.0.2", 53), "udp")], added=added)
-    conntrack.flush([Mapping(80, ("10.0.0.2", 80))], added=True)  # nothing to look for
+            flows.flush([Mapping(53, ("10.0.0.2", 53), "udp")], added=added)
+    flows.flush([Mapping(80, ("10.0.0.2", 80))], added=True)  # nothing to look for
 
 
 def test_the_next_holder_of_an_address_is_not_spoken_to_by_the_last_ones_mac(nft_lab):

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, runtime_checkable
 
 from netalloc.errors import NotAllocatedError
+from netalloc.host.conntrack import Flows
 from netalloc.model import Mapping, Repairs
 from netalloc.portmap.backend import Backend
 
@@ -116,6 +117,7 @@ class SharedKernel(OwnKernel):
     def __init__(self, mapper: Mapper) -> None:
         super().__init__(mapper)
         self._backend = mapper.backend
+        self._flows = Flows()
 
     def setup(self) -> None:
         """Make the fixed part; what is there stays."""
@@ -137,11 +139,10 @@ class SharedKernel(OwnKernel):
 
     def close(self) -> None:
         """Give back sockets; the mappings live as long as their leases."""
+        self._flows.close()
         self._backend.close()
 
     def _forget_flows(self, mappings: list[Mapping], *, added: bool) -> None:
         """Forget the flows that still go where these host ports led before the change."""
         if mappings and self.touches:
-            from netalloc.host.conntrack import flush
-
-            flush(mappings, added=added)
+            self._flows.flush(mappings, added=added)

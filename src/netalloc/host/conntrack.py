@@ -19,6 +19,7 @@ from typing import NamedTuple
 from netalloc.host.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
+    KeptSocket,
     NetlinkError,
     NetlinkSocket,
     attribute,
@@ -58,32 +59,41 @@ class _Flow(NamedTuple):
     name: bytes
 
 
-def flush(mappings: Collection[Mapping], *, added: bool) -> None:
-    """Forget the flows that these mappings, just added or just removed, have made stale.
+class Flows:
+    """The flows of the host, asked over a socket that is kept."""
 
-    The host address of a mapping is respected: two mappings of one port on two addresses
-    do not touch each other's flows. The kernel looks at every flow it has, once for each
-    mapping or, from 8 ports on, once for all (16 ms for 50,000 flows). Raises CommandError
-    without the privilege; where the kernel has no flow table there is nothing to do.
-    """
-    if added:
-        mappings = [mapping for mapping in mappings if mapping.protocol == "udp"]
-    if not mappings:
-        return
-    netlink = NetlinkSocket(NETLINK_NETFILTER)
-    try:
-        if sum(mapping.count for mapping in mappings) >= _LISTING_FROM:
-            _flush_listed(netlink, mappings, netlink.dump(_GET, _IPV4)[0], added=added)
+    def __init__(self) -> None:
+        self._socket = KeptSocket(NETLINK_NETFILTER)
+
+    def flush(self, mappings: Collection[Mapping], *, added: bool) -> None:
+        """Forget the flows that these mappings, just added or just removed, have made stale.
+
+        The host address of a mapping is respected: two mappings of one port on two
+        addresses do not touch each other's flows. The kernel looks at every flow it has,
+        once for each mapping or, from 8 ports on, once for all (16 ms for 50,000 flows).
+        Raises CommandError without the privilege; where the kernel has no flow table
+        there is nothing to do.
+        """
+        if added:
+            mappings = [mapping for mapping in mappings if mapping.protocol == "udp"]
+        if not mappings:
             return
-        for mapping in mappings:
-            (_flush_added if added else _flush_removed)(netlink, mapping)
-    except NetlinkError as error:
-        # EINVAL: no such subsystem; an older kernel's refusal of a filter is dealt with above.
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-        _log.warning("this kernel lists no flows, so that none were flushed: %s", error)
-    finally:
-        netlink.close()
+        netlink = self._socket.get()
+        try:
+            if sum(mapping.count for mapping in mappings) >= _LISTING_FROM:
+                _flush_listed(netlink, mappings, netlink.dump(_GET, _IPV4)[0], added=added)
+                return
+            for mapping in mappings:
+                (_flush_added if added else _flush_removed)(netlink, mapping)
+        except NetlinkError as error:
+            # EINVAL: no such subsystem; an older kernel's refusal of a filter was met above.
+            if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+            _log.warning("this kernel lists no flows, so that none were flushed: %s", error)
+
+    def close(self) -> None:
+        """Close the socket; the next call opens another one."""
+        self._socket.close()
 
 
 def _flush_added(netlink: NetlinkSocket, mapping: Mapping) -> None:

@@ -41,6 +41,7 @@ _RECEIVE_ROOM = 4 << 20  # errors and answers of a whole batch wait here to be r
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
+_ANSWER = struct.Struct("=IHHIIi")  # a header, and the errno of an NLMSG_ERROR
 _ERRNO = struct.Struct("=i")
 _OFFSET = struct.Struct("=I")
 
@@ -178,11 +179,14 @@ class NetlinkSocket:
             acknowledged = False
             while not (acknowledged and failure is None):
                 try:
-                    data = self._socket.recv(1 << 16, socket.MSG_DONTWAIT)
+                    data = self._socket.recv(1 << 13, socket.MSG_DONTWAIT)
                 except BlockingIOError:
                     break
                 except OSError as error:
                     raise NetlinkError(error.errno or errno.EIO) from None
+                _, kind, _, seq, _, code = _ANSWER.unpack_from(data)
+                if kind == ERROR and seq == last and code == 0 and failure is None:
+                    return  # the usual end: one acknowledgement, and nothing before it
                 for kind, flags, seq, start, stop in messages(data):
                     if kind != ERROR or not first <= seq <= last:
                         continue
@@ -292,6 +296,34 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, forced, size)
         except PermissionError:
             self._socket.setsockopt(socket.SOL_SOCKET, polite, size)
+
+
+class KeptSocket:
+    """Opens a socket at the first use and keeps it; a child process gets its own.
+
+    Keeping is no luxury: the kernel ends a nftables transaction in the background, and a
+    netfilter socket that is closed meanwhile waits for it, 10 ms and more.
+    """
+
+    def __init__(self, protocol: int) -> None:
+        self._protocol = protocol
+        self._kept: NetlinkSocket | None = None
+
+    def get(self) -> NetlinkSocket:
+        """The socket, of the network namespace of the first call in this process."""
+        kept = self._kept
+        if kept is not None and kept.pid != os.getpid():  # the parent would read our answers
+            kept.close()
+            kept = None
+        if kept is None:
+            kept = self._kept = NetlinkSocket(self._protocol)
+        return kept
+
+    def close(self) -> None:
+        """Close it; the next call opens another one."""
+        if self._kept is not None:
+            self._kept.close()
+            self._kept = None
 
 
 def _failure(data: bytes, flags: int, seq: int, start: int, stop: int) -> NetlinkError | None:

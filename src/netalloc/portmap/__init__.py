@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from netalloc.errors import NotAllocatedError, OutOfRangeError
+from netalloc.host.conntrack import Flows
 from netalloc.model import Mapping, Repairs, as_host_ip, check_port, check_protocol
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.table import MappingTable, describe
@@ -63,6 +64,7 @@ count=1, owner=None)
         self._table = MappingTable()
         self._lock = RLock()
         self._watch: Watch | None = None
+        self._flows = Flows()
 
     def __enter__(self) -> "PortMapper":
         self.setup()
@@ -122,6 +124,7 @@ count=1, owner=None)
     def close(self) -> None:
         """Give back what the backend keeps open; the mappings stay in the kernel."""
         self._end_watch()
+        self._flows.close()
         self.backend.close()
 
     def map(
@@ -257,9 +260,7 @@ count=1, owner=None)
     def _flush(self, mappings: Sequence[Mapping], *, added: bool) -> None:
         """Forget the flows that still go where these host ports led before the change."""
         if mappings and self.backend.name in _TRANSLATING:
-            from netalloc.host import conntrack
-
-            conntrack.flush(mappings, added=added)
+            self._flows.flush(mappings, added=added)
 
 
 def _mapping(

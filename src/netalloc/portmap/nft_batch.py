@@ -70,27 +70,26 @@ def _steps(
             continue
         map_ = wire.LAYOUTS[name]
         order = list(entries)
-        first = 0
         for piece in wire.split(make(entries, map_)):
             body = wire.body(table, map_, piece)
-            steps.append(Step(kind, flags, body, order[first : first + len(piece)], piece))
-            first += len(piece)
+            steps.append(Step(kind, flags, body, order[: len(piece)], piece))
+            del order[: len(piece)]
     return steps
 
 
 def size(steps: Iterable[Step]) -> int:
     """Bytes of the transaction: the steps, and the two messages that enclose them."""
-    return 40 + sum(16 + len(step.body) for step in steps)
+    return 40 + sum([16 + len(step.body) for step in steps])
 
 
 def send(netlink: NetlinkSocket, steps: Sequence[Step]) -> None:
     """Make it so, in one send; nothing has changed when it raises RefusedError."""
-    begin = netlink.sequence(len(steps) + 2)
+    begin = seq = netlink.sequence(len(steps) + 2)
     last = begin + len(steps)
     batch = [message(_BEGIN, 0, begin, _ENVELOPE)]
-    for seq, step in enumerate(steps, begin + 1):
-        flags = step.flags | ACK if seq == last else step.flags
-        batch.append(message(step.kind, flags, seq, step.body))
+    for kind, flags, body, *_ in steps:
+        seq += 1
+        batch.append(message(kind, flags | ACK if seq == last else flags, seq, body))
     batch.append(message(_END, 0, last + 1, _ENVELOPE))
     try:
         netlink.transact(b"".join(batch), begin, last)

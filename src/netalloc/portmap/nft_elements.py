@@ -6,7 +6,8 @@ desired and present mappings compare as bytes and need no decoding.
 """
 
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Any, Final, NamedTuple
 
@@ -165,16 +166,23 @@ def _printable(owner: str) -> bytes:
     return short.decode(errors="ignore").encode() + b"\0"
 
 
-def split(elements: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+def split(elements: Sequence[bytes]) -> list[Sequence[bytes]]:
     """Pieces that one message can carry: about a thousand elements of comments' usual size."""
     each = _MESSAGE_ROOM // max(map(len, elements), default=1)
-    return (elements[first : first + each] for first in range(0, len(elements), each))
+    if len(elements) <= each:
+        return [elements] if elements else []
+    return [elements[first : first + each] for first in range(0, len(elements), each)]
+
+
+@lru_cache
+def _head(table: str, map_name: str) -> bytes:
+    return b"\x02\0\0\0" + text(_LIST_TABLE, table) + text(_LIST_SET, map_name)
 
 
 def body(table: str, map_: Layout, elements: Iterable[bytes] = ()) -> bytes:
     """The body of a message about these elements; without any it asks for the whole map."""
-    head = b"\x02\0\0\0" + text(_LIST_TABLE, table) + text(_LIST_SET, map_.name)
     listed = b"".join(elements)
+    head = _head(table, map_.name)
     return head + attribute(_LIST_ELEMENTS, listed) if listed else head
 
 

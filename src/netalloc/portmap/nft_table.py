@@ -1,11 +1,10 @@
 """One nftables table of ours: reading its elements, over a socket that is kept."""
 
 import errno
-import os
 from collections.abc import Sequence
 
 from netalloc.errors import CommandError
-from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
+from netalloc.host.netlink import NETLINK_NETFILTER, KeptSocket, NetlinkError, NetlinkSocket
 from netalloc.model import Mapping
 from netalloc.portmap import nft_batch as batch
 from netalloc.portmap import nft_elements as wire
@@ -21,24 +20,16 @@ class NftTable:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self._kept: NetlinkSocket | None = None
+        self._socket = KeptSocket(NETLINK_NETFILTER)
 
     @property
     def netlink(self) -> NetlinkSocket:
-        """The kept socket; a child process gets its own, or its parent would read its answers."""
-        kept = self._kept
-        if kept is not None and kept.pid != os.getpid():
-            kept.close()
-            kept = None
-        if kept is None:
-            kept = self._kept = NetlinkSocket(NETLINK_NETFILTER)
-        return kept
+        """The kept socket."""
+        return self._socket.get()
 
     def close(self) -> None:
         """Close the socket; the next call opens another one."""
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
+        self._socket.close()
 
     def list(self) -> dict[str, dict[bytes, bytes]]:
         """The entries of every map, each with what is behind it."""

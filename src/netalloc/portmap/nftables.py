@@ -111,23 +111,26 @@ class Nftables:
         a late removal never takes away the mapping of the key's next owner.
         """
         with self._lock:
-            held, gone = wire.entries(add), wire.entries(remove)
+            held = wire.entries(add)
+            gone = wire.entries(remove) if remove else {}
             if remove:
                 self._check_present(gone)
-            for name in wire.BLOCKS & held.keys():
-                self._check_free(name, held[name], gone.get(name, {}))
+            if len(held) > 1:  # not only of the usual kind
+                for name in wire.BLOCKS & held.keys():
+                    self._check_free(name, held[name], gone.get(name, {}))
             steps = self._changes(held, gone)
             if not steps:
                 return
             size = batch.size(steps)
-            if self._netlink.make_room(size):
-                self._send(steps, held, gone)
+            netlink = self._netlink
+            if netlink.make_room(size):
+                self._send(netlink, steps, held, gone)
                 return
             _log.warning(
                 "%d changes of table ip %s take %d bytes and this user namespace allows %d "
                 "in a transaction (net.core.wmem_max): they go in pieces, and a crash "
                 "between two pieces leaves the first ones done",
-                len(add) + len(remove), self.table, size, self._netlink.room,
+                len(add) + len(remove), self.table, size, netlink.room,
             )  # fmt: skip
             self._apply_in_pieces(add, remove)
 
@@ -230,9 +233,15 @@ class Nftables:
                 batch.send(self._netlink, [step])
         return [m for held in add.values() for m in held.values()], removed, strange
 
-    def _send(self, steps: Sequence[batch.Step], add: wire.Held, remove: wire.Held) -> None:
+    def _send(
+        self,
+        netlink: NetlinkSocket,
+        steps: Sequence[batch.Step],
+        add: wire.Held,
+        remove: wire.Held,
+    ) -> None:
         try:
-            batch.send(self._netlink, steps)
+            batch.send(netlink, steps)
         except batch.RefusedError as error:
             removing = error.step is not None and not error.step.flags & EXCLUSIVE
             mapping = _find(remove if removing else add, error.entry)
@@ -282,7 +291,7 @@ class Nftables:
         done: list[tuple[wire.Held, wire.Held]] = []
         try:
             for held, gone, steps in self._pieces(add, remove):
-                self._send(steps, held, gone)
+                self._send(self._netlink, steps, held, gone)
                 done.append((held, gone))
         except NetallocError as error:
             try:
@@ -310,7 +319,8 @@ class Nftables:
             yield from self._pieces(add[half:], remove[rest:])
 
     def _changes(self, add: wire.Held, remove: wire.Held) -> list[batch.Step]:
-        return batch.removals(self.table, remove) + batch.additions(self.table, add)
+        steps = batch.additions(self.table, add)
+        return [*batch.removals(self.table, remove), *steps] if remove else steps
 
 
 def unavailable() -> str | None:
