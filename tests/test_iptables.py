@@ -424,6 +424,58 @@ def test_two_processes_keep_mappings_in_the_same_chains(lab):
     one.cleanup()
 
 
+# Each process maps and unmaps ports of its own, in leaves that all of them share, so that
+# chains are made and dropped under the others' feet.
+RACING = """
+import random, sys
+from netalloc.model import Mapping
+from netalloc.portmap.iptables import Iptables
+number = int(sys.argv[1])
+backend, dice, held = Iptables(bridge="br0"), random.Random(number), set()
+print("ready", flush=True)
+sys.stdin.readline()
+for _ in range(60):
+    mapping = Mapping(4000 + 10 * dice.randrange(30) + number, ("10.200.0.2", 80))
+    if mapping in held:
+        backend.apply((), [mapping])
+        held.remove(mapping)
+    else:
+        backend.apply([mapping])
+        held.add(mapping)
+    if dice.random() < 0.2:
+        backend.apply((), list(held))
+        held.clear()
+print("held", *sorted(mapping.port for mapping in held))
+"""
+
+
+@pytest.mark.root
+def test_processes_racing_in_the_same_chains(lab):
+    with make(lab) as mapper:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", RACING, str(number)],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )
+            for number in range(4)
+        ]  # fmt: skip
+        for process in processes:
+            while process.stdout.readline() != "ready\n":
+                assert process.poll() is None
+        for process in processes:
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        held = []
+        for process in processes:
+            said, _ = process.communicate()
+            assert process.returncode == 0
+            held += [Mapping(int(port), ("10.200.0.2", 80)) for port in said.split()[1:]]
+        assert held and set(mapper.backend.mappings()) == set(held)
+        assert not mapper.reconcile(held)
+        mapper.unmap_many(held)
+        assert "netalloc/t" not in lab.run("iptables-save", "-t", "nat").lower()
+
+
 @pytest.mark.root
 def test_mapping_before_setup_says_so(lab):
     mapper = make(lab)

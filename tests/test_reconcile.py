@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -260,7 +261,7 @@ def random_mapping(dice: random.Random) -> Mapping:
 def vandalise(lab: Lab, dice: random.Random) -> None:
     """Flush, delete or add to any of the tables' chains, as nobody should."""
     table = dice.choice(["nat", "nat", "raw"])
-    listed = [line.split() for line in lab.run("iptables", "-t", table, "-S").splitlines()]
+    listed = [shlex.split(line) for line in lab.run("iptables", "-t", table, "-S").splitlines()]
     chain = dice.choice([line[1] for line in listed])
     rules = [line for line in listed if line[0] == "-A"]
     kind = dice.randrange(4)

@@ -107,11 +107,15 @@ def jump(chain: str) -> str:
     return f"-p {protocol} -m {protocol} --dport {ports} -j {chain}"
 
 
+def in_tree(chain: str, name: str) -> bool:
+    """Whether a chain is a group or a leaf."""
+    return re.fullmatch(re.escape(name) + "/[TUStus][0-9a-v]{2}", chain) is not None
+
+
 def is_jump(rule: str, name: str) -> bool:
     """Whether a rule is one that leads from chain to chain within the tree."""
     target = rule.rpartition(" -j ")[2]
-    tree = re.fullmatch(re.escape(name) + "/[TUStus][0-9a-v]{2}", target)
-    return tree is not None and rule == jump(target)
+    return in_tree(target, name) and rule == jump(target)
 
 
 def holders(
