@@ -4,7 +4,7 @@ import errno
 import logging
 import re
 import socket
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from ipaddress import IPv4Address
 
 import pytest
@@ -35,6 +35,11 @@ class Flow:
         return self._ask(0.2) is self._ask(0.2) is None
 
     def _ask(self, patience):
+        # An error may have been told in place of an answer, which is then still there.
+        self.socket.setblocking(False)
+        with suppress(OSError):
+            while self.socket.recv(200):
+                pass
         self.socket.settimeout(patience)
         try:
             self.socket.send(b"?")

@@ -183,8 +183,11 @@ def try_damaged(folder, held):
             for one in given[::2]:
                 one.release()
             again = manager.allocate("owner3", key="eth0")
-            assert held[str(again.ip)] == ("owner3", again.generation)
-            return bool(manager.check())
+            wrong = manager.check()
+            # Where an index is damaged he is not found, and gets another one: nobody's.
+            same = held.get(str(again.ip)) == ("owner3", again.generation)
+            assert same or (wrong and str(again.ip) not in held)
+            return bool(wrong)
     except (StoreError, ExceptionGroup) as error:
         assert not isinstance(error, ExceptionGroup) or error.subgroup(StoreError)
         return True

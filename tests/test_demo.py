@@ -67,4 +67,5 @@ def test_ctrl_c_takes_the_whole_host_away() -> None:
     os.killpg(demo.pid, signal.SIGINT)
     output, _ = demo.communicate()  # ends when the last process of the host has gone
     assert demo.returncode == 1
-    assert "demo: stopped" in output
+    assert output.endswith("demo: stopped, and the private host is gone with all that was on it\n")
+    assert "Traceback" not in output

@@ -69,6 +69,12 @@ def needs_host(test: doctest.DocTest) -> bool:
     return any(HOST.search(example.source) for example in test.examples)
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Examples may write files."""
+    monkeypatch.chdir(tmp_path)
+
+
 def run(test: doctest.DocTest) -> None:
     report: list[str] = []
     runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)

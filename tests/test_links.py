@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -167,3 +168,17 @@ def test_named_namespaces(host):
 def test_impossible_namespace_names(name):
     with pytest.raises(OutOfRangeError, match="cannot name a network namespace"):
         namespaces.path(name)
+
+
+def test_ctrl_c_in_the_middle_of_a_creation_leaves_no_name(host, monkeypatch):
+    bind = namespaces._bind_new_namespace
+
+    def interrupted(target):
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        bind(target)
+
+    monkeypatch.setattr(namespaces, "_bind_new_namespace", interrupted)
+    for _ in range(20):
+        with pytest.raises(KeyboardInterrupt):
+            namespaces.create("one")
+        assert list(namespaces.DIRECTORY.iterdir()) == []

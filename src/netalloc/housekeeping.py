@@ -66,6 +66,7 @@ def _look(leasing: Leasing, tx: Transaction, living: frozenset[str], grace: int)
             fresh.append(Suspect(number, lease.ordinal, lease.generation, now))
         elif now - suspect.seen_ns >= grace:
             dead.append(lease)
+    dead.sort()
     tx.table(Suspect).remove(cleared)
     tx.table(Suspect).add(fresh)
     return dead

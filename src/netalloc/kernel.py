@@ -90,14 +90,15 @@ class OwnKernel:
         """Whether there is a kernel behind it: not so with the null backend."""
         return self._mapper.backend.name in ("nftables", "iptables")
 
-    def forget_neighbour(self, bridge: str, ip: IPv4Address | IPv6Address) -> None:
-        """Forget at which MAC address an address was, for it will be another one."""
-        if self.touches and isinstance(ip, IPv4Address):
+    def forget_neighbours(self, bridge: str, ips: Sequence[IPv4Address | IPv6Address]) -> None:
+        """Forget at which MAC addresses these were, for they will be at others."""
+        old = [ip for ip in ips if isinstance(ip, IPv4Address)]
+        if self.touches and old:
             from netalloc.host.neighbours import forget
 
-            failure = attempt(lambda: forget(bridge, (ip,)))
+            failure = attempt(lambda: forget(bridge, old))
             if failure:  # a bridge that is gone has no neighbours
-                log.warning("the neighbour entry of %s stays: %s", ip, failure)
+                log.warning("neighbour entries stay: %s", failure)
 
     def close(self) -> None:
         """Remove everything of ours."""

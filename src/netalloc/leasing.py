@@ -68,7 +68,7 @@ class Leasing:
         """A lease with its ports published; the one there is where the key is known."""
 
         def change(made: Change) -> Lease:
-            lease, new = self.addresses.lease(made.tx, owner, key, ip, labels, early)
+            lease, new = self.addresses.lease(made.tx, owner, key, ip, labels, early, len(wishes))
             if new and wishes:
                 self.publisher.publish(made, [(lease, wish) for wish in wishes])
             return lease
@@ -85,7 +85,7 @@ class Leasing:
         """n leases, each with its ports published, or none of them."""
 
         def change(made: Change) -> list[Lease]:
-            leases = self.addresses.lease_many(made.tx, n, owner, labels)
+            leases = self.addresses.lease_many(made.tx, n, owner, labels, len(wishes))
             if wishes:
                 all_wishes = [(lease, wish) for lease in leases for wish in wishes]
                 self.publisher.publish(made, all_wishes)
@@ -102,6 +102,7 @@ class Leasing:
         def change(made: Change) -> list[PortMapping]:
             self._check_current(made.tx, lease)
             mappings = self.publisher.publish(made, [(lease, wish) for wish in checked])
+            self.publisher.count(made, lease, len(checked))
             if hold:
                 self.holds.take(mappings)
                 made.undo.append(partial(self.holds.drop, mappings))
@@ -116,7 +117,7 @@ class Leasing:
 
         def change(made: Change) -> None:
             self._check_current(made.tx, lease)
-            self._withdraw((choose(self.publisher.of(made.tx, lease)),), made)
+            self._withdraw_one(lease, choose(self.publisher.of(made.tx, lease)), made)
 
         self.make("release_port", change)
 
@@ -126,7 +127,7 @@ class Leasing:
         def change(made: Change) -> bool:
             if not self.addresses.current(made.tx, lease):
                 return False
-            self._end(made, lease)
+            self.end(made, (lease,))
             return True
 
         try:
@@ -141,16 +142,29 @@ class Leasing:
                 raise self._stale(lease)
 
     def release_all(self, leases: Sequence[Lease]) -> None:
-        """End leases one by one, past failures; all of these in one group."""
-        steps = [partial(self.release, lease) for lease in leases]
-        failures = [failure for step in steps if (failure := attempt(step))]
-        if failures:
-            raise ExceptionGroup("not everything was released", failures)
+        """End leases in one change, or else one by one; all failures in one group."""
+
+        def change(made: Change) -> int:
+            current = [lease for lease in leases if self.addresses.current(made.tx, lease)]
+            self.end(made, current)
+            return len(leases) - len(current)
+
+        try:
+            self.stale_releases += self.make("release", change)
+        except Exception as error:
+            log.warning("released one by one, for together it failed: %s", error)
+            steps = [partial(self.release, lease) for lease in leases]
+            failures = [failure for step in steps if (failure := attempt(step))]
+            if failures:
+                raise ExceptionGroup("not everything was released", failures) from None
 
     def end(self, made: Change, leases: Sequence[Lease]) -> None:
         """End leases that are in force, and their publications, as part of a change."""
-        for lease in leases:
-            self._end(made, lease)
+        rows = [row for lease in leases for row in self.publisher.of(made.tx, lease)]
+        self._withdraw(rows, made)
+        self.addresses.end(made.tx, leases)
+        ips = [self.plan.address(lease.ordinal) for lease in leases]
+        made.after.append(partial(self.kernel.forget_neighbours, self.bridge, ips))
 
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:
         """What a lease publishes."""
@@ -183,19 +197,10 @@ class Leasing:
         """The address of a lease, as text."""
         return str(self.plan.address(lease.ordinal))
 
-    def _end(self, made: Change, lease: Lease) -> None:
-        self._withdraw(self.publisher.of(made.tx, lease), made)
-        self._end_address(lease, made)
-
-    def _end_address(self, lease: Lease, made: Change) -> None:
-        self.addresses.end(made.tx, (lease,))
-        ip = self.plan.address(lease.ordinal)
-        made.after.append(partial(self.kernel.forget_neighbour, self.bridge, ip))
-
     def _release_piecemeal(self, lease: Lease, first: Exception) -> None:
         """Free one by one what cannot be freed at once; all failures in one group."""
         steps = [
-            partial(self.make, "release", partial(self._withdraw, (row,)))
+            partial(self.make, "release", partial(self._withdraw_one, lease, row))
             for row in self.look(lambda tx: self.publisher.of(tx, lease))
         ]
         failures = [failure for step in steps if (failure := attempt(step))]
@@ -203,8 +208,12 @@ class Leasing:
             # A mapping that could not be removed leads to this address: nobody else may
             # have it yet.
             raise ExceptionGroup(f"{self.name(lease)} was not released", failures)
-        self.make("release", partial(self._end_address, lease))
+        self.make("release", lambda made: self.end(made, (lease,)))
         log.warning("%s was released step by step after: %s", self.name(lease), first)
+
+    def _withdraw_one(self, lease: Lease, row: Publication, made: Change) -> None:
+        self._withdraw((row,), made)
+        self.publisher.count(made, lease, -1)
 
     def _withdraw(self, rows: Sequence[Publication], made: Change) -> None:
         if rows:

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address
 
 from netalloc._alloc import IPAllocator
 from netalloc.changes import Change
-from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.errors import InUseError, OutOfRangeError, StoreError
 from netalloc.model import Mapping, as_host_ip, check_port, check_protocol
 from netalloc.ports import PORTS, Ordinals, PortAllocator, Probe
 from netalloc.store.protocol import Transaction
@@ -92,8 +92,9 @@ class Publisher:
     def publish(self, change: Change, wishes: Sequence[tuple[Lease, Publish]]) -> list[Mapping]:
         """Host ports for all the wishes, or for none; the mappings in the same order.
 
-        Those asked for by number come first, then the adjacent ones, and what is picked
-        automatically last, so that no pick takes what a later wish names.
+        The leases must have counted them. Ports asked for by number come first, then the
+        adjacent ones, and what is picked automatically last, so that no pick takes what a
+        later wish names.
         """
         self._bitmaps.tx = change.tx
         host: list[int] = [0] * len(wishes)
@@ -118,12 +119,12 @@ class Publisher:
         rows, mappings = [], []
         for (lease, wish), port in zip(wishes, host, strict=True):
             row = Publication(
+                lease.network,
+                lease.ordinal,
                 int(wish.host_ip) if wish.host_ip else 0,
                 wish.protocol,
                 port,
                 wish.count,
-                lease.network,
-                lease.ordinal,
                 wish.port or port,
             )
             rows.append(row)
@@ -148,6 +149,14 @@ class Publisher:
                     change.after.append(partial(self.ports.release, *held))
         return gone
 
+    def count(self, change: Change, lease: Lease, more: int) -> None:
+        """Enter in a lease that it has so many publications more."""
+        leases = change.tx.table(Lease)
+        held = leases.get(lease.network, lease.ordinal)
+        if held is not None:
+            leases.remove((held,))
+            leases.add((held._replace(publications=held.publications + more),))
+
     def mapping(self, row: Publication, owner: str | None = None) -> Mapping:
         """What the kernel is told of a publication; it refuses an IPv6 address itself."""
         return Mapping(
@@ -160,10 +169,15 @@ class Publisher:
         )
 
     def of(self, tx: Transaction, lease: Lease) -> list[Publication]:
-        """The publications of a lease, by host port."""
-        rows = tx.table(Publication).where(
-            "network", "ordinal", equal=(lease.network, lease.ordinal)
-        )
+        """The publications of a lease, by host port. Raises StoreError when one is missing."""
+        where = (lease.network, lease.ordinal)
+        rows = tx.table(Publication).where("network", "ordinal", equal=where)
+        held = tx.table(Lease).get(*where)
+        if held is not None and held.publications != len(rows):
+            raise StoreError(
+                f"{self._plan.address(lease.ordinal)} publishes {held.publications} times, but "
+                f"{len(rows)} can be read: check() says what else is wrong, repair() mends it"
+            )
         return sorted(rows, key=lambda row: (row.port, row.protocol, row.host_ip))
 
     def desired(self, tx: Transaction) -> list[Mapping]:

@@ -123,6 +123,8 @@ def _fill(tx: Transaction, found: Salvage) -> list[str]:
             good = [r for r in good if (r.network, r.ordinal) in held]
         if len(good) < len(records[kind]):
             done.append(f"dropped {len(records[kind]) - len(good)} of {kind.__name__} of nobody")
+        if kind is Lease:
+            good = [_recount(lease, records[Publication]) for lease in good]
         tx.table(kind).add(good)
     _advance(tx, "generation", lost_generations(found))
     _advance(tx, "past", max([one.number for one in records[Past]], default=0) + 1)
@@ -130,6 +132,14 @@ def _fill(tx: Transaction, found: Salvage) -> list[str]:
     done += _quarantine(tx, found, held)
     rebuild(tx)
     return done
+
+
+def _recount(lease: Lease, publications: list[Publication]) -> Lease:
+    """The lease with as many publications as are left of it."""
+    count = sum(
+        (row.network, row.ordinal) == (lease.network, lease.ordinal) for row in publications
+    )
+    return lease._replace(publications=count)
 
 
 def _advance(tx: Transaction, counter: str, first: int) -> None:

@@ -1,5 +1,6 @@
 """What is wrong with a store: against itself, against the core's bitmaps, and the kernel."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Any
@@ -73,12 +74,16 @@ def _store(tx: Transaction) -> Iterator[str]:
     for label in tx.table(Label).all():
         if (label.network, label.ordinal) not in held:
             yield f"label {label.name} is of no lease: {label}"
+    published = Counter((row.network, row.ordinal) for row in tx.table(Publication).all())
+    for where, lease in held.items():
+        if published[where] != lease.publications:
+            yield f"{lease} has {published[where]} publications"
     for row in tx.table(Publication).all():
         if (row.network, row.ordinal) not in held:
             yield f"port {row.port}/{row.protocol} leads to an address that nobody holds: {row}"
     for suspect in tx.table(Suspect).all():
-        lease = held.get((suspect.network, suspect.ordinal))
-        if lease is None or lease.generation < suspect.generation:
+        noted = held.get((suspect.network, suspect.ordinal))
+        if noted is None or noted.generation < suspect.generation:
             yield f"a suspect is no lease: {suspect}"
     yield from _twice(held.values())
     for prefix in layouts(tx) or ["ports"]:

@@ -44,7 +44,7 @@ def create(name: str) -> None:
         # A thread of its own: it dies in the new namespace, the caller stays where it is.
         _in_thread(lambda: _bind_new_namespace(target))
     except BaseException:
-        target.unlink()
+        delete(name, missing_ok=True)
         raise
 
 
@@ -148,9 +148,20 @@ def _in_thread(work: Callable[[], None]) -> None:
             work()
         except BaseException as error:
             failure.append(error)
+        finally:
+            done.set()
 
+    done = threading.Event()
     thread = threading.Thread(target=body, name="netalloc-namespace")
-    thread.start()
-    thread.join()
+    try:
+        thread.start()
+        thread.join()
+    except RuntimeError:  # no thread could be started
+        raise
+    except BaseException:
+        # Ctrl-C: whoever tidies up after it must not race the thread. A join that was
+        # interrupted takes the thread for ended, hence the event.
+        done.wait()
+        raise
     if failure:
         raise failure[0]

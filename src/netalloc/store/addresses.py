@@ -84,8 +84,11 @@ class Addresses:
         ip: IPv4Address | IPv6Address | str | None = None,
         labels: Mapping[str, str] | None = None,
         early: bool = False,
+        publications: int = 0,
     ) -> tuple[Lease, bool]:
         """A lease, and whether it is a new one: the same owner and key get the same again.
+
+        A new one is entered with that many publications, which are for the caller to make.
 
         Without `ip`: the address reserved for the owner, the one he had last, or the next
         free one, in this order. `early` takes, when nothing else is left, the address that
@@ -115,7 +118,8 @@ class Addresses:
             if ordinal is None:
                 ordinal = self._next(tx, bitmap, early)
         generation = tx.next("generation")
-        lease = Lease(self.number, ordinal, generation, owner, key, time.time_ns())
+        now = time.time_ns()
+        lease = Lease(self.number, ordinal, generation, publications, owner, key, now)
         if self._sticky:
             self._forget_former(tx, ordinal)
         tx.table(Lease).add((lease,))
@@ -129,6 +133,7 @@ class Addresses:
         n: int,
         owner: str | None = None,
         labels: Mapping[str, str] | None = None,
+        publications: int = 0,
     ) -> list[Lease]:
         """The next n free addresses, or none of them: ExhaustedError."""
         bitmap = self.bitmap(tx)
@@ -141,7 +146,7 @@ class Addresses:
         generation = tx.next("generation", n)
         now = time.time_ns()
         leases = [
-            Lease(self.number, ordinal, generation + i, owner, None, now)
+            Lease(self.number, ordinal, generation + i, publications, owner, None, now)
             for i, ordinal in enumerate(
                 [o for start, stop in bitmap.acquire_ranges(n) for o in range(start, stop)]
             )
@@ -165,8 +170,10 @@ class Addresses:
     def end(self, tx: Transaction, leases: Iterable[Lease]) -> None:
         """End leases that are in force: the addresses cool down, or are free at once."""
         bitmap = self.bitmap(tx)
-        leases = list(leases)
-        tx.table(Lease).remove(leases)
+        table = tx.table(Lease)
+        # As they are now: their publications have changed.
+        leases = [table.get(lease.network, lease.ordinal) or lease for lease in leases]
+        table.remove(leases)
         now, wall = self.clock(), time.time_ns()
         labels, reservations = tx.table(Label), tx.table(Reservation)
         former = tx.table(Former)
@@ -343,7 +350,19 @@ def remember(tx: Transaction, leases: list[Lease], wall: int) -> None:
     """Enter ended leases in the history, and drop what is too old or too much of it."""
     past = tx.table(Past)
     number = tx.next("past", len(leases))
-    past.add(Past(number + i, *lease[:5], lease.since_ns, wall) for i, lease in enumerate(leases))
+    past.add(
+        Past(
+            number + i,
+            lease.network,
+            lease.ordinal,
+            lease.generation,
+            lease.owner,
+            lease.key,
+            lease.since_ns,
+            wall,
+        )
+        for i, lease in enumerate(leases)
+    )
     # Two for one: so a limit that was lowered is reached as well.
     last = number + len(leases) - 1
     past.remove(

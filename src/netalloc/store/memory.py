@@ -192,7 +192,7 @@ class MemoryTable(Generic[R]):
         self._key_of: Callable[[R], Any] = itemgetter(*map(kind._fields.index, shape.key))
         self._by: dict[tuple[str, ...], dict[Any, dict[Any, R]]] = {}
         self._indexes: list[tuple[Callable[[R], Any], dict[Any, dict[Any, R]]]] = []
-        for index in (shape.key[:-1], *shape.indexes):
+        for index in (shape.key[:2] if len(shape.key) > 2 else shape.key[:1], *shape.indexes):
             for width in range(1, len(index) + 1):
                 names = index[:width]
                 if names not in self._by and not names[-1].endswith("_ns"):

@@ -39,8 +39,7 @@ def register(store: Store, bridge: str, plan: IPAllocator) -> int:
 
 
 def _registered(tx: Transaction, bridge: str) -> Network | None:
-    found = tx.table(Network).where("bridge", equal=(bridge,))
-    return found[0] if found else None
+    return next((one for one in tx.table(Network).all() if one.bridge == bridge), None)
 
 
 def _enter(tx: Transaction, bridge: str, plan: IPAllocator) -> int:

@@ -21,11 +21,16 @@ class Network(NamedTuple):
 
 
 class Lease(NamedTuple):
-    """An address in use. `generation` is never given twice by one store."""
+    """An address in use. `generation` is never given twice by one store.
+
+    `publications` is how many there are of it: should damage to the file hide one of them,
+    the count tells.
+    """
 
     network: int
     ordinal: int
     generation: int
+    publications: int
     owner: str | None
     key: str | None
     since_ns: int
@@ -43,12 +48,12 @@ class Label(NamedTuple):
 class Publication(NamedTuple):
     """`width` host ports that lead to a leased address; host_ip 0 is every address."""
 
+    network: int
+    ordinal: int
     host_ip: int
     protocol: str
     port: int
     width: int
-    network: int
-    ordinal: int
     dest_port: int
 
 
@@ -114,10 +119,10 @@ class Shape(NamedTuple):
 
 
 SHAPES: dict[type[Any], Shape] = {
-    Network: Shape(("number",), (("bridge",),)),
+    Network: Shape(("number",)),
     Lease: Shape(("network", "ordinal"), (("network", "owner", "key"),)),
     Label: Shape(("network", "ordinal", "name"), (("network", "name", "value"),)),
-    Publication: Shape(("host_ip", "protocol", "port"), (("network", "ordinal"),)),
+    Publication: Shape(("network", "ordinal", "host_ip", "protocol", "port")),
     Reservation: Shape(("network", "ordinal"), (("network", "owner"),)),
     Cooling: Shape(("network", "ordinal"), (("network", "ready_ns"),)),
     Former: Shape(("network", "ordinal"), (("network", "owner", "key"), ("network", "until_ns"))),

@@ -1,0 +1,163 @@
+"""The nftables backend's speed: each promise as a ratio to bare netlink or to nft itself."""
+
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import pytest
+
+from gate import Promise, Sides, Timed, measure, once
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from lab import Lab, require_kernel
+from netalloc.host.netlink import ACK, CREATE, EXCLUSIVE, NETLINK_NETFILTER, message
+from netalloc.model import Mapping
+from netalloc.portmap import PortMapper
+from netalloc.portmap import nft_batch as batch
+from netalloc.portmap import nft_elements as wire
+from netalloc.portmap.nftables import Nftables
+
+pytestmark = pytest.mark.root
+
+FULL = 16_382
+BATCH = [Mapping(49153 + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(FULL)]
+SINGLES = [Mapping(100 + i, ("10.200.0.2", 80)) for i in range(50)]
+CONNECTS = 100
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    require_kernel()
+    with Lab() as lab:
+        yield lab
+
+
+def mapper(lab: Lab, name: str = "netalloc") -> PortMapper:
+    return PortMapper("nftables", bridge=lab.bridge, network=lab.network, name=name)
+
+
+def check(name: str, limit: float, sides: Sides, turns: int) -> None:
+    promise = Promise(name, limit, lambda *_: sides, turns=turns)
+    measured = measure(promise, sys, None)
+    print(f"{name:44} {measured.ratio:6.3f}  of {limit:g}")
+    assert measured.ratio <= limit, (
+        f"{name}: {measured.ours * 1e6:.1f} us is {measured.ratio:.3f} x "
+        f"{measured.base * 1e6:.1f} us; the promise is {limit:g} x"
+    )
+
+
+def then(turn: Timed, afterwards: Callable[[], object]) -> Timed:
+    """A turn, and what has to be undone behind it at nobody's cost."""
+
+    def work() -> float:
+        seconds = turn()
+        afterwards()
+        return seconds
+
+    return work
+
+
+def one_by_one(mapper: PortMapper) -> Timed:
+    """map() of one port after the other, as a user writes it."""
+
+    def turn() -> float:
+        start = perf_counter()
+        for single in SINGLES:
+            mapper.map(single.port, ("10.200.0.2", 80))
+        return (perf_counter() - start) / len(SINGLES)
+
+    return then(turn, lambda: mapper.unmap_many(SINGLES))
+
+
+def bare(sock: socket.socket, mapper: PortMapper) -> Timed:
+    """The least it takes: a finished batch of one element sent, the acknowledgement read."""
+    begin, end = (message(kind, 0, 1, b"\0\0\0\x0a") for kind in (0x10, 0x11))
+    batches = []
+    for single in SINGLES:
+        (element,) = wire.plain_elements([wire.entry(single)], wire.DNAT_ANY)
+        body = wire.body("netalloc", wire.DNAT_ANY, [element])
+        flags = CREATE | EXCLUSIVE | ACK
+        batches.append(begin + message(batch.NEW_ELEMENT, flags, 1, body) + end)
+
+    def turn() -> float:
+        start = perf_counter()
+        for one in batches:
+            sock.send(one)
+            sock.recv(4096)
+        return (perf_counter() - start) / len(batches)
+
+    return then(turn, lambda: mapper.backend.apply((), SINGLES))
+
+
+def test_one_mapping_costs_a_few_round_trips_however_many_there_are(lab: Lab) -> None:
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock,
+        mapper(lab) as few,
+        mapper(lab, "full") as full,
+    ):
+        sock.bind((0, 0))
+        full.map_many(BATCH)
+        check("map() with none present", 4, (one_by_one(few), bare(sock, few)), 100)
+        check(f"map() with {FULL} present", 4, (one_by_one(full), bare(sock, few)), 100)
+        check(f"map() with {FULL} to none", 1.3, (one_by_one(full), one_by_one(few)), 100)
+
+
+def test_a_full_range_in_one_batch(lab: Lab) -> None:
+    """map_many beside nft -f with the same elements, written in its shortest way."""
+    text = ", ".join(f"tcp . {m.port} : {m.dest[0]} . {m.dest[1]}" for m in BATCH)
+    script = f"add element ip netalloc dnat_any {{ {text} }}\n".encode()
+    with mapper(lab) as ours:
+
+        def empty() -> None:
+            ours.reconcile([])
+
+        load = once(lambda: subprocess.run(["nft", "-f", "-"], input=script, check=True))
+        sides = then(once(lambda: ours.map_many(BATCH)), empty), then(load, empty)
+        check(f"map_many of {FULL}", 0.6, sides, 5)
+
+
+def test_nothing_to_do(lab: Lab) -> None:
+    """reconcile beside the bare listing of the map, split into elements."""
+    with mapper(lab) as ours:
+        ours.map_many(BATCH)
+        assert isinstance(ours.backend, Nftables)
+        table = ours.backend._table
+        sides = once(ours.reconcile), once(lambda: table.list_map(wire.DNAT_ANY))
+        check(f"reconcile of {FULL} with nothing to do", 2, sides, 20)
+
+
+def test_a_connection_through_the_last_mapping(lab: Lab) -> None:
+    """A new connection through the last of a full range, and through an only mapping."""
+    container = lab.containers[0]
+    with lab.socket(container, "tcp") as server, closing(mapper(lab)) as ours:
+        # Nobody accepts: the kernel alone answers, and no thread of ours is in the way.
+        server.bind((container.ip, 80))
+        server.listen(CONNECTS)
+        server.setblocking(False)
+        last = Mapping(BATCH[-1].port, (container.ip, 80))
+        ours.setup()
+
+        def turn(mappings: list[Mapping]) -> Timed:
+            def work() -> float:
+                ours.reconcile(mappings)
+                clients = [lab.socket(lab.outside, "tcp") for _ in range(CONNECTS)]
+                seconds = []
+                for client in clients:
+                    start = perf_counter()
+                    client.connect((lab.address, last.port))
+                    seconds.append(perf_counter() - start)
+                for client in clients:
+                    client.close()
+                    server.accept()[0].close()
+                return median(seconds)
+
+            return work
+
+        check(f"connect through {FULL}", 1.1, (turn([*BATCH[:-1], last]), turn([last])), 15)
+        ours.cleanup()
