@@ -132,6 +132,22 @@ def test_names_the_variant(lab):
 
 
 @pytest.mark.root
+def test_chains_in_the_other_iptables_are_told(lab, caplog):
+    """As a machine has them whose alternatives were switched under a running netalloc."""
+    other = "nft" if lab.variant == "legacy" else "legacy"
+    with make(lab):
+        assert not caplog.records
+        if lab.variant == "nft":
+            # Looking for legacy chains makes no legacy tables.
+            assert Path("/proc/thread-self/net/ip_tables_names").read_text() == ""
+        lab.use(other)
+        with make(lab):
+            (record,) = caplog.records
+            assert f"iptables-{lab.variant} has a chain netalloc, too" in record.message
+        lab.use(lab.variant)
+
+
+@pytest.mark.root
 def test_the_kernel_says_our_rules_as_we_do(lab):
     """Rules are compared as text, so that every kind of them must come back as written."""
     owners = ["plain", "with blank", "quo\"te's and \\", "-dash", "x" * 255, "%s $HOME `id`"]
