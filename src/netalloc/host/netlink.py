@@ -325,6 +325,10 @@ class KeptSocket:
             self._kept.close()
             self._kept = None
 
+    def __del__(self) -> None:
+        # Nobody asked for this socket, so nobody has to be warned that it was not closed.
+        self.close()
+
 
 def _failure(data: bytes, flags: int, seq: int, start: int, stop: int) -> NetlinkError | None:
     """The error in an NLMSG_ERROR body; None when it is an acknowledgement."""
