@@ -63,7 +63,7 @@ def test_a_full_range_in_one_batch(lab: Lab) -> None:
             emptied(once(lambda: ours.map_many(BATCH))),
             emptied(once(lambda: subprocess.run(command, input=text, check=True))),
         )
-        check(Promise(f"map_many of {FULL}, {lab.variant}", 1.3, lambda *_: sides, turns=5))
+        check(Promise(f"map_many of {FULL}, {lab.variant}", 1.3, lambda *_: sides, turns=8))
 
 
 def test_nothing_to_do(lab: Lab) -> None:
@@ -75,7 +75,7 @@ def test_nothing_to_do(lab: Lab) -> None:
             once(ours.reconcile),
             once(lambda: subprocess.run(listing, capture_output=True, check=True)),
         )
-        check(Promise(f"reconcile of {FULL}, {lab.variant}", 4, lambda *_: sides, turns=5))
+        check(Promise(f"reconcile of {FULL}, {lab.variant}", 4, lambda *_: sides, turns=8))
 
 
 def test_a_connection_through_the_last_mapping(lab: Lab) -> None:

@@ -450,7 +450,7 @@ number = int(sys.argv[1])
 backend, dice, held = Iptables(bridge="br0"), random.Random(number), set()
 print("ready", flush=True)
 sys.stdin.readline()
-for _ in range(60):
+for _ in range(40):
     mapping = Mapping(4000 + 10 * dice.randrange(30) + number, ("10.200.0.2", 80))
     if mapping in held:
         backend.apply((), [mapping])

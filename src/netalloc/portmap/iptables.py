@@ -31,7 +31,8 @@ __all__ = ["Iptables", "iptables", "variant"]
 
 logger = logging.getLogger(__name__)
 
-_ATTEMPTS = 8  # at chains that others change at the same time
+_ATTEMPTS = 20  # at chains that others change at the same time
+_UNCHANGED = 3  # attempts that fail although nothing seems to have changed
 _MARKER = "route_localnet was 0"
 _FORWARD = ("net", "ipv4", "ip_forward")
 _DOCKER_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
@@ -109,16 +110,17 @@ class Iptables:
             return
         with self._lock:
             known = self._known or self._list()
-            for attempt in range(1, _ATTEMPTS + 1):
+            patience = _Patience()
+            while True:
                 try:
                     after, lines = known.change(add, remove, self.chain)
                     tables.restore({"nat": lines})
                     break
-                except NetallocError:
+                except NetallocError as error:
                     # What was believed may be out of date; if it is not, that is the answer.
                     self._known = None
                     now = self._list()
-                    if now == known or attempt == _ATTEMPTS:
+                    if patience.ends(error, changed=now != known):
                         raise
                     known = now
             self._known = after
@@ -193,7 +195,8 @@ class Iptables:
     def _mend(self, desired: Collection[Mapping] | None) -> Repairs:
         """Make rules, then settings, what they should be; None keeps the mappings there are."""
         state = self._read()
-        for attempt in range(1, _ATTEMPTS + 1):
+        patience = _Patience()
+        while True:
             keep: Collection[Mapping] = (
                 Known.read(state["nat"], self.chain).present.values()
                 if desired is None
@@ -210,9 +213,9 @@ class Iptables:
                 if any(lines.values()):
                     tables.restore(lines)
                 break
-            except CommandError:
+            except CommandError as error:
                 before, state = state, self._read()
-                if state == before or attempt == _ATTEMPTS:
+                if patience.ends(error, changed=state != before):
                     raise
         self._known = Known.of(wanted["nat"], keep, self.chain)
         return difference.repairs(self._mend_settings())
@@ -228,6 +231,27 @@ class Iptables:
             found.append(f"{'.'.join(_FORWARD)} was 0")
             logger.info("set %s: the containers need it; it stays", ".".join(_FORWARD))
         return found
+
+
+class _Patience:
+    """Says when a change that fails again and again has failed for good."""
+
+    def __init__(self) -> None:
+        self._attempts = self._unchanged = 0
+
+    def ends(self, error: NetallocError, *, changed: bool) -> bool:
+        """After an attempt; `changed` says whether the chains look different from before it.
+
+        A refusal of ours that was based on them as they are is final. One by the command
+        need not be: another process may have made a chain and dropped it again before we
+        looked. A held lock has been waited for.
+        """
+        self._attempts += 1
+        self._unchanged += not changed
+        if not isinstance(error, CommandError):
+            return not changed or self._attempts == _ATTEMPTS
+        locked = "xtables lock" in error.stderr
+        return locked or self._unchanged == _UNCHANGED or self._attempts == _ATTEMPTS
 
 
 def _docker_runs() -> bool:
