@@ -136,17 +136,13 @@ class Nftables:
 
     def mappings(self) -> list[Mapping]:
         """What the kernel has now; elements that are no mapping are logged and left out."""
-        found = []
         with self._lock:
             listing = self._table.list()
-        for name, elements in listing.items():
-            map_ = wire.LAYOUTS[name]
-            for entry, rest in elements.items():
-                mapping = wire.decode(entry, rest, map_)
-                if mapping is None:
-                    _log.warning("table ip %s: %s", self.table, _strange(name, entry))
-                else:
-                    found.append(mapping)
+        found: list[Mapping] = []
+        for name, entries in listing.items():
+            strange = wire.decode_all(entries, wire.LAYOUTS[name], found)
+            for entry in strange:
+                _log.warning("table ip %s: %s", self.table, _strange(name, entry))
         return found
 
     def reconcile(self, desired: Collection[Mapping]) -> Repairs:
@@ -212,19 +208,17 @@ class Nftables:
     def _repair(self, wanted: wire.Held) -> tuple[list[Mapping], list[Mapping], list[str]]:
         add: wire.Held = {}
         extra: dict[str, set[bytes]] = {}
-        removed, strange = [], []
+        removed: list[Mapping] = []
+        strange: list[str] = []
         for name, present in self._table.list().items():
             held = wanted.get(name, {})
             if held.keys() == present.keys():
                 continue
             add[name] = {entry: m for entry, m in held.items() if entry not in present}
             extra[name] = present.keys() - held.keys()
-            for entry in extra[name]:
-                mapping = wire.decode(entry, present[entry], wire.LAYOUTS[name])
-                if mapping is None:
-                    strange.append(_strange(name, entry))
-                else:
-                    removed.append(mapping)
+            gone = {entry: present[entry] for entry in extra[name]}
+            unknown = wire.decode_all(gone, wire.LAYOUTS[name], removed)
+            strange += [_strange(name, entry) for entry in unknown]
         steps = batch.deletions(self.table, extra) + batch.additions(self.table, add)
         if steps and self._netlink.make_room(batch.size(steps)):
             batch.send(self._netlink, steps)
@@ -243,18 +237,26 @@ class Nftables:
         try:
             batch.send(netlink, steps)
         except batch.RefusedError as error:
-            removing = error.step is not None and not error.step.flags & EXCLUSIVE
-            mapping = _find(remove if removing else add, error.entry)
+            step = error.step
+            removing = step is not None and not step.flags & EXCLUSIVE
             if error.errno == errno.ENOENT and not removing:
                 raise CommandError(
                     f"table ip {self.table} or part of it is missing: setup or reconcile makes it",
                     status=error.errno,
                 ) from error
-            if error.errno not in _PRESENT or mapping is None:
+            if error.errno not in _PRESENT or step is None:
                 raise
-            self._refuse(mapping, removing=removing)
+            held = remove if removing else add
+            if error.entry is not None:
+                self._refuse(_find(held, error.entry), removing=removing)
+            # Before Linux 5.13 the kernel does not say which one it is about.
+            for mapping in [_find(held, entry) for entry in step.entries]:
+                there = self._table.holder(mapping)
+                if there is not None and not (removing and there == mapping):
+                    self._refuse(mapping, removing=removing)
+            raise InUseError("a port stands twice in one batch, or was mapped until now") from error
 
-    def _refuse(self, mapping: Mapping, *, removing: bool) -> None:
+    def _refuse(self, mapping: Mapping, *, removing: bool) -> NoReturn:
         """Raise what a key that leads elsewhere amounts to, naming what is there."""
         there = self._table.holder(mapping)
         if not removing:
@@ -339,8 +341,8 @@ def unavailable() -> str | None:
     return None
 
 
-def _find(held: wire.Held, entry: bytes | None) -> Mapping | None:
-    return next((m[entry] for m in held.values() if entry in m), None) if entry else None
+def _find(held: wire.Held, entry: bytes) -> Mapping:
+    return next(mappings[entry] for mappings in held.values() if entry in mappings)
 
 
 def _refuse_addition(mapping: Mapping, there: Mapping | None) -> NoReturn:
