@@ -141,7 +141,7 @@ def test_a_long_life_agrees_with_the_oracle(nft_lab):
             except (InUseError, NotAllocatedError) as error:
                 return type(error)
 
-        for step in range(600):
+        for step in range(300):
             present = oracle.mappings
             if dice.random() < 0.55:
                 call = "map_many", [random_mapping(dice) for _ in range(dice.choice([1, 1, 2, 9]))]
@@ -157,7 +157,7 @@ def test_a_long_life_agrees_with_the_oracle(nft_lab):
                 found = ours.backend.mappings()
                 assert len(found) == len(set(found))
                 assert set(found) == set(ours.mappings) == set(oracle.mappings)
-        assert len(oracle.mappings) > 100
+        assert len(oracle.mappings) > 30
 
 
 VANDALS = (
