@@ -141,8 +141,10 @@ def test_a_long_life_agrees_with_the_oracle(nft_lab):
             except (InUseError, NotAllocatedError) as error:
                 return type(error)
 
+        most = 0
         for step in range(300):
             present = oracle.mappings
+            most = max(most, len(present))
             if dice.random() < 0.55:
                 call = "map_many", [random_mapping(dice) for _ in range(dice.choice([1, 1, 2, 9]))]
             else:
@@ -157,7 +159,7 @@ def test_a_long_life_agrees_with_the_oracle(nft_lab):
                 found = ours.backend.mappings()
                 assert len(found) == len(set(found))
                 assert set(found) == set(ours.mappings) == set(oracle.mappings)
-        assert len(oracle.mappings) > 30
+        assert most > 20
 
 
 VANDALS = (
