@@ -22,6 +22,7 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
+from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkSocket
 from netalloc.model import Mapping, Repairs
 from netalloc.portmap import PortMapper
@@ -256,6 +257,46 @@ def test_setup_adopts_a_predecessors_table_and_cleanup_leaves_nothing(make, nft_
     assert successor.mappings() == []
 
 
+def test_what_is_as_it_should_be_is_not_loaded_again(make, nft_lab, monkeypatch):
+    make().setup()
+    loaded = ruleset(nft_lab)
+    loads = []
+
+    def counted(*arguments):
+        loads.append(arguments)
+        return run(*arguments)
+
+    monkeypatch.setattr("netalloc.portmap.nftables.run", counted)
+    make().setup()
+    assert not make().reconcile([])
+    assert not make().reconcile([WEB]).structure
+    assert not loads
+    nft_lab.run("nft", "flush", "map", "ip", "netalloc", "dnat_any")
+    for change in (
+        "add rule ip netalloc portmap counter",
+        "flush chain ip netalloc guard",
+        "delete set ip netalloc sealed",
+        "flush set ip netalloc sealed; add element ip netalloc sealed { 7 }",
+    ):
+        nft_lab.run("nft", change)
+        make().setup()
+        assert len(loads) == 1, change
+        loads.clear()
+        assert seal_removed(ruleset(nft_lab)) == seal_removed(loaded), change
+    # Another bridge is another ruleset.
+    make(bridge=None).setup()
+    assert len(loads) == 1
+    make().setup()
+    assert len(loads) == 2
+    assert ruleset(nft_lab) == loaded
+
+
+def seal_removed(text):
+    """The set goes to the end of the table when it is made anew."""
+    head, _, tail = text.partition("\tset sealed {")
+    return head + tail.partition("\t}\n\n")[2]
+
+
 def test_localnet_that_was_open_before_us_stays_open(make, nft_lab):
     localnet = Path(f"/proc/sys/net/ipv4/conf/{nft_lab.bridge}/route_localnet")
     localnet.write_text("1")
@@ -444,7 +485,7 @@ def test_bad_names_and_a_missing_bridge_change_nothing(make, nft_lab):
 
 
 def test_unavailable_says_why(nft_lab, monkeypatch, tmp_path):
-    assert unavailable() is None
+    assert unavailable() is unavailable("netalloc") is None
     assert ruleset(nft_lab) == ""
     with monkeypatch.context() as patched:
         patched.setenv("PATH", str(tmp_path))

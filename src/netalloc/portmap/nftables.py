@@ -26,6 +26,7 @@ from netalloc.model import Mapping, Repairs
 from netalloc.portmap import nft_batch as batch
 from netalloc.portmap import nft_elements as wire
 from netalloc.portmap import nft_ruleset as fixed
+from netalloc.portmap import nft_seal as seal
 from netalloc.portmap.nft_settings import BridgeSettings
 from netalloc.portmap.nft_table import NftTable, overlap
 from netalloc.portmap.table import describe
@@ -63,6 +64,7 @@ class Nftables:
         self.table = fixed.check_table(name)
         self._table = NftTable(name)
         self._rules = fixed.rules(bridge, network)
+        self._script = fixed.script(name, self._rules)
         self._settings = None if bridge is None else BridgeSettings(bridge)
         self._expected: fixed.Snapshot | None = None
         self._lock = RLock()
@@ -79,10 +81,11 @@ class Nftables:
     def setup(self) -> None:
         """Load the ruleset in one transaction; a predecessor's elements stay and keep working.
 
-        Raises InterfaceError when there is no such bridge, CommandError when nft fails.
+        Where all is there as it should be, that costs half a millisecond. Raises
+        InterfaceError when there is no such bridge, CommandError when nft fails.
         """
         with self._lock:
-            self._restore_structure(always=True)
+            self._restore_structure()
 
     def cleanup(self) -> None:
         """Remove the table with all that is in it; none there is no error."""
@@ -174,26 +177,31 @@ class Nftables:
     def _snapshot(self) -> fixed.Snapshot:
         return fixed.snapshot(self._netlink, self.table)
 
-    def _restore_structure(self, *, always: bool = False) -> tuple[str, ...]:
-        """Load the fixed part where it is not as it was after our last load; what was wrong."""
+    def _restore_structure(self) -> tuple[str, ...]:
+        """Load the fixed part where it is not as it was after the last load; what was wrong."""
         before = self._snapshot()
         if self._settings is not None:
             # Raises InterfaceError while nothing has changed.
             self._settings.look(
                 lambda: bool(before) or fixed.has_sibling(self._netlink, self.table)
             )
+        if self._expected is None and before and self._is_sealed(before):
+            self._expected = before
         found: tuple[str, ...] = ()
-        if always or before != self._expected:
+        if before != self._expected:
             self._expected = self._load()
             found = fixed.differences(before, self._expected, self.table)
         if self._settings is not None:
             found += self._settings.restore()
         return found
 
+    def _is_sealed(self, state: fixed.Snapshot) -> bool:
+        return seal.is_sealed(self._netlink, self.table, seal.digest(state, self._script))
+
     def _load(self) -> fixed.Snapshot:
         for _ in range(_ATTEMPTS):
             try:
-                run(["nft", "-f", "-"], fixed.script(self.table, self._rules))
+                run(["nft", "-f", "-"], self._script)
             except CommandError as error:
                 if not self._snapshot():
                     raise
@@ -202,6 +210,7 @@ class Nftables:
             after = self._snapshot()
             # A rule that somebody adds in between must not become part of what we expect.
             if all(len(after.get(f"rules {c}", ())) == len(r) for c, r in self._rules.items()):
+                seal.seal(self._netlink, self.table, seal.digest(after, self._script))
                 return after
         raise CommandError(f"table ip {self.table} was changed during {_ATTEMPTS} loads")
 
@@ -325,12 +334,14 @@ class Nftables:
         return [*batch.removals(self.table, remove), *steps] if remove else steps
 
 
-def unavailable() -> str | None:
-    """Why nftables cannot be used here; None when it can.
+def unavailable(name: str | None = None) -> str | None:
+    """Why nftables cannot be used here; None when it can, as where table `name` is in use.
 
-    It has the kernel load the whole ruleset and drop it in one transaction, which needs
-    the nft command, the privilege and every feature the rules use: about 10 ms.
+    Otherwise it has the kernel load the whole ruleset and drop it in one transaction, which
+    needs the nft command, the privilege and every feature the rules use: about 10 ms.
     """
+    if name is not None and _is_in_use(name):
+        return None
     if shutil.which("nft") is None:
         return "command not found: nft is not on PATH"
     text = fixed.script(_PROBE, fixed.rules("probe", IPv4Network("192.0.2.0/24")))
@@ -339,6 +350,16 @@ def unavailable() -> str | None:
     except CommandError as error:
         return str(error)
     return None
+
+
+def _is_in_use(name: str) -> bool:
+    table = NftTable(name)
+    try:
+        return "chain portmap" in fixed.snapshot(table.netlink, name)
+    except NetlinkError:  # the trial that follows tells why
+        return False
+    finally:
+        table.close()
 
 
 def _find(held: wire.Held, entry: bytes) -> Mapping:
