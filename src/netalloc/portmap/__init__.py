@@ -304,7 +304,7 @@ def _make_backend(
 
         return Nftables(name, bridge=bridge, network=network)
     if backend == "auto":
-        return _make_backend(_choose(), name, bridge, network)
+        return _make_backend(_choose(name), name, bridge, network)
     raise OutOfRangeError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
 
 
@@ -316,11 +316,11 @@ def _make_forward(name: str, bridge: str | None) -> "ForwardAccept":
     return ForwardAccept(name, bridge)
 
 
-def _choose() -> str:
+def _choose(name: str) -> str:
     """nftables where the kernel and privileges allow it, otherwise iptables."""
     from netalloc.portmap.nftables import unavailable
 
-    reason = unavailable()
+    reason = unavailable(name)
     if reason is None:
         logger.info("port mappings by nftables: a map element each")
         return "nftables"
