@@ -20,6 +20,7 @@ import threading
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pytest
 
@@ -30,6 +31,13 @@ VARIANTS = ("legacy", "nft")
 MULTI = {"legacy": "xtables-legacy-multi", "nft": "xtables-nft-multi"}
 TYPES = {"tcp": socket.SOCK_STREAM, "udp": socket.SOCK_DGRAM, "sctp": socket.SOCK_STREAM}
 NUMBERS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP, "sctp": socket.IPPROTO_SCTP}
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Closing = TypeVar("Closing", bound=Closable)
 
 
 def require_kernel() -> None:
@@ -164,6 +172,11 @@ class Lab(AbstractContextManager["Lab"]):
                 outside.add_address("eth0", f"{self.outside.ip}/24")
                 outside.set_up("eth0")
                 outside.add_route(self.address)
+
+    def keep(self, resource: Closing) -> Closing:
+        """The resource itself, which the end of the lab closes."""
+        self._stack.callback(resource.close)
+        return resource
 
     def socket(self, place: Place, protocol: str) -> socket.socket:
         """A socket that lives at `place`; the caller closes it."""

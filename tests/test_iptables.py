@@ -119,7 +119,7 @@ def test_impossible_bridges(bridge):
 
 
 def make(lab: Lab, name: str = "netalloc") -> PortMapper:
-    return PortMapper("iptables", bridge=lab.bridge, network=lab.network, name=name)
+    return lab.keep(PortMapper("iptables", bridge=lab.bridge, network=lab.network, name=name))
 
 
 def some(count: int, first: int = 20000) -> list[Mapping]:
@@ -129,6 +129,22 @@ def some(count: int, first: int = 20000) -> list[Mapping]:
 @pytest.mark.root
 def test_names_the_variant(lab):
     assert tables.variant() == lab.variant
+
+
+@pytest.mark.root
+def test_chains_in_the_other_iptables_are_told(lab, caplog):
+    """As a machine has them whose alternatives were switched under a running netalloc."""
+    other = "nft" if lab.variant == "legacy" else "legacy"
+    with make(lab):
+        assert not caplog.records
+        if lab.variant == "nft":
+            # Looking for legacy chains makes no legacy tables.
+            assert Path("/proc/thread-self/net/ip_tables_names").read_text() == ""
+        lab.use(other)
+        with make(lab):
+            (record,) = caplog.records
+            assert f"iptables-{lab.variant} has a chain netalloc, too" in record.message
+        lab.use(lab.variant)
 
 
 @pytest.mark.root

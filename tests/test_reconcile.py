@@ -34,7 +34,7 @@ LEAF, GROUP, MAIN = "netalloc/t9o", "netalloc/T0j", "netalloc"
 
 
 def make(lab: Lab) -> PortMapper:
-    return PortMapper("iptables", bridge=lab.bridge, network=lab.network)
+    return lab.keep(PortMapper("iptables", bridge=lab.bridge, network=lab.network))
 
 
 def restore_strangers(lab: Lab, table: str) -> None:

@@ -83,7 +83,7 @@ count=1, owner=None)
 
     @property
     def mappings(self) -> list[Mapping]:
-        """The desired mappings, oldest first; O(n)."""
+        """The desired mappings; O(n)."""
         with self._lock:
             return list(self._table)
 

@@ -72,6 +72,13 @@ class Iptables:
             if self.bridge is not None:
                 sysctl.read(*self._localnet)
             self._refuse_taken(tables.read("nat")["nat"])
+            other, rules = tables.other_variant()
+            if self.chain in rules:
+                logger.warning(
+                    "iptables-%s has a chain %s, too: what it maps stays in effect",
+                    other,
+                    self.chain,
+                )
             self._mend(None)
 
     def cleanup(self) -> None:

@@ -1,6 +1,8 @@
 """Running iptables: one command, whole tables read, transactions written."""
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
 from netalloc.host.command import run
 from netalloc.portmap.chains import Rules
@@ -22,18 +24,33 @@ def variant() -> str:
     return "nft" if "nf_tables" in run(["iptables", "-V"]) else "legacy"
 
 
+def other_variant() -> tuple[str, Rules]:
+    """The iptables that is not the one on PATH, and what its nat table holds."""
+    other = "legacy" if variant() == "nft" else "nft"
+    save = f"iptables-{other}-save"
+    # A look at a legacy table would make it: see first whether it is there.
+    names = Path("/proc/thread-self/net/ip_tables_names")
+    if shutil.which(save) is None or (
+        other == "legacy" and not (names.exists() and "nat" in names.read_text().split())
+    ):
+        return other, {}
+    return other, _rules(run([save, "-t", "nat"]))
+
+
 def read(*tables: str) -> dict[str, Rules]:
     """All rules of these tables, by table and chain."""
-    state: dict[str, Rules] = {}
-    for table in tables:
-        rules = state[table] = {}
-        for line in run(["iptables-save", "-t", table]).splitlines():
-            if line[:3] == "-A ":
-                chain, _, rule = line[3:].partition(" ")
-                rules[chain].append(rule)
-            elif line[:1] == ":":
-                rules[line[1:].partition(" ")[0]] = []
-    return state
+    return {table: _rules(run(["iptables-save", "-t", table])) for table in tables}
+
+
+def _rules(dump: str) -> Rules:
+    rules: Rules = {}
+    for line in dump.splitlines():
+        if line[:3] == "-A ":
+            chain, _, rule = line[3:].partition(" ")
+            rules[chain].append(rule)
+        elif line[:1] == ":":
+            rules[line[1:].partition(" ")[0]] = []
+    return rules
 
 
 def restore(changes: Mapping[str, Iterable[str]]) -> None:
