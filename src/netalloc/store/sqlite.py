@@ -285,6 +285,7 @@ class SqliteTransaction:
         pairs = (item.split("=") for item in counters.split())
         self._counters = {name: int(value) for name, value in pairs}
         self._connection.at(self.sequence)
+        self._connection.bitmaps.expected = self._counters.get("bitmaps", 0)
         self._written = self._connection.version
         return self._boot
 
@@ -324,7 +325,8 @@ class SqliteTransaction:
             if connection.version == self._written:
                 connection.end_unchanged()
             else:
-                connection.bitmaps.flush()
+                count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
+                self._counters["bitmaps"] = count
                 counters = " ".join(f"{name}={value}" for name, value in self._counters.items())
                 state = (0, self.sequence + 1, self._boot, counters)
                 connection.execute(
