@@ -11,6 +11,8 @@ from netalloc.errors import StoreError
 REPAIR = "netalloc.repair.repair(path) mends what can be mended and keeps a copy"
 _BUSY = 5.0  # seconds: only programs that do not queue at the lock file are waited for here
 
+_FAULTS = (sqlite3.Error, UnicodeError)  # the latter where SQLite quotes what it cannot read
+
 
 class Connection:
     """Runs SQL, and says in our words what went wrong."""
@@ -27,21 +29,21 @@ class Connection:
             self._raw = sqlite3.connect(
                 path, timeout=_BUSY, isolation_level=None, check_same_thread=False
             )
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             raise _translated(error, path) from error
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> None:
         """Run a statement that answers nothing."""
         try:
             self._raw.execute(sql, values)
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             raise _translated(error, self.path) from error
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
         try:
             return self._raw.execute(sql, values).fetchall()
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             raise _translated(error, self.path) from error
 
     def rows_until_damage(self, sql: str) -> list[tuple[Any, ...]]:
@@ -49,7 +51,7 @@ class Connection:
         found: list[tuple[Any, ...]] = []
         try:
             found.extend(self._raw.execute(sql))
-        except sqlite3.Error:
+        except _FAULTS:
             return found  # extend() keeps what came before
         return found
 
@@ -57,7 +59,7 @@ class Connection:
         """Run a statement for each of the values; how many rows changed."""
         try:
             return self._raw.executemany(sql, values).rowcount
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             raise _translated(error, self.path) from error
 
     @property
@@ -91,7 +93,7 @@ class Connection:
         """Close the file."""
         try:
             self._raw.close()
-        except sqlite3.Error as error:
+        except _FAULTS as error:
             raise _translated(error, self.path) from error
 
 
@@ -119,7 +121,7 @@ def check_length(path: Path) -> None:
         raise StoreError(f"{path} is cut off: {size} bytes of {length}; {REPAIR}")
 
 
-def _translated(error: sqlite3.Error, path: Path) -> StoreError:
+def _translated(error: Exception, path: Path) -> StoreError:
     text = str(error)
     if "full" in text:
         return StoreError(f"{path}: no room left on the disk ({text}); nothing was changed")
