@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory, mkdtemp
 
 import pytest
 
-from faults import DieAt, FileKernel, in_child
+from faults import DieAt, FileKernel, in_child, write_back
 from netalloc.errors import NetallocError, StoreError
 from netalloc.manager import NetworkManager
 from netalloc.publishing import Publish
@@ -162,9 +162,9 @@ def original(tmp_path_factory):
             manager.allocate(f"owner{i}", key="eth0", ports=(80,), labels={"app": "shop"})
         manager.allocate(ports=(Publish(80, host_ip="10.9.9.9"), Publish(0, count=5)))
     with manager_of(folder, network="10.0.0.1/20", cooldown=3600, sticky=60) as manager:
-        # Restarts write everything back into the one file.
         assert manager.check() == []
         held = {str(one.ip): (one.owner, one.generation) for one in manager.interfaces}
+    write_back(folder / "store.db")
     return folder, held
 
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from faults import FaultyBackend
+from faults import FaultyBackend, write_back
 from lab import Private
 from netalloc.errors import ExhaustedError, StoreError
 from netalloc.host import namespaces
@@ -91,6 +91,7 @@ def test_a_file_that_is_not_ours_is_left_alone(path, sql, message):
     with sqlite3.connect(path, isolation_level=None) as other:
         other.execute(sql)
     other.close()
+    write_back(path)
     before = path.read_bytes()
     with pytest.raises(StoreError, match=message):
         manager_of(path)
@@ -101,6 +102,7 @@ def test_a_file_that_is_not_ours_is_left_alone(path, sql, message):
 def test_a_file_that_lost_its_contents_is_never_a_new_one(path, damage):
     with manager_of(path) as manager:
         manager.allocate_many(200, owner="x" * 100)
+    write_back(path)
     data = path.read_bytes()
     if damage == "gone":
         path.unlink()
@@ -121,9 +123,11 @@ def test_a_file_that_lost_its_contents_is_never_a_new_one(path, damage):
 def test_an_old_copy_put_back_is_noticed_by_who_is_open_and_who_comes(path, tmp_path):
     with manager_of(path) as manager:
         manager.allocate()
+    write_back(path)
     old = path.read_bytes()
     with manager_of(path) as manager:
         manager.allocate()
+    write_back(path)
     path.write_bytes(old)
     with pytest.raises(StoreError, match="an old copy was put in its place"):
         manager_of(path).allocate()

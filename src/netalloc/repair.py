@@ -100,6 +100,7 @@ def _replace(path: Path, found: Salvage, lock: WriteLock, mark: Mark | None) -> 
             raise
         tx.commit()
         sequence = tx.sequence
+        store.write_back()
     finally:
         store.close()
     Path(f"{fresh}.lock").unlink()

@@ -135,6 +135,17 @@ class SqliteStore:
         mark = self._lock.peek()
         return mark is not None and network in mark.torn
 
+    def write_back(self) -> None:
+        """Bring the log into the file, and sync: after that a copy of the file alone is whole.
+
+        Raises StoreError while somebody reads.
+        """
+        with self._turn:
+            connection = self._writer = self._session(self._writer)
+            ((busy, _, _),) = connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+            if busy:
+                raise StoreError(f"{self.path} is in use, so its log cannot be written back")
+
     def fork_locks(self) -> tuple[RLock, RLock]:
         """In the order in which read() takes them."""
         return self._look, self._turn
