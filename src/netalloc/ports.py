@@ -346,5 +346,5 @@ class PortAllocator:
         where = "every address" if ip is None else str(ip)
         ports = self.ports
         span = f"{ports[0]}-{ports[-1]}" + (f" step {ports.step}" if ports.step != 1 else "")
-        others = f" ({foreign} more are in use by other programs)" if foreign else ""
+        others = f" ({foreign} more are in use by other programs or reserved)" if foreign else ""
         return ExhaustedError(f"no {what}free {protocol} port on {where} is left in {span}{others}")
