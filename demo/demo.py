@@ -56,6 +56,7 @@ def build_host(links: Links) -> None:
     """The bridge, and a machine outside that reaches the host over a cable."""
     namespaces.mount("tmpfs", "/run", "tmpfs", 0, "mode=755")
     Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    Path("/proc/sys/net/ipv4/ip_local_port_range").write_text("32768 49152")  # the rest is for us
     links.set_up("lo")
     links.create_bridge(BRIDGE, NETWORK)
     namespaces.create("outside")
@@ -120,7 +121,9 @@ def rules() -> int:
     count = 0
     for item in json.loads(run(["nft", "--json", "list", "ruleset"]))["nftables"]:
         count += ("rule" in item) + len(item.get("map", {}).get("elem", ()))
-    if shutil.which("iptables-legacy-save"):
+    # Without it the kernel has no legacy iptables; in a user namespace nobody may have rules there.
+    legacy = os.access("/proc/net/ip_tables_names", os.R_OK)
+    if legacy and shutil.which("iptables-legacy-save"):
         saved = run(["iptables-legacy-save"])
         count += sum(line.startswith("-A") for line in saved.splitlines())
     return count

@@ -24,7 +24,7 @@ cdef extern from *:
         return offset;
     }
 
-    /* Instances made by na_new() have nothing but slots: no dict, no items, and the header
+    /* Instances made by na_blank() have nothing but slots: no dict, no items, and the header
        that the collector's own allocation makes. */
     static int na_only_slots(PyObject *o)
     {
@@ -33,58 +33,88 @@ cdef extern from *:
             && (type->tp_flags & Py_TPFLAGS_HEAPTYPE);
     }
 
-    /* An instance whose slots are all empty. It is not tracked by the collector: it will hold
-       an int and its type, so it can be in no cycle that the type is not in for other reasons.
-       That is worth half of the constructor, and a million of them cost the collector nothing. */
-    static PyObject *na_new(PyObject *type)
+    /* The two types and their slots; an offset of 0 where ipaddress is not as expected. */
+    static struct na_layout { PyTypeObject *type; Py_ssize_t number, scope; } na_v4, na_v6;
+
+    static void na_learn(PyObject *v4, PyObject *v6)
     {
-        PyObject *o = PyObject_GC_New(PyObject, (PyTypeObject *)type);
-        if (o != NULL)
-            memset((char *)o + sizeof(PyObject), 0,
-                   ((PyTypeObject *)type)->tp_basicsize - sizeof(PyObject));
+        na_v4.type = (PyTypeObject *)v4;
+        na_v6.type = (PyTypeObject *)v6;
+        if (na_only_slots(v4))
+            na_v4.number = na_slot_offset(v4, "_ip");
+        if (na_only_slots(v6) && (na_v6.scope = na_slot_offset(v6, "_scope_id")) != 0)
+            na_v6.number = na_slot_offset(v6, "_ip");
+    }
+
+    /* An instance whose slots are all empty; NULL with an error set when memory is short. It
+       is not tracked by the collector: it will hold an int and its type, so it can be in no
+       cycle that the type is not in for other reasons. That is worth half of the constructor,
+       and a million of them cost the collector nothing. */
+    static inline PyObject *na_blank(struct na_layout *layout)
+    {
+        PyObject *o = PyObject_GC_New(PyObject, layout->type);
+        if (o != NULL) {
+            PyObject **slot = (PyObject **)(o + 1);
+            PyObject **stop = (PyObject **)((char *)o + layout->type->tp_basicsize);
+            while (slot < stop)
+                *slot++ = NULL;
+        }
         return o;
     }
+    static inline PyObject *na_blank_v4(void) { return na_blank(&na_v4); }
+    static PyObject *na_blank_v6(void) { return na_blank(&na_v6); }
+    #define NA_SLOT(o, offset) (*(PyObject **)((char *)(o) + (offset)))
 
-    static inline void na_set_slot(PyObject *o, Py_ssize_t offset, PyObject *value)
+    static inline int na_number_v4(PyObject *o, uint32_t n)
     {
-        Py_INCREF(value);
-        *(PyObject **)((char *)o + offset) = value;
+        return (NA_SLOT(o, na_v4.number) = PyLong_FromLong((long)n)) == NULL ? -1 : 0;
+    }
+    static inline void na_number_v6(PyObject *o, PyObject *n)
+    {
+        Py_INCREF(n);
+        NA_SLOT(o, na_v6.number) = n;
+        Py_INCREF(Py_None);
+        NA_SLOT(o, na_v6.scope) = Py_None;
     }
 
-    /* Borrowed; NULL for an address whose __init__ never ran. */
-    static inline void *na_slot(PyObject *o, Py_ssize_t offset)
+    static inline int na_is_v4(PyObject *o)
     {
-        return *(PyObject **)((char *)o + offset);
+        return Py_TYPE(o) == na_v4.type && na_v4.number && NA_SLOT(o, na_v4.number) != NULL;
     }
+    static inline void *na_number_of_v4(PyObject *o) { return NA_SLOT(o, na_v4.number); }
+    #define na_quick_v4 (na_v4.number != 0)
+    #define na_quick_v6 (na_v6.number != 0)
     """
-    Py_ssize_t slot_offset "na_slot_offset"(object type, const char *name)
-    bint only_slots "na_only_slots"(object type)
-    object new_instance "na_new"(object type)
-    void set_slot "na_set_slot"(object o, Py_ssize_t offset, object value)
-    void *get_slot "na_slot"(object o, Py_ssize_t offset)
+    void learn "na_learn"(object v4, object v6)
+    bint quick_v4_made "na_quick_v4", quick_v6_made "na_quick_v6"
+    object blank_v4 "na_blank_v4"()
+    void *new_blank_v4 "na_blank_v4"() noexcept
+    void drop "Py_XDECREF"(void *)
+    object blank_v6 "na_blank_v6"()
+    int number_v4 "na_number_v4"(object address, uint32_t n) except -1
+    bint number_raw "!na_number_v4"(void *address, uint32_t n) noexcept
+    void number_v6 "na_number_v6"(object address, object n)
+    bint is_v4 "na_is_v4"(object o)             # exactly an IPv4Address that can be read here
+    void *number_of_v4 "na_number_of_v4"(object address)
 
 cdef extern from "Python.h":
     const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
 
-# 0 where ipaddress is not as expected; then the constructor and int() do the same, slower
-cdef Py_ssize_t V4_IP = slot_offset(IPv4Address, b"_ip") if only_slots(IPv4Address) else 0
-cdef Py_ssize_t V6_IP = slot_offset(IPv6Address, b"_ip") if only_slots(IPv6Address) else 0
-cdef Py_ssize_t V6_SCOPE = slot_offset(IPv6Address, b"_scope_id") if V6_IP else 0
+learn(IPv4Address, IPv6Address)
 
 cdef inline object v4_address(uint32_t n):
     """IPv4Address(n), at a third of the price."""
-    if V4_IP == 0:
+    if not quick_v4_made:
         return IPv4Address(n)
-    address = new_instance(IPv4Address)
-    set_slot(address, V4_IP, n)
+    address = blank_v4()
+    number_v4(address, n)
     return address
 
 cdef inline object v6_address(object n):
-    if V6_SCOPE == 0:
+    if not quick_v6_made:
         return IPv6Address(n)
-    address = new_instance(IPv6Address)
-    set_slot(address, V6_IP, n)
-    set_slot(address, V6_SCOPE, None)
+    address = blank_v6()
+    number_v6(address, n)
     return address
 
 

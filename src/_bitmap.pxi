@@ -35,8 +35,13 @@ cdef extern from *:
     {
         return n <= LONG_MAX ? PyLong_FromLong((long)n) : PyLong_FromUnsignedLongLong(n);
     }
+
+    /* An object that is returned as it is: a Python variable would cost a count up and down. */
+    #define na_owned(o) ((PyObject *)(o))
     """
     object from_word "na_from_uint64"(word)
+    void *new_int "na_from_uint64"(word) noexcept
+    object owned "na_owned"(void *)
     word as_uint64 "na_as_uint64"(object) noexcept
 
 cdef extern from "Python.h":
@@ -139,13 +144,15 @@ cdef class Bitmap:
 
         Raises ExhaustedError.
         """
-        cdef word i
-        cdef Status status = tree_next(&self.tree, &i)
+        cdef Status status = OK
+        cdef word i = tree_next(&self.tree, &status)
         if unlikely(status != OK):
             refuse_acquire(self, status)
-        ordinal = from_word(i)
+        cdef void *ordinal = new_int(i)
+        if unlikely(ordinal == NULL):
+            raise MemoryError
         tree_take(&self.tree, i)
-        return ordinal
+        return owned(ordinal)
 
     @cython.critical_section
     def reserve(self, i, /):
@@ -383,10 +390,10 @@ cdef class Bitmap:
         else:
             assert check_node(t, t.root, t.top, 0, &nodes) == t.used, state
         assert nodes == t.nodes, f"{nodes} nodes found: {state}"
-        if t.leaf != NULL:
+        if t.leaf != &FULL:
             assert t.base == t.cursor & ~<word>LEAF_MASK, state
             assert t.leaf == locate(t, t.base, &level), state
-        if t.hot != NULL:
+        if t.hot != &EMPTY:
             assert t.hot == locate(t, t.hot_base, &level), state
 
 

@@ -73,8 +73,6 @@ cdef int thaw(IPAllocator self) except -1:
 
 cdef object longest_cooling(IPAllocator self, bint early):
     """What is left when nothing is free: the ordinal that has cooled longest, or an error."""
-    if size_of(&self.bits.tree) > used(&self.bits.tree):
-        raise MemoryError
     entry = None if self.cooling is None else oldest(self)
     if entry is None:
         raise ExhaustedError(f"all {self.reach} addresses of {network_of(self)} are taken")

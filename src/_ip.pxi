@@ -43,6 +43,7 @@ cdef class IPAllocator:
     cdef object queue            # deque of (ordinal, ready), oldest first; stale where they differ
     cdef object clock
     cdef bint v4
+    cdef bint plain              # IPv4 without cool-down: the short way
     cdef word offset             # ordinal 0 as a number: of 32 bits, in IPv6 the host part
     cdef object first            # ordinal 0 as an address of IPv6, an int
     cdef object reach            # size less what is excluded for good
@@ -61,6 +62,7 @@ cdef class IPAllocator:
         if self.cooldown:
             self.cooling, self.queue = {}, deque()
         lay_out(self)
+        self.plain = self.v4 and quick_v4_made and self.cooling is None
         for item in (reserved,) if isinstance(reserved, str) else reserved:
             exclude(self, item)
         if self.cooling is not None and self.withheld is None:
@@ -77,33 +79,42 @@ cdef class IPAllocator:
         With `early`, when only cooling addresses are left, the one that has cooled longest.
         Raises ExhaustedError, which says how many are cooling.
         """
+        cdef Status status = OK
         cdef word i
-        if self.cooling is not None:
-            thaw(self)
+        cdef void *address
+        if unlikely(not self.plain):
+            return acquire_any(self, early)
         # The collector may run here, and with it code that comes back to this allocator;
         # from finding the ordinal to taking it, nothing may.
-        address = blank(self)
-        if unlikely(tree_next(&self.bits.tree, &i) != OK):
-            address = address_of(self, last_resort := longest_cooling(self, early))
-            warm(self, last_resort)
-            return address
-        address = numbered(self, address, i)
+        address = new_blank_v4()
+        if unlikely(address == NULL):
+            raise MemoryError
+        i = tree_next(&self.bits.tree, &status)
+        if unlikely(status != OK):
+            drop(address)
+            return acquire_any(self, early)
+        if unlikely(not number_raw(address, <uint32_t>(self.offset + i))):
+            drop(address)
+            raise MemoryError
         tree_take(&self.bits.tree, i)
-        return address
+        return owned(address)
 
     @cython.critical_section
     def acquire_int(self, *, bint early=False):
         """The same as a number, at half the cost."""
+        cdef Status status = OK
         cdef word i
-        if self.cooling is not None:
-            thaw(self)
-        if unlikely(tree_next(&self.bits.tree, &i) != OK):
-            number = self.first + (last_resort := longest_cooling(self, early))
-            warm(self, last_resort)
-            return number
-        number = from_word(self.offset + i) if self.v4 else self.first + i
+        cdef void *result
+        if unlikely(not self.plain):
+            return int(acquire_any(self, early))
+        i = tree_next(&self.bits.tree, &status)
+        if unlikely(status != OK):
+            return int(acquire_any(self, early))
+        result = new_int(self.offset + i)
+        if unlikely(result == NULL):
+            raise MemoryError
         tree_take(&self.bits.tree, i)
-        return number
+        return owned(result)
 
     @cython.critical_section
     def reserve(self, ip, /):

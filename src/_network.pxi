@@ -88,35 +88,36 @@ cdef int exclude(IPAllocator self, object item) except -1:
 
 # ---- ordinals and addresses
 
-cdef inline object blank(IPAllocator self):
-    """An address to be, or None where only the constructor can make one."""
-    if self.v4:
-        return new_instance(V4) if V4_IP else None
-    return new_instance(V6) if V6_SCOPE else None
-
-cdef inline object numbered(IPAllocator self, object address, word i):
-    """The blank address as that of ordinal i; makes an int, and runs no other code."""
-    if unlikely(address is None):
-        return address_of(self, i)
-    if self.v4:
-        set_slot(address, V4_IP, from_word(self.offset + i))
-    else:
-        set_slot(address, V6_IP, self.first + i)
-        set_slot(address, V6_SCOPE, None)
-    return address
+cdef object acquire_any(IPAllocator self, bint early):
+    """Take the next address the long way: of IPv6, with cool-down, or when none is free."""
+    cdef Status status = OK
+    cdef word i
+    if self.cooling is not None:
+        thaw(self)
+    while True:
+        i = tree_next(&self.bits.tree, &status)
+        if status == NO_MEMORY:
+            raise MemoryError
+        if status != OK:
+            ordinal = longest_cooling(self, early)
+            address = address_of(self, ordinal)
+            warm(self, ordinal)
+            return address
+        address = address_of(self, i)
+        # The collector may have run, and with it code that took this very one.
+        if i == tree_next(&self.bits.tree, &status) and status == OK:
+            tree_take(&self.bits.tree, i)
+            return address
 
 cdef inline object address_of(IPAllocator self, object i):
     return v4_address(self.first + i) if self.v4 else v6_address(self.first + i)
 
 cdef inline int ordinal_of(IPAllocator self, object ip, word *out) except -1:
     """The ordinal of an address that may be given; the usual type is read without a call."""
-    cdef void *slot
-    if self.v4 and type(ip) is V4 and V4_IP:
-        slot = get_slot(ip, V4_IP)
-        if slot != NULL:
-            out[0] = as_uint64(<object>slot) - self.offset
-            if out[0] <= self.bits.tree.last and self.withheld is None:
-                return 0
+    if self.v4 and is_v4(ip):
+        out[0] = as_uint64(<object>number_of_v4(ip)) - self.offset
+        if out[0] <= self.bits.tree.last and self.withheld is None:
+            return 0
     return parse_ordinal(self, ip, out)
 
 cdef int parse_ordinal(IPAllocator self, object ip, word *out) except -1:

@@ -58,9 +58,10 @@ cdef struct Tree:
     word last            # the highest ordinal
     word cursor          # where the next search begins, 0..last
     word used
-    Node *leaf           # the leaf under the cursor, or NULL
+    Node *leaf           # the leaf under the cursor, or &FULL: in either the search is the same
     word base            # its first ordinal
-    Node *hot            # the leaf last released in, or NULL: worth 3 ns where releases are near
+    word stop            # its last one
+    Node *hot            # the leaf last released in, or &EMPTY: worth 3 ns where releases are near
     word hot_base
     Node *root           # &EMPTY, &FULL or a node of level `top`
     int top
@@ -68,7 +69,8 @@ cdef struct Tree:
     Py_ssize_t spares
     Py_ssize_t nodes     # all nodes owned, the kept ones included
 
-cdef Node EMPTY, FULL    # compared by address, never read
+cdef Node EMPTY, FULL    # compared by address; as leaves, all clear and all set
+memset(&FULL, 0xFF, sizeof(Node))
 
 
 # ---- geometry
@@ -128,7 +130,7 @@ cdef void trim(Tree *t) noexcept nogil:
 
 cdef inline void give_back(Tree *t, Node *node) noexcept nogil:
     if node == t.hot:
-        t.hot = NULL
+        t.hot = &EMPTY
     if t.spares < KEPT:
         node.at.child[0] = t.spare
         t.spare = node
@@ -174,7 +176,8 @@ cdef void free_below(Tree *t, Node *node, int level) noexcept nogil:
 cdef void tree_init(Tree *t, word last) noexcept nogil:
     memset(t, 0, sizeof(Tree))
     t.last = last
-    t.root = &EMPTY
+    t.root = t.hot = &EMPTY
+    t.leaf = &FULL
     while t.top < HEIGHT - 1 and last > span_mask(t.top):
         t.top += 1
 
@@ -261,7 +264,7 @@ cdef void settle(Tree *t, word i) noexcept nogil:
         if not full and not is_empty(t, node, level, i & ~span_mask(level)):
             return
         if node == t.leaf:
-            t.leaf = NULL
+            t.leaf = &FULL
         give_back(t, node)
         if level == t.top:
             t.root = &FULL if full else &EMPTY
@@ -272,11 +275,17 @@ cdef void settle(Tree *t, word i) noexcept nogil:
         if full:
             path[level].full |= <word>1 << k
 
+cdef inline void stay(Tree *t, Node *leaf, word i) noexcept nogil:
+    """Make the leaf around i the one under the cursor."""
+    t.leaf = leaf
+    t.base = i & ~<word>LEAF_MASK
+    t.stop = min(i | LEAF_MASK, t.last)
+
 cdef void leave(Tree *t) noexcept nogil:
     """Forget the leaf under the cursor, and the leaf itself if nothing is set in it."""
     cdef Node *leaf = t.leaf
-    t.leaf = NULL
-    if leaf != NULL and leaf.mixed == 0:
+    t.leaf = &FULL
+    if leaf.mixed == 0:
         settle(t, t.base)
 
 
@@ -316,29 +325,44 @@ cdef Status tree_reserve(Tree *t, word i) noexcept nogil:
         settle(t, i)
     return OK
 
-cdef inline Status tree_release(Tree *t, word i) noexcept nogil:
-    cdef Node *leaf = t.leaf
+cdef Node *release_slow(Tree *t, word i, Status *status) noexcept nogil:
+    """The leaf to release i in, which becomes the hot one; NULL when that cannot be."""
     cdef int level
-    if leaf == NULL or (i ^ t.base) > LEAF_MASK:
-        leaf = t.hot
-        if leaf == NULL or (i ^ t.hot_base) > LEAF_MASK:
-            leaf = locate(t, i, &level)
-            if unlikely(leaf == &EMPTY):
-                return FOUND_CLEAR
-            if unlikely(leaf == &FULL):
-                leaf = enter(t, i)
-                if leaf == NULL:
-                    return NO_MEMORY
-            t.hot = leaf
-            t.hot_base = i & ~<word>LEAF_MASK
-    if unlikely(not (leaf.at.words[(i >> 6) & 63] >> (i & 63) & 1)):
-        return FOUND_CLEAR
+    cdef Node *leaf = locate(t, i, &level)
+    if leaf == &FULL:
+        leaf = enter(t, i)
+        if leaf == NULL:
+            status[0] = NO_MEMORY
+            return NULL
+    elif not (leaf.at.words[(i >> 6) & 63] >> (i & 63) & 1):
+        status[0] = FOUND_CLEAR
+        return NULL
+    t.hot = leaf
+    t.hot_base = i & ~<word>LEAF_MASK
+    return leaf
+
+cdef void release_first(Tree *t, word i) noexcept nogil:
+    """All was taken: what is released first is given next."""
+    leave(t)
+    t.cursor = i
+    stay(t, t.hot, i)
+
+cdef inline Status tree_release(Tree *t, word i) noexcept nogil:
+    cdef Node *leaf = t.hot
+    cdef int k = <int>((i >> 6) & 63)
+    cdef word bit = <word>1 << (i & 63), bits
+    cdef Status status = OK
+    if (i ^ t.hot_base) > LEAF_MASK or not leaf.at.words[k] & bit:
+        leaf = release_slow(t, i, &status)
+        if unlikely(leaf == NULL):
+            return status
     if unlikely(t.used == t.last + 1):
-        leave(t)
-        t.cursor = i         # all was taken: what is released first is given next
-        t.leaf = leaf
-        t.base = i & ~<word>LEAF_MASK
-    leaf_clear(leaf, i)
+        release_first(t, i)
+    bits = leaf.at.words[k]
+    leaf.at.words[k] = bits & ~bit
+    if bits == ALL:
+        leaf.full &= ~(<word>1 << k)
+    leaf.mixed -= 1
     t.used -= 1
     if unlikely(leaf.mixed == 0) and leaf != t.leaf:
         settle(t, i)
@@ -431,58 +455,60 @@ cdef bint next_set(Tree *t, word i, word *found) noexcept nogil:
         k = ctz(bits)
         i = (i & ~span_mask(level)) | <word>k << child_shift(level)
 
-cdef inline void move_cursor(Tree *t, word taken) noexcept nogil:
+cdef void move_cursor(Tree *t, word taken) noexcept nogil:
     """Past what was just taken, round the end."""
-    if unlikely(taken == t.last):
+    if taken == t.last:
         leave(t)
         t.cursor = 0
     else:
         t.cursor = taken + 1
-        if unlikely((taken & LEAF_MASK) == LEAF_MASK):
+        if (taken & LEAF_MASK) == LEAF_MASK:
             leave(t)
 
-cdef Status next_slow(Tree *t, word *found) noexcept nogil:
+cdef word next_slow(Tree *t, Status *status) noexcept nogil:
     """Bring the leaf of the next free ordinal under the cursor."""
     cdef Node *leaf
-    cdef word i
+    cdef word i = 0
     if not next_free(t, t.cursor, &i) and not next_free(t, 0, &i):
-        return FOUND_SET
-    if t.leaf == NULL or (i ^ t.base) > LEAF_MASK:
+        status[0] = FOUND_SET
+    elif t.leaf == &FULL or (i ^ t.base) > LEAF_MASK:
         leaf = enter(t, i)
         if leaf == NULL:
-            return NO_MEMORY
-        leave(t)
-        t.leaf = leaf
-        t.base = i & ~<word>LEAF_MASK
-    found[0] = i
-    return OK
+            status[0] = NO_MEMORY
+        else:
+            leave(t)
+            stay(t, leaf, i)
+    return i
 
-cdef inline Status tree_next(Tree *t, word *found) noexcept nogil:
+cdef inline word tree_next(Tree *t, Status *status) noexcept nogil:
     """Find the first free ordinal at or after the cursor; one ctz in the usual case.
 
     Its leaf is then the one under the cursor, so that tree_take cannot fail. In between the
-    caller makes what it returns, which can.
+    caller makes what it returns, which can. `status` is set when there is none.
     """
     cdef Node *leaf = t.leaf
-    cdef word i = t.cursor, free = 0
-    cdef int k
-    if not unlikely(leaf == NULL):
-        k = <int>((i >> 6) & 63)
-        free = ~leaf.at.words[k] & (ALL << (i & 63))
-        if free == 0 and ~leaf.full & above(k):
-            k = ctz(~leaf.full & above(k))
-            free = ~leaf.at.words[k]
-        found[0] = t.base | <word>k << 6 | <word>(ctz(free) if free else 0)
-    if unlikely(free == 0):
-        return next_slow(t, found)
-    return OK
+    cdef word i = t.cursor
+    cdef int k = <int>((i >> 6) & 63)
+    cdef word free = ~leaf.at.words[k] & (ALL << (i & 63))
+    if free:
+        return (i & ~<word>63) | <word>ctz(free)
+    if not ~leaf.full & above(k):
+        return next_slow(t, status)
+    k = ctz(~leaf.full & above(k))
+    return t.base | <word>k << 6 | <word>ctz(~leaf.at.words[k])
 
 cdef inline void tree_take(Tree *t, word i) noexcept nogil:
     """Take what tree_next found, and move the cursor past it."""
     cdef Node *leaf = t.leaf
-    leaf_set(leaf, i)
+    cdef int k = <int>((i >> 6) & 63)
+    cdef word bits = leaf.at.words[k] | <word>1 << (i & 63)
+    leaf.at.words[k] = bits
+    leaf.mixed += 1
     t.used += 1
-    if unlikely(leaf.full == ALL):
-        t.leaf = NULL
-        settle(t, i)
-    move_cursor(t, i)
+    t.cursor = i + 1
+    if unlikely(bits == ALL):
+        leaf.full |= <word>1 << k
+        if leaf.full == ALL:
+            settle(t, i)
+    if unlikely(i == t.stop):
+        move_cursor(t, i)

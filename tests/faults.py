@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import sqlite3
 import traceback
 
 from netalloc.errors import CommandError, InUseError, NotAllocatedError
@@ -92,6 +93,13 @@ def in_child(work):
             traceback.print_exc()
             os._exit(1)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def write_back(path):
+    """Bring the log of a closed store into its file, as the last one to close may or may not."""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    connection.close()
 
 
 class DieAt:

@@ -1,6 +1,7 @@
 """kill -9 in the middle of batches, with real mappings in a real kernel."""
 
 import os
+import queue
 import random
 import signal
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from netalloc.host.command import run
 from netalloc.manager import NetworkManager
 from netalloc.store.lock import WriteLock
 
@@ -66,6 +68,32 @@ def rounds_of_kill(lab, store, rounds):
 
 def test_store_and_nftables_agree_after_every_death(nft_lab, tmp_path):
     rounds_of_kill(nft_lab, tmp_path / "store.db", 6)
+
+
+def test_a_flushed_ruleset_is_mended_from_what_the_store_says(nft_lab, tmp_path):
+    store = tmp_path / "store.db"
+    with manager_of(nft_lab, store) as watcher, manager_of(nft_lab, store) as other:
+        repaired = queue.Queue()
+        with watcher.watch(repaired.put):
+            web = other.allocate("web", ports=(80, 443))
+            assert repaired.empty()  # our own changes are nobody else's
+            run(["nft", "flush", "ruleset"])
+            found = repaired.get(timeout=10)
+            assert set(found.added) == set(web.ports)
+            assert other.check() == []
+
+
+def test_release_survives_that_somebody_removed_the_rules(nft_lab, tmp_path, caplog):
+    for store in (None, tmp_path / "store.db"):
+        with manager_of(nft_lab, store) as manager:
+            web = manager.allocate("web", ports=(80, 443))
+            run(["nft", "flush", "ruleset"])
+            web.release()
+            assert manager.interfaces == []
+            assert "gone from the kernel" in caplog.text or "is not mapped" in caplog.text
+            manager.reconcile()
+            assert manager.check() == []
+        caplog.clear()
 
 
 @pytest.mark.soak

@@ -1,5 +1,6 @@
 """The manager over both stores, with a backend that fails on demand."""
 
+import socket
 import sys
 import threading
 from contextlib import ExitStack
@@ -17,6 +18,7 @@ from netalloc.errors import (
     OutOfRangeError,
     StaleLeaseError,
 )
+from netalloc.host.sockets import can_bind
 from netalloc.interface import NetworkInterface
 from netalloc.manager import NetworkManager
 from netalloc.model import Mapping
@@ -285,3 +287,48 @@ def test_bad_wishes_change_nothing(make, backend, wish):
         with pytest.raises(OutOfRangeError):
             manager.allocate().allocate_port(0)
         assert len(manager.interfaces) == 1
+
+
+def test_a_held_port_cannot_be_bound_by_anybody_else(make, backend):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with make(ports=range(port, port + 1)) as manager:
+        web = manager.allocate()
+        assert web.allocate_port(80, host_ip="127.0.0.1", hold=True) == port
+        assert not bindable(port)
+        web.release_port(port)
+        assert bindable(port)
+        backend.refuse = {port}
+        with pytest.raises(CommandError):
+            web.allocate_port(80, host_ip="127.0.0.1", hold=True)
+        assert bindable(port)
+        backend.refuse = set()
+        web.allocate_port(80, host_ip="127.0.0.1", hold=True)
+        assert not bindable(port)
+    assert bindable(port)
+
+
+def test_a_port_that_somebody_listens_on_is_passed_over_and_not_held(make):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        options = {"ports": range(port, port + 1), "probe": can_bind}
+        with make(**options) as manager:
+            web = manager.allocate()
+            with pytest.raises(ExhaustedError, match="1 more are in use by other programs"):
+                web.allocate_port(80, host_ip="127.0.0.1")
+            with pytest.raises(InUseError, match=f"{port}"):
+                web.allocate_port(80, host_port=port, host_ip="127.0.0.1", hold=True)
+            assert web.ports == ()
+            assert manager.check() == []
+
+
+def bindable(port):
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True

@@ -82,7 +82,7 @@ def test_what_is_encoded_is_decoded(batch):
             body = wire.body("netalloc", map_, piece)
             assert len(body) < 65536
             assert wire.listed(body, map_, found) == len(piece)
-        back += [wire.decode(entry, rest, map_) for entry, rest in found.items()]
+        assert wire.decode_all(found, map_, back) == []
         for piece in wire.key_elements(held, map_):
             assert any(piece[4:] == entry[: len(piece) - 4] for entry in held)
     assert set(back) == set(batch)
@@ -102,9 +102,16 @@ def entry_of_both_ways(mapping):
     return [*wire.entries([mapping])[wire.layout_of(mapping).name]] == [wire.entry(mapping)]
 
 
-@given(st.binary(max_size=80), st.sampled_from(list(wire.LAYOUTS.values())))
+ENTRIES = [bytes.fromhex(golden[1]) for golden in GOLDEN.values()]
+listable = st.binary(max_size=80) | st.binary(min_size=32, max_size=32) | st.sampled_from(ENTRIES)
+
+
+@given(listable, st.sampled_from(list(wire.LAYOUTS.values())))
 def test_a_strangers_element_is_no_mapping_or_a_right_one(data, map_):
     found = wire.decode(data, b"", map_)
+    several = []
+    assert wire.decode_all({data: b""}, map_, several) == ([data] if found is None else [])
+    assert several == ([] if found is None else [found])
     if found is not None:
         assert wire.layout_of(found).block <= map_.block
 

@@ -22,8 +22,11 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
+from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkSocket
 from netalloc.model import Mapping, Repairs
+from netalloc.portmap import PortMapper
+from netalloc.portmap import nft_batch as batch
 from netalloc.portmap import nft_elements as wire
 from netalloc.portmap.nft_ruleset import script
 from netalloc.portmap.nft_table import NftTable
@@ -103,14 +106,79 @@ def test_a_conflict_names_what_is_there(nft):
         Mapping(8900, (FIRST, 8900), count=1000): "game",
     }.items():
         # All or nothing: the clash is the last of a batch of several messages.
-        batch = [*many(3000), Mapping(7000, (FIRST, 7000), "udp", count=9), clash]
+        several = [*many(3000), Mapping(7000, (FIRST, 7000), "udp", count=9), clash]
         with pytest.raises(InUseError, match=holder) as refused:
-            nft.apply(batch)
+            nft.apply(several)
         assert refused.value.holder == holder
         assert nft.mappings() == before
     with pytest.raises(InUseError, match="twice"):
         nft.apply([Mapping(1, (FIRST, 1)), Mapping(1, (FIRST, 2))])
     assert nft.mappings() == before
+
+
+def test_an_older_kernel_does_not_say_which_one_clashes(nft, monkeypatch):
+    nft.apply([WEB])
+    monkeypatch.setattr(batch, "_culprit", lambda *_: None)
+    with pytest.raises(InUseError, match="of web"):
+        nft.apply([*many(50), Mapping(8080, (FIRST, 81))])
+    with pytest.raises(InUseError, match="twice"):
+        nft.apply([Mapping(1, (FIRST, 1)), Mapping(1, (FIRST, 2))])
+    monkeypatch.setattr(Nftables, "_check_present", lambda *_: None)
+    nft.apply(many(50))
+    with pytest.raises(NotAllocatedError, match="of web"):
+        nft.apply((), [*many(50), Mapping(8080, (FIRST, 81))])
+    assert len(nft.mappings()) == 51
+
+
+def test_a_long_life_agrees_with_the_oracle(nft_lab):
+    """Random batches to the kernel and to the null backend: same answers, same mappings."""
+    dice = random.Random(20)
+    ours = PortMapper("nftables", bridge=nft_lab.bridge, network=nft_lab.network)
+    with ours as ours, PortMapper("null") as oracle:
+
+        def outcome(mapper, work, *arguments):
+            try:
+                getattr(mapper, work)(*arguments)
+            except (InUseError, NotAllocatedError) as error:
+                return type(error)
+
+        most = 0
+        for step in range(300):
+            present = oracle.mappings
+            most = max(most, len(present))
+            if dice.random() < 0.55:
+                call = "map_many", [random_mapping(dice) for _ in range(dice.choice([1, 1, 2, 9]))]
+            else:
+                known = dice.sample(present, min(len(present), dice.choice([1, 1, 3, 9])))
+                strangers = [random_mapping(dice)] * (dice.random() < 0.2)
+                call = "unmap_many", [*known, *strangers]
+            assert outcome(ours, *call) == outcome(oracle, *call), call
+            if step % 20 == 0:
+                nft_lab.run("nft", "-f", "-", input=dice.choice(VANDALS))
+                ours.reconcile()
+            if step % 10 == 0:
+                found = ours.backend.mappings()
+                assert len(found) == len(set(found))
+                assert set(found) == set(ours.mappings) == set(oracle.mappings)
+        assert most > 20
+
+
+VANDALS = (
+    "flush ruleset\n",
+    "flush map ip netalloc dnat_any\nflush map ip netalloc block_ip\n",
+    "delete chain ip netalloc postrouting\n",
+    "add element ip netalloc dnat_ip { 192.0.2.1 . tcp . 7 : 10.6.6.6 . 80 }\n",
+    "add element ip netalloc block_any { sctp . 1-60000 : 10.6.6.6 }\n",
+)
+
+
+def random_mapping(dice):
+    protocol = dice.choice(["tcp", "udp"])
+    host_ip = dice.choice([None, None, "192.0.2.1", "192.0.2.11"])
+    port = dice.randrange(1000, 4000)
+    if dice.random() < 0.2:
+        return Mapping(port, (FIRST, port), protocol, host_ip, dice.randrange(2, 40))
+    return Mapping(port, (FIRST, dice.randrange(1, 65536)), protocol, host_ip, owner="x")
 
 
 def test_a_stale_owner_removes_nothing(nft):
@@ -187,6 +255,46 @@ def test_setup_adopts_a_predecessors_table_and_cleanup_leaves_nothing(make, nft_
     with pytest.raises(NotAllocatedError):
         successor.apply((), [WEB])
     assert successor.mappings() == []
+
+
+def test_what_is_as_it_should_be_is_not_loaded_again(make, nft_lab, monkeypatch):
+    make().setup()
+    loaded = ruleset(nft_lab)
+    loads = []
+
+    def counted(*arguments):
+        loads.append(arguments)
+        return run(*arguments)
+
+    monkeypatch.setattr("netalloc.portmap.nftables.run", counted)
+    make().setup()
+    assert not make().reconcile([])
+    assert not make().reconcile([WEB]).structure
+    assert not loads
+    nft_lab.run("nft", "flush", "map", "ip", "netalloc", "dnat_any")
+    for change in (
+        "add rule ip netalloc portmap counter",
+        "flush chain ip netalloc guard",
+        "delete set ip netalloc sealed",
+        "flush set ip netalloc sealed; add element ip netalloc sealed { 7 }",
+    ):
+        nft_lab.run("nft", change)
+        make().setup()
+        assert len(loads) == 1, change
+        loads.clear()
+        assert seal_removed(ruleset(nft_lab)) == seal_removed(loaded), change
+    # Another bridge is another ruleset.
+    make(bridge=None).setup()
+    assert len(loads) == 1
+    make().setup()
+    assert len(loads) == 2
+    assert ruleset(nft_lab) == loaded
+
+
+def seal_removed(text):
+    """The set goes to the end of the table when it is made anew."""
+    head, _, tail = text.partition("\tset sealed {")
+    return head + tail.partition("\t}\n\n")[2]
 
 
 def test_localnet_that_was_open_before_us_stays_open(make, nft_lab):
@@ -377,7 +485,7 @@ def test_bad_names_and_a_missing_bridge_change_nothing(make, nft_lab):
 
 
 def test_unavailable_says_why(nft_lab, monkeypatch, tmp_path):
-    assert unavailable() is None
+    assert unavailable() is unavailable("netalloc") is None
     assert ruleset(nft_lab) == ""
     with monkeypatch.context() as patched:
         patched.setenv("PATH", str(tmp_path))

@@ -26,6 +26,7 @@ from netalloc.model import Mapping, Repairs
 from netalloc.portmap import PortMapper
 from netalloc.portmap.iptables import iptables
 from netalloc.ports import PortAllocator
+from netalloc.publishing import Publish
 
 __all__ = [
     "Bitmap",
@@ -42,6 +43,7 @@ __all__ = [
     "OutOfRangeError",
     "PortAllocator",
     "PortMapper",
+    "Publish",
     "Repairs",
     "StaleLeaseError",
     "StoreError",

@@ -7,9 +7,9 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import Any, Protocol, runtime_checkable
 
 from netalloc.errors import NotAllocatedError
-from netalloc.host.conntrack import Flows
 from netalloc.model import Mapping, Repairs
 from netalloc.portmap.backend import Backend
+from netalloc.portmap.watch import Watch
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -23,11 +23,18 @@ class Mapper(Protocol):
 
     backend: Backend
 
-    def setup(self) -> Any: ...
+    def setup(self, *, adopt: bool = False, reconcile: bool = True) -> Any: ...
     def cleanup(self) -> None: ...
     def close(self) -> None: ...
     def map_many(self, mappings: Iterable[Mapping], /) -> None: ...
     def unmap_many(self, mappings: Iterable[Mapping], /, *, missing_ok: bool = False) -> None: ...
+    def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping], /) -> None: ...
+    def watch(
+        self,
+        on_repair: Callable[[Repairs], None] | None = None,
+        *,
+        repair: Callable[[], Repairs] | None = None,
+    ) -> Watch: ...
     def reconcile(self, desired: Iterable[Mapping] | None, /) -> Repairs: ...
 
 
@@ -81,6 +88,12 @@ class OwnKernel:
         """Make the kernel agree with the desired mappings."""
         return self._mapper.reconcile(desired)
 
+    def watch(
+        self, on_repair: Callable[[Repairs], None] | None, repair: Callable[[], Repairs]
+    ) -> Watch:
+        """Repair whenever somebody else changes the rules."""
+        return self._mapper.watch(on_repair, repair=repair)
+
     def present(self) -> list[Mapping]:
         """What the kernel has."""
         return self._mapper.backend.mappings()
@@ -111,39 +124,25 @@ class OwnKernel:
 class SharedKernel(OwnKernel):
     """Mappings that other processes make and remove as well: only the store knows them all.
 
-    So the PortMapper's own list is passed over, and its backend is told what the store
-    says, removals and additions in one batch.
+    So the PortMapper's own list is passed over, and removals and additions go in one batch.
     """
-
-    def __init__(self, mapper: Mapper) -> None:
-        super().__init__(mapper)
-        self._backend = mapper.backend
-        self._flows = Flows()
 
     def setup(self) -> None:
         """Make the fixed part; what is there stays."""
-        self._backend.setup()
+        self._mapper.setup(reconcile=False)
 
     def apply(self, remove: list[Mapping], add: list[Mapping]) -> None:
         """Remove and add in one batch: all of it or nothing."""
         try:
-            self._backend.apply(add, remove)
+            self._mapper.apply(add, remove)
         except NotAllocatedError as error:
-            there = set(self._backend.mappings())
+            there = set(self.present())
             present = [mapping for mapping in remove if mapping in there]
             if len(present) == len(remove):
                 raise
             log.warning("%s", error)
-            self._backend.apply(add, present)
-        self._forget_flows(remove, added=False)
-        self._forget_flows(add, added=True)
+            self._mapper.apply(add, present)
 
     def close(self) -> None:
         """Give back sockets; the mappings live as long as their leases."""
-        self._flows.close()
-        self._backend.close()
-
-    def _forget_flows(self, mappings: list[Mapping], *, added: bool) -> None:
-        """Forget the flows that still go where these host ports led before the change."""
-        if mappings and self.touches:
-            self._flows.flush(mappings, added=added)
+        self._mapper.close()

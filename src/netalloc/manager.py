@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from ipaddress import IPv4Address, IPv6Address
@@ -22,6 +22,7 @@ from netalloc.kernel import Mapper, OwnKernel, SharedKernel
 from netalloc.leasing import Leasing
 from netalloc.model import Repairs
 from netalloc.portmap.backend import Backend
+from netalloc.portmap.watch import Watch
 from netalloc.ports import PORTS, PortAllocator, Probe
 from netalloc.publishing import Publish, Publisher
 from netalloc.store.addresses import Addresses
@@ -172,6 +173,14 @@ class NetworkManager:
     def reconcile(self) -> Repairs:
         """Make the kernel agree with what is published; returns what was repaired."""
         return self._leasing.changes.reconcile()
+
+    def watch(self, on_repair: Callable[[Repairs], None] | None = None) -> Watch:
+        """Reconcile now, and within a second whenever somebody else changes the rules.
+
+        Runs in a thread until the returned watch, or the manager, is closed. `on_repair` is
+        called there with what was found. Raises NetallocError where the kernel tells nobody.
+        """
+        return self._leasing.kernel.watch(on_repair, self.reconcile)
 
     def gc(self, alive: Collection[str], grace: float = 30.0) -> list[IPv4Address | IPv6Address]:
         """Release what belongs to owners who are not among the living; the addresses freed.

@@ -140,8 +140,7 @@ class PortAllocator:
             if len(picked) < n:
                 self._forget_unused(protocol, ip)
                 raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
-            for ordinal in picked:
-                self._hold(ordinal, protocol, ip)
+            self._hold(picked, protocol, ip)
             if picked:
                 used.cursor = (picked[-1] + 1) % self.size
             return [self._port(ordinal) for ordinal in picked]
@@ -171,8 +170,7 @@ class PortAllocator:
             if start is None:
                 self._forget_unused(protocol, ip)
                 raise self._exhausted(f"{n} adjacent ", protocol, ip)
-            for ordinal in range(start, start + n):
-                self._hold(ordinal, protocol, ip)
+            self._hold(range(start, start + n), protocol, ip)
             used.cursor = (start + n) % self.size
             index = start - self._first
             return self.ports[index : index + n]
@@ -201,7 +199,7 @@ class PortAllocator:
                     )
             elif self._held_on(ordinal, protocol, ip):
                 raise InUseError(f"port {port}/{protocol} is held on {ip}")
-            self._hold(ordinal, protocol, ip)
+            self._hold((ordinal,), protocol, ip)
 
     def release(
         self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
@@ -296,17 +294,20 @@ class PortAllocator:
                     return ordinal
         return None
 
-    def _hold(self, ordinal: int, protocol: str, ip: IPv4Address | None) -> None:
+    def _hold(self, ordinals: Iterable[int], protocol: str, ip: IPv4Address | None) -> None:
         used = self._bitmap(protocol, "used")
         if ip is None:
-            self._bitmap(protocol, "every").reserve(ordinal)
-            for _, pool in self._each_on(protocol):
-                pool.reserve(ordinal)
-            used.reserve(ordinal)
+            every = self._bitmap(protocol, "every")
+            pools = [every, used, *(pool for _, pool in self._each_on(protocol))]
+            for ordinal in ordinals:
+                for pool in pools:
+                    pool.reserve(ordinal)
         else:
-            self._on(protocol, ip).reserve(ordinal)
-            if ordinal not in used:
-                used.reserve(ordinal)
+            own = self._on(protocol, ip)
+            for ordinal in ordinals:
+                own.reserve(ordinal)
+                if ordinal not in used:
+                    used.reserve(ordinal)
 
     def _is_full(self, pool: Ordinals) -> bool:
         free = pool.next_free(self._first)
@@ -345,5 +346,5 @@ class PortAllocator:
         where = "every address" if ip is None else str(ip)
         ports = self.ports
         span = f"{ports[0]}-{ports[-1]}" + (f" step {ports.step}" if ports.step != 1 else "")
-        others = f" ({foreign} more are in use by other programs)" if foreign else ""
+        others = f" ({foreign} more are in use by other programs or reserved)" if foreign else ""
         return ExhaustedError(f"no {what}free {protocol} port on {where} is left in {span}{others}")

@@ -100,6 +100,7 @@ def _replace(path: Path, found: Salvage, lock: WriteLock, mark: Mark | None) -> 
             raise
         tx.commit()
         sequence = tx.sequence
+        store.write_back()
     finally:
         store.close()
     Path(f"{fresh}.lock").unlink()
@@ -118,13 +119,15 @@ def _fill(tx: Transaction, found: Salvage) -> list[str]:
     networks = {one.number for one in records[Network]}
     held = {(lease.network, lease.ordinal) for lease in records[Lease]}
     for kind in SHAPES:
-        good = [r for r in records[kind] if kind is Network or r.network in networks]
+        # Damage may show a row twice.
+        once = {tuple(getattr(r, name) for name in SHAPES[kind].key): r for r in records[kind]}
+        good = [r for r in once.values() if kind is Network or r.network in networks]
         if kind in (Label, Publication, Suspect):
             good = [r for r in good if (r.network, r.ordinal) in held]
         if len(good) < len(records[kind]):
             done.append(f"dropped {len(records[kind]) - len(good)} of {kind.__name__} of nobody")
         if kind is Lease:
-            good = [_recount(lease, records[Publication]) for lease in good]
+            good = _untwinned([_recount(lease, records[Publication]) for lease in good])
         tx.table(kind).add(good)
     _advance(tx, "generation", lost_generations(found))
     _advance(tx, "past", max([one.number for one in records[Past]], default=0) + 1)
@@ -140,6 +143,20 @@ def _recount(lease: Lease, publications: list[Publication]) -> Lease:
         (row.network, row.ordinal) == (lease.network, lease.ordinal) for row in publications
     )
     return lease._replace(publications=count)
+
+
+def _untwinned(leases: list[Lease]) -> list[Lease]:
+    """The leases, of which the first of an owner and key alone keeps the key."""
+    seen: set[tuple[int, str | None, str]] = set()
+    kept = []
+    for lease in sorted(leases, key=lambda lease: lease.generation):
+        if lease.key is not None:
+            name = lease.network, lease.owner, lease.key
+            kept.append(lease._replace(key=None) if name in seen else lease)
+            seen.add(name)
+        else:
+            kept.append(lease)
+    return kept
 
 
 def _advance(tx: Transaction, counter: str, first: int) -> None:

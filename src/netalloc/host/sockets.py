@@ -109,7 +109,7 @@ def warn_of_overlap(ports: range) -> None:
     _warned.add(span)
     _log.warning(
         "host ports %d-%d overlap net.ipv4.ip_local_port_range %d-%d: outgoing connections "
-        "of the host may occupy %d-%d; list them in net.ipv4.ip_local_reserved_ports",
+        "of the host may occupy %d-%d; choose other ports, or move the end of that setting",
         *(*span, low, high, first, last),
     )
 

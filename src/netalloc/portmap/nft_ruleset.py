@@ -22,6 +22,8 @@ TAKEN: Final = frozenset(
     )
 )
 
+SEAL: Final = "sealed"  # the set that nft_seal.py writes
+
 # The first nat chain that decides wins: -105 comes before the -100 of iptables, which is
 # where a stale rule of somebody else for the same port would be.
 _BASE_CHAINS: Final = {
@@ -91,6 +93,7 @@ def script(name: str, chains: dict[str, list[str]], *, replace: bool = False) ->
     lines = [f"table ip {name}", f"delete table ip {name}"] if replace else []
     lines.append(f"table ip {name} {{")
     lines += [f"  map {map_.name} {{ {map_.declaration} }}" for map_ in LAYOUTS.values()]
+    lines.append(f"  set {SEAL} {{ type mark; }}")
     lines += [f"  chain {chain} {{ {_BASE_CHAINS.get(chain, '')} }}" for chain in chains]
     lines.append("}")
     lines += [f"flush chain ip {name} {chain}" for chain in chains]

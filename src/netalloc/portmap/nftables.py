@@ -26,6 +26,7 @@ from netalloc.model import Mapping, Repairs
 from netalloc.portmap import nft_batch as batch
 from netalloc.portmap import nft_elements as wire
 from netalloc.portmap import nft_ruleset as fixed
+from netalloc.portmap import nft_seal as seal
 from netalloc.portmap.nft_settings import BridgeSettings
 from netalloc.portmap.nft_table import NftTable, overlap
 from netalloc.portmap.table import describe
@@ -63,6 +64,7 @@ class Nftables:
         self.table = fixed.check_table(name)
         self._table = NftTable(name)
         self._rules = fixed.rules(bridge, network)
+        self._script = fixed.script(name, self._rules)
         self._settings = None if bridge is None else BridgeSettings(bridge)
         self._expected: fixed.Snapshot | None = None
         self._lock = RLock()
@@ -79,10 +81,11 @@ class Nftables:
     def setup(self) -> None:
         """Load the ruleset in one transaction; a predecessor's elements stay and keep working.
 
-        Raises InterfaceError when there is no such bridge, CommandError when nft fails.
+        Where all is there as it should be, that costs half a millisecond. Raises
+        InterfaceError when there is no such bridge, CommandError when nft fails.
         """
         with self._lock:
-            self._restore_structure(always=True)
+            self._restore_structure()
 
     def cleanup(self) -> None:
         """Remove the table with all that is in it; none there is no error."""
@@ -136,17 +139,13 @@ class Nftables:
 
     def mappings(self) -> list[Mapping]:
         """What the kernel has now; elements that are no mapping are logged and left out."""
-        found = []
         with self._lock:
             listing = self._table.list()
-        for name, elements in listing.items():
-            map_ = wire.LAYOUTS[name]
-            for entry, rest in elements.items():
-                mapping = wire.decode(entry, rest, map_)
-                if mapping is None:
-                    _log.warning("table ip %s: %s", self.table, _strange(name, entry))
-                else:
-                    found.append(mapping)
+        found: list[Mapping] = []
+        for name, entries in listing.items():
+            strange = wire.decode_all(entries, wire.LAYOUTS[name], found)
+            for entry in strange:
+                _log.warning("table ip %s: %s", self.table, _strange(name, entry))
         return found
 
     def reconcile(self, desired: Collection[Mapping]) -> Repairs:
@@ -178,26 +177,31 @@ class Nftables:
     def _snapshot(self) -> fixed.Snapshot:
         return fixed.snapshot(self._netlink, self.table)
 
-    def _restore_structure(self, *, always: bool = False) -> tuple[str, ...]:
-        """Load the fixed part where it is not as it was after our last load; what was wrong."""
+    def _restore_structure(self) -> tuple[str, ...]:
+        """Load the fixed part where it is not as it was after the last load; what was wrong."""
         before = self._snapshot()
         if self._settings is not None:
             # Raises InterfaceError while nothing has changed.
             self._settings.look(
                 lambda: bool(before) or fixed.has_sibling(self._netlink, self.table)
             )
+        if self._expected is None and before and self._is_sealed(before):
+            self._expected = before
         found: tuple[str, ...] = ()
-        if always or before != self._expected:
+        if before != self._expected:
             self._expected = self._load()
             found = fixed.differences(before, self._expected, self.table)
         if self._settings is not None:
             found += self._settings.restore()
         return found
 
+    def _is_sealed(self, state: fixed.Snapshot) -> bool:
+        return seal.is_sealed(self._netlink, self.table, seal.digest(state, self._script))
+
     def _load(self) -> fixed.Snapshot:
         for _ in range(_ATTEMPTS):
             try:
-                run(["nft", "-f", "-"], fixed.script(self.table, self._rules))
+                run(["nft", "-f", "-"], self._script)
             except CommandError as error:
                 if not self._snapshot():
                     raise
@@ -206,25 +210,24 @@ class Nftables:
             after = self._snapshot()
             # A rule that somebody adds in between must not become part of what we expect.
             if all(len(after.get(f"rules {c}", ())) == len(r) for c, r in self._rules.items()):
+                seal.seal(self._netlink, self.table, seal.digest(after, self._script))
                 return after
         raise CommandError(f"table ip {self.table} was changed during {_ATTEMPTS} loads")
 
     def _repair(self, wanted: wire.Held) -> tuple[list[Mapping], list[Mapping], list[str]]:
         add: wire.Held = {}
         extra: dict[str, set[bytes]] = {}
-        removed, strange = [], []
+        removed: list[Mapping] = []
+        strange: list[str] = []
         for name, present in self._table.list().items():
             held = wanted.get(name, {})
             if held.keys() == present.keys():
                 continue
             add[name] = {entry: m for entry, m in held.items() if entry not in present}
             extra[name] = present.keys() - held.keys()
-            for entry in extra[name]:
-                mapping = wire.decode(entry, present[entry], wire.LAYOUTS[name])
-                if mapping is None:
-                    strange.append(_strange(name, entry))
-                else:
-                    removed.append(mapping)
+            gone = {entry: present[entry] for entry in extra[name]}
+            unknown = wire.decode_all(gone, wire.LAYOUTS[name], removed)
+            strange += [_strange(name, entry) for entry in unknown]
         steps = batch.deletions(self.table, extra) + batch.additions(self.table, add)
         if steps and self._netlink.make_room(batch.size(steps)):
             batch.send(self._netlink, steps)
@@ -243,18 +246,26 @@ class Nftables:
         try:
             batch.send(netlink, steps)
         except batch.RefusedError as error:
-            removing = error.step is not None and not error.step.flags & EXCLUSIVE
-            mapping = _find(remove if removing else add, error.entry)
+            step = error.step
+            removing = step is not None and not step.flags & EXCLUSIVE
             if error.errno == errno.ENOENT and not removing:
                 raise CommandError(
                     f"table ip {self.table} or part of it is missing: setup or reconcile makes it",
                     status=error.errno,
                 ) from error
-            if error.errno not in _PRESENT or mapping is None:
+            if error.errno not in _PRESENT or step is None:
                 raise
-            self._refuse(mapping, removing=removing)
+            held = remove if removing else add
+            if error.entry is not None:
+                self._refuse(_find(held, error.entry), removing=removing)
+            # Before Linux 5.13 the kernel does not say which one it is about.
+            for mapping in [_find(held, entry) for entry in step.entries]:
+                there = self._table.holder(mapping)
+                if there is not None and not (removing and there == mapping):
+                    self._refuse(mapping, removing=removing)
+            raise InUseError("a port stands twice in one batch, or was mapped until now") from error
 
-    def _refuse(self, mapping: Mapping, *, removing: bool) -> None:
+    def _refuse(self, mapping: Mapping, *, removing: bool) -> NoReturn:
         """Raise what a key that leads elsewhere amounts to, naming what is there."""
         there = self._table.holder(mapping)
         if not removing:
@@ -323,12 +334,14 @@ class Nftables:
         return [*batch.removals(self.table, remove), *steps] if remove else steps
 
 
-def unavailable() -> str | None:
-    """Why nftables cannot be used here; None when it can.
+def unavailable(name: str | None = None) -> str | None:
+    """Why nftables cannot be used here; None when it can, as where table `name` is in use.
 
-    It has the kernel load the whole ruleset and drop it in one transaction, which needs
-    the nft command, the privilege and every feature the rules use: about 10 ms.
+    Otherwise it has the kernel load the whole ruleset and drop it in one transaction, which
+    needs the nft command, the privilege and every feature the rules use: about 10 ms.
     """
+    if name is not None and _is_in_use(name):
+        return None
     if shutil.which("nft") is None:
         return "command not found: nft is not on PATH"
     text = fixed.script(_PROBE, fixed.rules("probe", IPv4Network("192.0.2.0/24")))
@@ -339,8 +352,18 @@ def unavailable() -> str | None:
     return None
 
 
-def _find(held: wire.Held, entry: bytes | None) -> Mapping | None:
-    return next((m[entry] for m in held.values() if entry in m), None) if entry else None
+def _is_in_use(name: str) -> bool:
+    table = NftTable(name)
+    try:
+        return "chain portmap" in fixed.snapshot(table.netlink, name)
+    except NetlinkError:  # the trial that follows tells why
+        return False
+    finally:
+        table.close()
+
+
+def _find(held: wire.Held, entry: bytes) -> Mapping:
+    return next(mappings[entry] for mappings in held.values() if entry in mappings)
 
 
 def _refuse_addition(mapping: Mapping, there: Mapping | None) -> NoReturn:

@@ -15,11 +15,14 @@ class SqliteBitmaps:
         self._bitmaps: dict[str, LeafBitmap] = {}
         self._dropped: set[str] = set()
         self._passed = 0  # changes of bitmaps that were dropped
+        self._new: set[str] = set()
+        self.expected: int | None = None  # how many there are in the file, where that is known
 
     def forget(self) -> None:
         """Read everything anew from now on."""
         self._bitmaps.clear()
         self._dropped.clear()
+        self._new.clear()
 
     @property
     def changed(self) -> bool:
@@ -40,6 +43,8 @@ class SqliteBitmaps:
                 self.drop(name)
                 found = None
             if found is None:
+                self._check_complete(name)
+                self._new.add(name)
                 found = LeafBitmap(size, lambda number: self._leaf(name, number))
             self._bitmaps[name] = found
         return found
@@ -56,16 +61,20 @@ class SqliteBitmaps:
     def drop(self, name: str) -> None:
         """Forget the bitmap of that name."""
         gone = self._bitmaps.pop(name, None)
+        self._new.discard(name)
         self._passed += 1 + (gone.changes if gone is not None else 0)
         self._dropped.add(name)
 
-    def flush(self) -> None:
-        """Write what has changed."""
+    def flush(self) -> int:
+        """Write what has changed; how many bitmaps the file has more than before."""
         execute = self._connection.execute
+        more = 0
         row: tuple[str | int | bytes, ...]
         for name in self._dropped:
             execute("DELETE FROM leaf WHERE name = ?", (name,))
+            before = self._connection.changes
             execute("DELETE FROM bitmap WHERE name = ?", (name,))
+            more -= self._connection.changes - before
         self._dropped.clear()
         for name, bitmap in self._bitmaps.items():
             if not bitmap.changed:
@@ -91,6 +100,24 @@ class SqliteBitmaps:
                 (*head, checksum("bitmap", head)),
             )
             bitmap.written = bitmap.changes
+            more += name in self._new
+            self._new.discard(name)
+        return more
+
+    def _check_complete(self, name: str) -> None:
+        """Raise StoreError where a bitmap that is not found ought to be there.
+
+        Damage within SQLite's own pages can hide a row: an empty bitmap in its place would
+        give everything again.
+        """
+        if self.expected is None or name in self._dropped:
+            return
+        heads = self._connection.rows("SELECT * FROM bitmap")
+        good = [head for head in heads if checksum("bitmap", head[:-1]) == head[-1]]
+        if len(good) != self.expected or name in [head[0] for head in good]:
+            raise StoreError(
+                f"bitmap {name} is not found; {len(good)} of {self.expected} are whole; {REPAIR}"
+            )
 
     def _read(self, name: str) -> LeafBitmap | None:
         if name in self._dropped:

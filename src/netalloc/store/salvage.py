@@ -79,8 +79,15 @@ def damaged_rows(connection: Connection) -> list[str]:
         rows = connection.rows(f"SELECT * FROM {table}")
         bad = [row for row in rows if checksum(table, row[:-1]) != row[-1]]
         found += [f"a row of {table} is damaged: {row[:2]!r}" for row in bad]
+    if found:
+        return found
     bitmaps = SqliteBitmaps(connection)
-    for name, size in connection.rows("SELECT name, size FROM bitmap"):
+    names = connection.rows("SELECT name, size FROM bitmap")
+    ((counters,),) = connection.rows("SELECT counters FROM state")
+    known = dict(item.split("=") for item in counters.split())
+    if int(known.get("bitmaps", 0)) != len(names):
+        found.append(f"{len(names)} bitmaps are there of {known.get('bitmaps', 0)}")
+    for name, size in names:
         found += _miscounted(bitmaps, name, size)
     return found
 

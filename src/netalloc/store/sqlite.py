@@ -135,6 +135,17 @@ class SqliteStore:
         mark = self._lock.peek()
         return mark is not None and network in mark.torn
 
+    def write_back(self) -> None:
+        """Bring the log into the file, and sync: after that a copy of the file alone is whole.
+
+        Raises StoreError while somebody reads.
+        """
+        with self._turn:
+            connection = self._writer = self._session(self._writer)
+            ((busy, _, _),) = connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+            if busy:
+                raise StoreError(f"{self.path} is in use, so its log cannot be written back")
+
     def fork_locks(self) -> tuple[RLock, RLock]:
         """In the order in which read() takes them."""
         return self._look, self._turn
@@ -285,6 +296,7 @@ class SqliteTransaction:
         pairs = (item.split("=") for item in counters.split())
         self._counters = {name: int(value) for name, value in pairs}
         self._connection.at(self.sequence)
+        self._connection.bitmaps.expected = self._counters.get("bitmaps", 0)
         self._written = self._connection.version
         return self._boot
 
@@ -324,7 +336,8 @@ class SqliteTransaction:
             if connection.version == self._written:
                 connection.end_unchanged()
             else:
-                connection.bitmaps.flush()
+                count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
+                self._counters["bitmaps"] = count
                 counters = " ".join(f"{name}={value}" for name, value in self._counters.items())
                 state = (0, self.sequence + 1, self._boot, counters)
                 connection.execute(
