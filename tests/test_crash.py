@@ -283,9 +283,14 @@ def test_repair_of_what_is_whole_changes_nothing_and_others_go_on(original, tmp_
         before = state_of(manager)
         repair(folder / "store.db")
         assert state_of(manager) == before  # the open one goes on with the mended file
-        assert manager.allocate("next").generation > max(g for _, g in held.values())
-        assert manager.check() == []
+        with manager_of(folder, network="10.0.0.1/20") as second:
+            assert second.allocate("next").generation > max(g for _, g in held.values())
         assert manager.history("10.0.0.2")
+        after = state_of(manager)
+    # Closing what had opened the old file does nothing to the log of the new one.
+    with manager_of(folder, network="10.0.0.1/20") as manager:
+        assert state_of(manager) == after
+        assert manager.check() == []
 
 
 def test_damage_to_the_log_of_a_dead_process_is_noticed(tmp_path):

@@ -206,7 +206,9 @@ def test_owners_and_labels_are_found(reopen):
     manager = reopen()
     assert ips(manager.find("web")) == ["10.0.0.2", "10.0.0.3"]
     assert ips(manager.find(label=("app", "shop"))) == ["10.0.0.2", "10.0.0.4", "10.0.0.5"]
-    assert ips(manager.find("web", ("app", "shop"))) == ["10.0.0.2"]
+    assert ips(manager.find("web", "app=shop")) == ["10.0.0.2"]
+    with pytest.raises(OutOfRangeError, match="'app' is not name=value"):
+        manager.find(label="app")
     assert manager.find("web")[0].labels == {"app": "shop", "tier": "front"}
     assert manager.release("web") == 2
     assert manager.release("web") == 0
