@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -251,8 +252,6 @@ def test_500_flipped_bytes(original, tmp_path, capsys):
 
 
 def test_what_a_lost_row_said_is_quarantined(original, tmp_path):
-    import sqlite3
-
     source, held = original
     folder = tmp_path / "copy"
     shutil.copytree(source, folder)
@@ -307,3 +306,58 @@ def test_damage_to_the_log_of_a_dead_process_is_noticed(tmp_path):
     log.write_bytes(data)
     with pytest.raises(StoreError, match="its log is damaged"):
         manager_of(tmp_path).allocate()
+
+
+OWNER39 = "(SELECT ordinal FROM lease WHERE owner = 'owner39')"
+
+
+@pytest.mark.parametrize(
+    ("sql", "step", "message"),
+    [
+        (
+            f"DELETE FROM publication WHERE ordinal = {OWNER39}",
+            lambda manager: manager.find("owner39")[0].release(),
+            "publishes 1 times, but 0 can be read",
+        ),
+        (
+            "DELETE FROM bitmap WHERE name = 'ports/tcp/used'",
+            lambda manager: manager.allocate(ports=(80,)),
+            "bitmap ports/tcp/used is not found",
+        ),
+        (
+            "UPDATE bitmap SET name = 'ports/tcp/usad' WHERE name = 'ports/tcp/used'",
+            lambda manager: manager.allocate(ports=(80,)),
+            "bitmap ports/tcp/used is not found",
+        ),
+        (
+            "DELETE FROM leaf WHERE name = 'addresses/1'",
+            lambda manager: manager.allocate(),
+            "leaf 0 of bitmap addresses/1 is missing",
+        ),
+        (
+            "DELETE FROM lease WHERE ordinal = 99",
+            lambda manager: manager.allocate(ip=manager.plan.address(99)),
+            "is marked as taken, but no record says by whom",
+        ),
+        (
+            "UPDATE state SET sequence = sequence + 1",
+            lambda manager: manager.allocate(),
+            "the state row is damaged",
+        ),
+    ],
+)
+def test_a_row_that_damage_hides_is_missed(original, tmp_path, sql, step, message):
+    source, _ = original
+    folder = tmp_path / "copy"
+    shutil.copytree(source, folder)
+    raw = sqlite3.connect(folder / "store.db", isolation_level=None)
+    assert raw.execute(sql).rowcount == 1
+    raw.close()
+    with (
+        pytest.raises((StoreError, ExceptionGroup)) as caught,
+        manager_of(folder, network="10.0.0.1/20") as manager,
+    ):
+        assert manager.check() != []
+        step(manager)
+    error = caught.value
+    assert message in str(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)
