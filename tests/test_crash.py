@@ -4,6 +4,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory, mkdtemp
@@ -251,8 +252,6 @@ def test_500_flipped_bytes(original, tmp_path, capsys):
 
 
 def test_what_a_lost_row_said_is_quarantined(original, tmp_path):
-    import sqlite3
-
     source, held = original
     folder = tmp_path / "copy"
     shutil.copytree(source, folder)
@@ -283,9 +282,14 @@ def test_repair_of_what_is_whole_changes_nothing_and_others_go_on(original, tmp_
         before = state_of(manager)
         repair(folder / "store.db")
         assert state_of(manager) == before  # the open one goes on with the mended file
-        assert manager.allocate("next").generation > max(g for _, g in held.values())
-        assert manager.check() == []
+        with manager_of(folder, network="10.0.0.1/20") as second:
+            assert second.allocate("next").generation > max(g for _, g in held.values())
         assert manager.history("10.0.0.2")
+        after = state_of(manager)
+    # Closing what had opened the old file does nothing to the log of the new one.
+    with manager_of(folder, network="10.0.0.1/20") as manager:
+        assert state_of(manager) == after
+        assert manager.check() == []
 
 
 def test_damage_to_the_log_of_a_dead_process_is_noticed(tmp_path):
@@ -302,3 +306,58 @@ def test_damage_to_the_log_of_a_dead_process_is_noticed(tmp_path):
     log.write_bytes(data)
     with pytest.raises(StoreError, match="its log is damaged"):
         manager_of(tmp_path).allocate()
+
+
+OWNER39 = "(SELECT ordinal FROM lease WHERE owner = 'owner39')"
+
+
+@pytest.mark.parametrize(
+    ("sql", "step", "message"),
+    [
+        (
+            f"DELETE FROM publication WHERE ordinal = {OWNER39}",
+            lambda manager: manager.find("owner39")[0].release(),
+            "publishes 1 times, but 0 can be read",
+        ),
+        (
+            "DELETE FROM bitmap WHERE name = 'ports/tcp/used'",
+            lambda manager: manager.allocate(ports=(80,)),
+            "bitmap ports/tcp/used is not found",
+        ),
+        (
+            "UPDATE bitmap SET name = 'ports/tcp/usad' WHERE name = 'ports/tcp/used'",
+            lambda manager: manager.allocate(ports=(80,)),
+            "bitmap ports/tcp/used is not found",
+        ),
+        (
+            "DELETE FROM leaf WHERE name = 'addresses/1'",
+            lambda manager: manager.allocate(),
+            "leaf 0 of bitmap addresses/1 is missing",
+        ),
+        (
+            "DELETE FROM lease WHERE ordinal = 99",
+            lambda manager: manager.allocate(ip=manager.plan.address(99)),
+            "is marked as taken, but no record says by whom",
+        ),
+        (
+            "UPDATE state SET sequence = sequence + 1",
+            lambda manager: manager.allocate(),
+            "the state row is damaged",
+        ),
+    ],
+)
+def test_a_row_that_damage_hides_is_missed(original, tmp_path, sql, step, message):
+    source, _ = original
+    folder = tmp_path / "copy"
+    shutil.copytree(source, folder)
+    raw = sqlite3.connect(folder / "store.db", isolation_level=None)
+    assert raw.execute(sql).rowcount == 1
+    raw.close()
+    with (
+        pytest.raises((StoreError, ExceptionGroup)) as caught,
+        manager_of(folder, network="10.0.0.1/20") as manager,
+    ):
+        assert manager.check() != []
+        step(manager)
+    error = caught.value
+    assert message in str(error.exceptions[0] if isinstance(error, ExceptionGroup) else error)

@@ -156,9 +156,17 @@ class NetworkManager:
         return self.find()
 
     def find(
-        self, owner: str | None = None, label: tuple[str, str] | None = None
+        self, owner: str | None = None, label: str | tuple[str, str] | None = None
     ) -> list[NetworkInterface]:
-        """The interfaces of an owner, those with a label (name, value), or all."""
+        """The interfaces of an owner, those with a label ("app=shop", or a pair), or all.
+
+        By address. Raises OutOfRangeError for a label without a value.
+        """
+        if isinstance(label, str):
+            name, equals, value = label.partition("=")
+            if not equals:
+                raise OutOfRangeError(f"label {label!r} is not name=value")
+            label = name, value
         return self._interfaces(self._leasing.find(owner, label))
 
     def release(self, owner: str) -> int:
