@@ -37,7 +37,7 @@ check: ## lint, formatting, types, and that the stub is true
 	@$(PY) -m mypy.stubtest netalloc._alloc
 
 bench: ## the gate: fails when the core is slower than promised
-	@scripts/setup.sh bench
+	@scripts/setup.sh --kernel bench
 	@$(PY) -m pytest benchmarks -q -s --benchmark-columns=min,median,stddev --benchmark-sort=name $(ARGS)
 
 bench-peers: ## the core beside what else a Python user would pick

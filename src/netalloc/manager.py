@@ -55,6 +55,9 @@ class NetworkManager:
     says of each automatic pick whether the host has it free; without it, and with a backend
     that touches the kernel, a port is tried by binding it.
 
+    Without a store there can be one manager of a bridge at a time: a second one, in whatever
+    process, is an InUseError.
+
     Thread-safe. An allocation takes constant time, however many addresses are held.
 
     >>> with NetworkManager("br0", network="10.88.0.1/16", backend="null") as manager:
@@ -88,6 +91,11 @@ class NetworkManager:
             mapper = _mapper(backend, bridge, self.plan)
             opened.callback(mapper.close)
             kernel = (SharedKernel if self._store.lasting else OwnKernel)(mapper)
+            self._claims = opened.enter_context(ExitStack())
+            if kernel.touches and not self._store.lasting:
+                from netalloc.host.claim import claim
+
+                self._claims.enter_context(claim(bridge))
             if probe is None and kernel.touches and isinstance(ports, range):
                 probe = host_probe(ports)
             publisher = Publisher(number, self.plan, ports, probe)
@@ -229,11 +237,12 @@ class NetworkManager:
         if self._leasing.closed:
             return
         self._leasing.close()
-        try:
-            self._leasing.kernel.close()
-        finally:
-            if self._owns_store:
-                self._store.close()
+        with self._claims:
+            try:
+                self._leasing.kernel.close()
+            finally:
+                if self._owns_store:
+                    self._store.close()
 
     @property
     def stale_releases(self) -> int:
