@@ -61,7 +61,7 @@ def test_an_empty_64_weighs_what_an_empty_8_does() -> None:
 
 
 def test_the_formula_of_the_readme() -> None:
-    """256 bytes at most, and 544 for each block of 4096 that is neither empty nor full, and for those above."""
+    """256 bytes at most, and 544 for each mixed block of 4096 and each above it."""
     empty = IPAllocator("10.0.0.1/8").nbytes
     assert empty <= 256
     for blocks in (1, 10, 60):
