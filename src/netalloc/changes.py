@@ -1,8 +1,10 @@
 """One change of store and kernel together: all of it or nothing, and many callers at once.
 
 A lasting store is written in groups: while one thread commits, those who come meanwhile
-queue up, and the next of them takes the whole queue into one transaction, one kernel batch
-and one commit. A caller alone pays for itself alone, and waits for nobody.
+queue up, and the first of them takes the whole queue into one transaction, one kernel batch
+and one commit. Each of the others sleeps until his change is made: they would be in each
+other's way at a common lock, and groups would stay small. A caller alone pays for itself
+alone, and waits for nobody.
 """
 
 import logging
@@ -38,7 +40,7 @@ class Change:
 class _Caller:
     """A caller in the queue, and what came of his operation."""
 
-    __slots__ = ("after", "change", "done", "durable", "error", "operation", "result")
+    __slots__ = ("after", "change", "done", "durable", "error", "operation", "result", "wake")
 
     def __init__(self, operation: str, change: Callable[[Change], Any], durable: bool) -> None:
         self.operation = operation
@@ -48,6 +50,8 @@ class _Caller:
         self.result: Any = None
         self.error: Exception | None = None
         self.after: list[Callable[[], Any]] = []
+        self.wake = Lock()  # released when he is done, or to lead
+        self.wake.acquire()
 
 
 class _SeparatelyError(Exception):
@@ -73,9 +77,7 @@ class Changes:
         self._kernel = kernel
         self._network = network
         self._desired = desired
-        self._queue: list[_Caller] = []
-        self._door = Lock()  # of the queue
-        self._turn = Lock()  # the leader's
+        self.after_fork()
         guard(self)
 
     def fork_locks(self) -> tuple[()]:
@@ -84,9 +86,10 @@ class Changes:
 
     def after_fork(self) -> None:
         """In a forked child nobody else is in the queue, and no leader is at work."""
-        self._queue = []
-        self._door = Lock()
-        self._turn = Lock()
+        self._queue: list[_Caller] = []
+        self._door = Lock()  # of the queue, and of these two
+        self._led = False
+        self._heir: _Caller | None = None
 
     def make(self, operation: str, change: Callable[[Change], T], *, durable: bool = False) -> T:
         """Run the operation; whatever it raises, nothing of it remains.
@@ -98,9 +101,15 @@ class Changes:
         caller = _Caller(operation, change, durable)
         with self._door:
             self._queue.append(caller)
-        with self._turn:
-            if not caller.done:
-                self._lead(caller)
+            leads, self._led = not self._led, True
+        if not leads:
+            try:
+                caller.wake.acquire()
+            except BaseException:
+                self._desert(caller)
+                raise
+        if not caller.done:
+            self._lead(caller)
         if caller.error is not None:
             raise caller.error
         for step in caller.after:
@@ -152,21 +161,40 @@ class Changes:
         return result
 
     def _lead(self, leader: _Caller) -> None:
-        """Make the changes of everybody who is in the queue by now."""
+        """Make the changes of everybody who is in the queue by now, and hand on the lead."""
         with self._door:
             group, self._queue = self._queue, []
+            self._heir = None
         try:
             try:
                 self._make(group)
             except _SeparatelyError:
                 for caller in group:
                     self._make([caller])
-        except BaseException:
-            # The leader is interrupted, and gone; the others lead themselves.
-            left = [caller for caller in group if not caller.done and caller is not leader]
+        finally:
+            for caller in group:
+                if caller.done and caller is not leader:
+                    caller.wake.release()
             with self._door:
+                # Some are left where the leader was interrupted.
+                left = [one for one in group if not one.done and one is not leader]
                 self._queue = left + self._queue
-            raise
+                self._hand_on()
+
+    def _hand_on(self) -> None:
+        """Let the first in the queue lead; at the door."""
+        self._heir = self._queue[0] if self._queue else None
+        self._led = self._heir is not None
+        if self._heir is not None:
+            self._heir.wake.release()
+
+    def _desert(self, caller: _Caller) -> None:
+        """An interrupted caller leaves the queue, and hands on the lead if it is his."""
+        with self._door:
+            if caller in self._queue:
+                self._queue.remove(caller)
+            if self._heir is caller:
+                self._hand_on()
 
     def _make(self, group: list[_Caller]) -> None:
         """One transaction for all of them; `error` or `result` and `done` are set in each."""
