@@ -10,6 +10,7 @@ import pytest
 
 from faults import FaultyBackend, write_back
 from lab import Private
+from netalloc import changes as changes_module
 from netalloc.errors import ExhaustedError, StoreError
 from netalloc.host import namespaces
 from netalloc.manager import NetworkManager
@@ -270,6 +271,39 @@ def test_in_a_shared_commit_only_who_fails_is_told(path):
         assert failed == [5] and "refused 8005" in str(outcomes[5])
         assert len(manager.interfaces) == len(backend.mappings()) == 11
         assert manager.check() == []
+
+
+@pytest.mark.parametrize("heir", [False, True])
+def test_a_caller_who_is_interrupted_in_the_queue_holds_nobody_up(path, monkeypatch, heir):
+    with manager_of(path) as manager:
+        changes = manager._leasing.changes
+
+        class Interrupted:
+            def acquire(self):
+                if changes._led and heir:  # the lead is handed to him at that very moment
+                    with changes._door:
+                        changes._hand_on()
+                raise KeyboardInterrupt
+
+            def release(self):
+                pass
+
+        changes._led = True
+        make = changes_module._Caller.__init__
+
+        def init(self, *arguments):
+            make(self, *arguments)
+            self.wake = Interrupted()
+
+        monkeypatch.setattr(changes_module._Caller, "__init__", init)
+        with pytest.raises(KeyboardInterrupt):
+            manager.allocate("gone")
+        monkeypatch.undo()
+        assert (changes._queue, changes._heir) == ([], None)
+        assert changes._led is not heir
+        changes._led = False
+        assert manager.allocate("next")
+        assert [one.owner for one in manager.interfaces] == ["next"]
 
 
 def test_tasks_share_a_manager(path):
