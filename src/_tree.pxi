@@ -328,6 +328,7 @@ cdef Status tree_reserve(Tree *t, word i) noexcept nogil:
 cdef Node *release_slow(Tree *t, word i, Status *status) noexcept nogil:
     """The leaf to release i in, which becomes the hot one; NULL when that cannot be."""
     cdef int level
+    cdef bint first = t.root == &FULL
     cdef Node *leaf = locate(t, i, &level)
     if leaf == &FULL:
         leaf = enter(t, i)
@@ -339,13 +340,11 @@ cdef Node *release_slow(Tree *t, word i, Status *status) noexcept nogil:
         return NULL
     t.hot = leaf
     t.hot_base = i & ~<word>LEAF_MASK
+    if first:                # all was taken, so no leaf was hot: this one is given next
+        leave(t)
+        t.cursor = i
+        stay(t, leaf, i)
     return leaf
-
-cdef void release_first(Tree *t, word i) noexcept nogil:
-    """All was taken: what is released first is given next."""
-    leave(t)
-    t.cursor = i
-    stay(t, t.hot, i)
 
 cdef inline Status tree_release(Tree *t, word i) noexcept nogil:
     cdef Node *leaf = t.hot
@@ -356,8 +355,6 @@ cdef inline Status tree_release(Tree *t, word i) noexcept nogil:
         leaf = release_slow(t, i, &status)
         if unlikely(leaf == NULL):
             return status
-    if unlikely(t.used == t.last + 1):
-        release_first(t, i)
     bits = leaf.at.words[k]
     leaf.at.words[k] = bits & ~bit
     if bits == ALL:
