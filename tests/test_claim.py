@@ -31,7 +31,7 @@ def test_a_second_manager_in_memory_is_refused(nft_lab: Lab, backend: str) -> No
         with pytest.raises(InUseError, match=f"br0 is managed by process {os.getpid()}"):
             NetworkManager("br0", backend=backend)
         nft_lab.serve(nft_lab.containers[0], "tcp", 80)
-        assert nft_lab.reaches(nft_lab.outside, "tcp", (nft_lab.address, 8080)) == "c0"
+        assert nft_lab.ask(nft_lab.outside, "tcp", (nft_lab.address, 8080))[0] == "c0"
     with NetworkManager("br0", backend=backend):
         pass
 

@@ -53,7 +53,9 @@ class NetworkManager:
     A released address is kept out for `cooldown` seconds; an owner who comes back within
     `sticky` seconds gets his address again if it is free. `probe(port, protocol, host_ip)`
     says of each automatic pick whether the host has it free; without it, and with a backend
-    that touches the kernel, a port is tried by binding it.
+    that touches the kernel, a port is tried by binding it. `forward` accepts the containers'
+    packets where the host's FORWARD chain drops them; with a lasting store these rules stay
+    when the manager closes, as the mappings do.
 
     Without a store there can be one manager of a bridge at a time: a second one, in whatever
     process, is an InUseError.
@@ -77,6 +79,7 @@ class NetworkManager:
         cooldown: float = 0.0,
         sticky: float = 0.0,
         probe: Probe | None = None,
+        forward: bool = False,
     ) -> None:
         self.bridge = bridge
         self.plan = _plan(bridge, network)
@@ -88,7 +91,7 @@ class NetworkManager:
                 opened.callback(self._store.close)
             number = register(self._store, bridge, self.plan)
             addresses = Addresses(number, self.plan, cooldown=cooldown, sticky=sticky)
-            mapper = _mapper(backend, bridge, self.plan)
+            mapper = _mapper(backend, bridge, self.plan, forward)
             opened.callback(mapper.close)
             kernel = (SharedKernel if self._store.lasting else OwnKernel)(mapper)
             self._claims = opened.enter_context(ExitStack())
@@ -284,11 +287,18 @@ def _store(store: "str | os.PathLike[str] | Store | None") -> Store:
     return store
 
 
-def _mapper(backend: "str | Backend | Mapper", bridge: str, plan: IPAllocator) -> Mapper:
+def _mapper(
+    backend: "str | Backend | Mapper", bridge: str, plan: IPAllocator, forward: bool
+) -> Mapper:
     if isinstance(backend, Mapper):
+        if forward:
+            raise OutOfRangeError("forward=True is for the mapper that was given: make it so")
         return backend
     from netalloc.portmap import PortMapper
 
     if plan.network.version == 6:  # host ports lead to IPv4 addresses alone
         return PortMapper("null")
-    return PortMapper(backend, bridge=bridge, network=str(plan.network), name=f"netalloc-{bridge}")
+    name = f"netalloc-{bridge}"
+    return PortMapper(
+        backend, bridge=bridge, network=str(plan.network), name=name, forward=forward
+    )
