@@ -1,6 +1,7 @@
 """The arrows of docs/architecture.md: imports run downward, siblings never meet."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -155,3 +156,12 @@ def test_a_wrong_arrow_is_seen(module: str, source: str) -> None:
 )
 def test_a_right_arrow_passes(module: str, source: str) -> None:
     assert wrong_imports(Path(module), source) == []
+
+
+@pytest.mark.parametrize("part", ["_tree.pxi", "_bulk.pxi"])
+def test_the_tree_knows_no_python(part: str) -> None:
+    """`noexcept nogil` on each function makes the compiler refuse a Python call in it."""
+    text = (ROOT / "src" / part).read_text()
+    endings = re.findall(r"^cdef [^\n(=]*?\w+\([^()]*\)([^:]*):$", text, re.MULTILINE)
+    assert len(endings) == len(re.findall(r"^cdef (?!extern|enum|struct|union).*\(", text, re.M))
+    assert set(endings) == {" noexcept nogil"}

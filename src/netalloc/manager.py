@@ -299,6 +299,4 @@ def _mapper(
     if plan.network.version == 6:  # host ports lead to IPv4 addresses alone
         return PortMapper("null")
     name = f"netalloc-{bridge}"
-    return PortMapper(
-        backend, bridge=bridge, network=str(plan.network), name=name, forward=forward
-    )
+    return PortMapper(backend, bridge=bridge, network=str(plan.network), name=name, forward=forward)
