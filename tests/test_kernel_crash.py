@@ -35,9 +35,13 @@ def manager_of(lab, store):
 
 
 def rounds_of_kill(lab, store, rounds):
-    """How many of the deaths had cut a change in two; store and kernel agree after each."""
+    """How many of the deaths had cut a change in two; store and kernel agree after each.
+
+    Every second one comes at a random moment, the others as soon as a kernel batch is under way.
+    """
     rng, torn = random.Random(5), 0
-    for _ in range(rounds):
+    lock = WriteLock(Path(f"{store}.lock"))
+    for round_ in range(rounds):
         read, write = os.pipe()
         child = os.fork()
         if not child:
@@ -48,11 +52,15 @@ def rounds_of_kill(lab, store, rounds):
         os.close(write)
         assert os.read(read, 1) == b"!"
         os.close(read)
-        time.sleep(rng.uniform(0, 0.08))
+        if round_ % 2:
+            time.sleep(rng.uniform(0, 0.08))
+        else:
+            while not ((mark := lock.peek()) and mark.torn):
+                pass
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status == -signal.SIGKILL
-        mark = WriteLock(Path(f"{store}.lock")).peek()
+        mark = lock.peek()
         torn += bool(mark and mark.torn)
         with manager_of(lab, store) as manager:
             assert manager.check() == []
