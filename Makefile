@@ -13,7 +13,7 @@ export VENV PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench bench-peers density sanitize soak sdist clean
+.PHONY: help demo test test-all check bench bench-peers bench-durable density sanitize soak sdist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -43,6 +43,10 @@ bench: ## the gate: fails when the core is slower than promised
 bench-peers: ## the core beside what else a Python user would pick
 	@scripts/setup.sh bench
 	@$(PY) benchmarks/peers.py $(ARGS)
+
+bench-durable: ## what a store in a file costs, beside memory and CNI host-local
+	@scripts/setup.sh bench
+	@$(PY) benchmarks/durable.py $(ARGS)
 
 density: ## 10,000 interfaces in a private namespace, each step timed
 	@scripts/setup.sh --kernel bench
