@@ -1,5 +1,6 @@
 """Every allocation of the core made to fail: a MemoryError, and nothing has changed."""
 
+import os
 import random
 from array import array
 from collections.abc import Callable
@@ -9,7 +10,11 @@ import pytest
 
 from netalloc import Bitmap, IPAllocator
 
-testcapi = pytest.importorskip("_testcapi", reason="this Python cannot inject failures")
+try:
+    import _testcapi as testcapi
+except ImportError:  # some distributions leave it out
+    assert os.environ.get("CI") != "true", "in CI nothing is skipped: _testcapi is missing"
+    pytest.skip("this Python cannot inject failures", allow_module_level=True)
 
 STEPS: dict[str, Callable[[Bitmap], Any]] = {
     "acquire": lambda b: b.acquire(),
