@@ -170,6 +170,15 @@ def test_impossible_namespace_names(name):
         namespaces.path(name)
 
 
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C raises KeyboardInterrupt, also where the tests were started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_in_the_middle_of_a_creation_leaves_no_name(host, monkeypatch):
     bind = namespaces._bind_new_namespace
 
