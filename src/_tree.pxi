@@ -306,12 +306,6 @@ cdef inline void leaf_set(Node *leaf, word i) noexcept nogil:
     if bits == ALL:
         leaf.full |= <word>1 << k
 
-cdef inline void leaf_clear(Node *leaf, word i) noexcept nogil:
-    cdef int k = <int>((i >> 6) & 63)
-    leaf.at.words[k] &= ~(<word>1 << (i & 63))
-    leaf.full &= ~(<word>1 << k)
-    leaf.mixed -= 1
-
 cdef Status tree_reserve(Tree *t, word i) noexcept nogil:
     cdef Node *leaf
     if contains(t, i):
