@@ -237,7 +237,8 @@ class Servers(AbstractContextManager["Servers"]):
         self._selector = selectors.DefaultSelector()
         self._wake, self._woken = socket.socketpair()
         self._selector.register(self._woken, selectors.EVENT_READ)
-        self._thread = threading.Thread(target=self._serve, name="lab-servers")
+        # A lab that nobody closes must not keep the tests from ending.
+        self._thread = threading.Thread(target=self._serve, name="lab-servers", daemon=True)
         self._thread.start()
         return self
 

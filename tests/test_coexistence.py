@@ -217,16 +217,16 @@ def test_forward_needs_a_bridge():
 
 @pytest.mark.parametrize("stored", [False, True])
 def test_a_manager_where_forward_drops(make_lab, tmp_path, stored):
-    with make_lab("nft") as lab:
-        container = lab.containers[0]
-        lab.run("iptables-restore", "--noflush", input=DROPPING)
-        lab.serve(container, "tcp", 80)
-        store = tmp_path / "host.db" if stored else None
-        network = f"{lab.gateway}/16"
-        with NetworkManager("br0", network=network, store=store, forward=True) as manager:
-            interface = manager.allocate(ip=container.ip)
-            port = interface.allocate_port(80)
-            assert lab.ask(lab.outside, "tcp", (lab.address, port))[0] == container.name
-            interface.release()
+    lab = make_lab("nft")
+    container = lab.containers[0]
+    lab.run("iptables-restore", "--noflush", input=DROPPING)
+    lab.serve(container, "tcp", 80)
+    store = tmp_path / "host.db" if stored else None
+    network = f"{lab.gateway}/16"
+    with NetworkManager("br0", network=network, store=store, forward=True) as manager:
+        interface = manager.allocate(ip=container.ip)
+        port = interface.allocate_port(80)
+        assert lab.ask(lab.outside, "tcp", (lab.address, port))[0] == container.name
+        interface.release()
     with pytest.raises(OutOfRangeError, match="forward"):
         NetworkManager("br0", network=network, backend=PortMapper("null"), forward=True)
