@@ -25,8 +25,12 @@ class NotAllocatedError(NetallocError, KeyError):
     __str__ = Exception.__str__  # KeyError would print its message in quotes
 
 
-class OutOfRangeError(NetallocError, ValueError):
-    """Not of this network or range, or no such value at all."""
+class InvalidValueError(NetallocError, ValueError):
+    """Not a value of the kind that is asked for: another type, or text that cannot be one."""
+
+
+class OutOfRangeError(InvalidValueError):
+    """A value of the right kind, outside of this network or range."""
 
 
 class CommandError(NetallocError):
@@ -50,4 +54,12 @@ class StoreError(NetallocError):
 
 
 class StaleLeaseError(NetallocError):
-    """A lease of an older generation: somebody else holds it by now."""
+    """A lease of an older generation: it has ended, and the address may be another's by now."""
+
+
+class ClosedError(NetallocError):
+    """The manager, or what belongs to it, was closed before the call."""
+
+
+class QuotaError(NetallocError):
+    """The owner holds as much as its quota allows."""
