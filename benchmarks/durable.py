@@ -74,7 +74,7 @@ def prepared(folder: Path, held: int) -> Path:
 def process(store: Path) -> None:
     """The same in a process of its own, with all that Python needs to start."""
     code = (
-        "import sys\nfrom netalloc.manager import NetworkManager\n"
+        "import sys\nfrom netalloc.manager.manager import NetworkManager\n"
         f"with NetworkManager('br0', network='{NETWORK}', backend='null', store=sys.argv[1]) as m:"
         " m.allocate('cold')"
     )

@@ -14,14 +14,14 @@ from gate import Promise, Timed, measure, once
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from lab import VARIANTS, Lab, require_kernel
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper
+from netalloc.model import PortMapping
+from netalloc.portmap.mapper import PortMapper
 
 pytestmark = pytest.mark.root
 
 FULL = 16_382
 CONNECTS = 200
-BATCH = [Mapping(49153 + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(FULL)]
+BATCH = [PortMapping(49153 + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(FULL)]
 
 
 @pytest.fixture(params=VARIANTS)
@@ -91,7 +91,7 @@ def test_a_connection_through_the_last_mapping(lab: Lab) -> None:
         server.listen(CONNECTS)
         server.setblocking(False)
         one.map(8080, (container.ip, 80))
-        full.map_many([*BATCH[:-1], Mapping(BATCH[-1].port, (container.ip, 80))])
+        full.map_many([*BATCH[:-1], PortMapping(BATCH[-1].host_port, (container.ip, 80))])
 
         def turn(port: int) -> Timed:
             def work() -> float:
@@ -108,5 +108,5 @@ def test_a_connection_through_the_last_mapping(lab: Lab) -> None:
 
             return work
 
-        sides = turn(BATCH[-1].port), turn(8080)
+        sides = turn(BATCH[-1].host_port), turn(8080)
         check(Promise(f"connect through {FULL}, {lab.variant}", 1.6, lambda *_: sides, turns=20))

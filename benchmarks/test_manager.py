@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from netalloc import IPAllocator, Mapping, NetworkManager
-from netalloc.portmap.nftables import Nftables
+from netalloc import IPAllocator, NetworkManager, PortMapping
+from netalloc.portmap.nftables.backend import Nftables
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from lab import Lab
@@ -97,7 +97,7 @@ def lab() -> Iterator[Lab]:
 def test_1000_interfaces_with_two_ports(lab: Lab, tmp_path: Path, kind: str) -> None:
     """In one transaction, beside the bare kernel batch of the 2,000 mappings."""
     mappings = [
-        Mapping(20000 + i, (IPv4Address("10.200.9.9"), 80), owner="crowd") for i in range(2000)
+        PortMapping(20000 + i, (IPv4Address("10.200.9.9"), 80), owner="crowd") for i in range(2000)
     ]
     with ExitStack() as stack:
         bare = Nftables("bare")

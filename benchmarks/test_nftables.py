@@ -17,17 +17,16 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from lab import Lab, require_kernel
 from netalloc.host.netlink import ACK, CREATE, EXCLUSIVE, NETLINK_NETFILTER, message
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper
-from netalloc.portmap import nft_batch as batch
-from netalloc.portmap import nft_elements as wire
-from netalloc.portmap.nftables import Nftables
+from netalloc.model import PortMapping
+from netalloc.portmap.mapper import PortMapper
+from netalloc.portmap.nftables.backend import Nftables, batch
+from netalloc.portmap.nftables import elements as wire
 
 pytestmark = pytest.mark.root
 
 FULL = 16_382
-BATCH = [Mapping(49153 + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(FULL)]
-SINGLES = [Mapping(100 + i, ("10.200.0.2", 80)) for i in range(50)]
+BATCH = [PortMapping(49153 + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(FULL)]
+SINGLES = [PortMapping(100 + i, ("10.200.0.2", 80)) for i in range(50)]
 CONNECTS = 100
 
 
@@ -69,7 +68,7 @@ def one_by_one(mapper: PortMapper) -> Timed:
     def turn() -> float:
         start = perf_counter()
         for single in SINGLES:
-            mapper.map(single.port, ("10.200.0.2", 80))
+            mapper.map(single.host_port, ("10.200.0.2", 80))
         return (perf_counter() - start) / len(SINGLES)
 
     return then(turn, lambda: mapper.unmap_many(SINGLES))
@@ -110,7 +109,7 @@ def test_one_mapping_costs_a_few_round_trips_however_many_there_are(lab: Lab) ->
 
 def test_a_full_range_in_one_batch(lab: Lab) -> None:
     """map_many beside nft -f with the same elements, written in its shortest way."""
-    text = ", ".join(f"tcp . {m.port} : {m.dest[0]} . {m.dest[1]}" for m in BATCH)
+    text = ", ".join(f"tcp . {m.host_port} : {m.dest[0]} . {m.dest[1]}" for m in BATCH)
     script = f"add element ip netalloc dnat_any {{ {text} }}\n".encode()
     with mapper(lab) as ours:
 
@@ -140,17 +139,17 @@ def test_a_connection_through_the_last_mapping(lab: Lab) -> None:
         server.bind((container.ip, 80))
         server.listen(CONNECTS)
         server.setblocking(False)
-        last = Mapping(BATCH[-1].port, (container.ip, 80))
+        last = PortMapping(BATCH[-1].host_port, (container.ip, 80))
         ours.setup()
 
-        def turn(mappings: list[Mapping]) -> Timed:
+        def turn(mappings: list[PortMapping]) -> Timed:
             def work() -> float:
                 ours.reconcile(mappings)
                 clients = [lab.socket(lab.outside, "tcp") for _ in range(CONNECTS)]
                 seconds = []
                 for client in clients:
                     start = perf_counter()
-                    client.connect((lab.address, last.port))
+                    client.connect((lab.address, last.host_port))
                     seconds.append(perf_counter() - start)
                 for client in clients:
                     client.close()

@@ -160,9 +160,9 @@ def play(links: Links, backend: str, count: int) -> bool:
             published = f"{HOST}:{port}"
             print(ROW.format(name, str(interface.address.ip), published, answer, f"{took:.1f}"))
         print(f"\n  {answered} of {count} answered.")
-        print(f"  In use:    {tally(len(manager.interfaces), before)}")
+        print(f"  In use:    {tally(len(manager.interfaces()), before)}")
         stack.close()
-        held = len(manager.interfaces)
+        held = len(manager.interfaces())
     left = tally(held, before)
     print(f"  Released:  {left}\n")
     return answered == count and left == nothing

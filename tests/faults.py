@@ -7,7 +7,7 @@ import sqlite3
 import traceback
 
 from netalloc.errors import CommandError, InUseError, NotAllocatedError
-from netalloc.model import Repairs
+from netalloc.model import ReconcileResult
 from netalloc.portmap.null import Null
 
 
@@ -33,10 +33,10 @@ class FaultyBackend(Null):
     def apply(self, add, remove=()):
         for mapping in remove:
             if self.stuck & set(mapping.ports):
-                raise CommandError(f"stuck {mapping.port}")
+                raise CommandError(f"stuck {mapping.host_port}")
         for mapping in add:
             if self.refuse & set(mapping.ports):
-                raise CommandError(f"refused {mapping.port}")
+                raise CommandError(f"refused {mapping.host_port}")
         super().apply(add, remove)
 
 
@@ -74,7 +74,7 @@ class FileKernel:
     def reconcile(self, desired):
         present, desired = set(self.mappings()), set(desired)
         self._write(list(desired))
-        return Repairs(tuple(desired - present), tuple(present - desired))
+        return ReconcileResult(tuple(desired - present), tuple(present - desired))
 
     def _write(self, mappings):
         fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")

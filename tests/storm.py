@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from netalloc.manager import NetworkManager
+from netalloc.manager.manager import NetworkManager
 
 NETWORK = "10.0.0.1/20"
 
@@ -156,7 +156,7 @@ def judge(path, logs, kills):
         assert sorted(generations) == in_time, f"generations of {ip} do not grow"
     with NetworkManager("br0", network=NETWORK, backend="null", store=path) as manager:
         assert manager.check() == []
-        held = {(int(one.ip), one.generation) for one in manager.interfaces}
+        held = {(int(one.ip), one.generation) for one in manager.interfaces()}
         acknowledged = {
             (ip, generation)
             for ip, generations in spans.items()
@@ -167,7 +167,7 @@ def judge(path, logs, kills):
         # The rest was taken, or was about to be given back, at the moment of a kill.
         rest = held - acknowledged
         assert len(rest) <= kills + len(logs)
-        for one in manager.interfaces:
+        for one in manager.interfaces():
             assert one.owner.startswith("worker")
         free = manager.plan.capacity - len(held)
         assert len(manager.allocate_many(free)) == free

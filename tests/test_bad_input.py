@@ -38,7 +38,7 @@ class Host:
         self.web.allocate_port(80, host_port=8080)
 
     def seen(self) -> list[tuple[Any, ...]]:
-        found = self.manager.interfaces
+        found = self.manager.interfaces()
         return [(one.address, one.owner, one.generation, one.ports) for one in found]
 
 

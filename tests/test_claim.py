@@ -9,7 +9,7 @@ import pytest
 
 from lab import Lab
 from netalloc import InUseError, NetworkManager
-from netalloc.host.claim import claim
+from netalloc.host.bridge_lock import claim
 
 pytestmark = pytest.mark.root
 
@@ -51,7 +51,7 @@ def test_the_claim_ends_with_its_process(nft_lab: Lab) -> None:
         assert refused.value.holder == f"process {other.pid}"
         other.kill()
     with NetworkManager("br0") as manager:
-        assert manager.interfaces == []
+        assert manager.interfaces() == []
 
 
 def test_with_a_store_they_share_it(nft_lab: Lab, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from lab import Lab
 from netalloc import NetworkManager
 from netalloc.errors import OutOfRangeError
-from netalloc.portmap import PortMapper
+from netalloc.portmap.mapper import PortMapper
 
 pytestmark = pytest.mark.root
 

@@ -12,8 +12,8 @@ import pytest
 from netalloc.errors import CommandError, InterfaceError
 from netalloc.host import conntrack, neighbours
 from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper
+from netalloc.model import PortMapping
+from netalloc.portmap.mapper import PortMapper
 
 pytestmark = pytest.mark.root
 
@@ -258,7 +258,7 @@ def test_blocks_and_batches(nft_lab, flow):
         assert [client.ask() for client in clients] == ["c0"] * 3
         mapper.unmap(7000, "udp")
         assert all(client.silent() for client in clients)
-        batch = [Mapping(port, (c1.ip, port), "udp") for port in range(7000, 7100)]
+        batch = [PortMapping(port, (c1.ip, port), "udp") for port in range(7000, 7100)]
         mapper.map_many(batch)
         assert [client.ask() for client in clients] == ["c1"] * 3
         mapper.unmap_many(batch)
@@ -304,7 +304,7 @@ def test_a_kernel_without_a_flow_table_is_no_error(flows, monkeypatch, caplog):
         monkeypatch.setattr(NetlinkSocket, method, refuse)
     with caplog.at_level(logging.WARNING):
         for added in (True, False):
-            flows.flush([Mapping(53, ("10.0.0.2", 53), "udp")], added=added)
+            flows.flush([PortMapping(53, ("10.0.0.2", 53), "udp")], added=added)
     assert caplog.text.count("lists no flows") == 2
 
 
@@ -316,8 +316,8 @@ def test_a_missing_privilege_is_an_error(flows, monkeypatch):
         monkeypatch.setattr(NetlinkSocket, method, refuse)
     for added in (True, False):
         with pytest.raises(CommandError, match="CAP_NET_ADMIN"):
-            flows.flush([Mapping(53, ("10.0.0.2", 53), "udp")], added=added)
-    flows.flush([Mapping(80, ("10.0.0.2", 80))], added=True)  # nothing to look for
+            flows.flush([PortMapping(53, ("10.0.0.2", 53), "udp")], added=added)
+    flows.flush([PortMapping(80, ("10.0.0.2", 80))], added=True)  # nothing to look for
 
 
 def test_the_next_holder_of_an_address_is_not_spoken_to_by_the_last_ones_mac(nft_lab):

@@ -13,12 +13,12 @@ import pytest
 
 from faults import DieAt, FileKernel, in_child, write_back
 from netalloc.errors import NetallocError, StoreError
-from netalloc.manager import NetworkManager
-from netalloc.publishing import Publish
-from netalloc.repair import QUARANTINE, repair
-from netalloc.store.connection import Connection
-from netalloc.store.lock import WriteLock
+from netalloc.manager.manager import NetworkManager
+from netalloc.manager.repair import QUARANTINE, repair
+from netalloc.model import PortRequest
 from netalloc.store.records import Reservation
+from netalloc.store.sqlite.connection import Connection
+from netalloc.store.sqlite.write_lock import WriteLock
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -73,7 +73,7 @@ def test_death_at_any_step_leaves_store_and_kernel_in_agreement(tmp_path, what):
         folder = tmp_path / str(step)
         folder.mkdir()
         with manager_of(folder, cooldown=5) as manager:
-            web = manager.allocate("web", ports=(80, Publish(53, "udp", host_ip="10.9.9.9")))
+            web = manager.allocate("web", ports=(80, PortRequest(53, "udp", host_ip="10.9.9.9")))
             before = state_of(manager)
 
         def work(folder=folder, step=step):
@@ -93,9 +93,9 @@ def test_death_at_any_step_leaves_store_and_kernel_in_agreement(tmp_path, what):
                 assert len(after - before) in (0, 9 if what == "allocate_many" else 1)
             outcomes.add(after == before)
             # Nothing is lost: all that is free can be had.
-            free = 253 - len(manager.interfaces) - 2 * (what in ("reserve", "release", "gc"))
+            free = 253 - len(manager.interfaces()) - 2 * (what in ("reserve", "release", "gc"))
             assert len(manager.allocate_many(free)) == free
-            assert web.ip in {one.ip for one in manager.interfaces} or what in ("release", "gc")
+            assert web.ip in {one.ip for one in manager.interfaces()} or what in ("release", "gc")
         shutil.rmtree(folder)
         if status == 0:
             break
@@ -106,11 +106,11 @@ def test_death_at_any_step_leaves_store_and_kernel_in_agreement(tmp_path, what):
 
 
 def state_of(manager):
-    reservations = manager._leasing.look(lambda tx: tx.table(Reservation).all())
+    reservations = manager._leases.look(lambda tx: tx.table(Reservation).all())
     return {(kept.ordinal, kept.owner) for kept in reservations} | {
         item
-        for one in manager.interfaces
-        for item in [(one.ip, one.owner, one.generation), *((one.ip, m) for m in one.ports)]
+        for one in manager.interfaces()
+        for item in [(one.ip, one.owner, one.generation), *((one.ip, m) for m in one.ports())]
     }
 
 
@@ -128,7 +128,7 @@ def test_death_while_the_file_is_made(tmp_path):
 
         status = in_child(work)
         with manager_of(folder) as manager:
-            assert len(manager.interfaces) in (0, 1)
+            assert len(manager.interfaces()) in (0, 1)
             manager.allocate("next")
             assert manager.check() == []
         step += 1
@@ -144,7 +144,7 @@ def test_every_other_change_survives_death_without_closing(tmp_path):
 
     assert in_child(work) == -signal.SIGKILL
     with manager_of(tmp_path) as manager:
-        assert [one.owner for one in manager.interfaces] == [f"owner{i}" for i in range(30)]
+        assert [one.owner for one in manager.interfaces()] == [f"owner{i}" for i in range(30)]
         assert manager.check() == []
 
 
@@ -161,10 +161,10 @@ def original(tmp_path_factory):
             one.release()
         for i in range(40):
             manager.allocate(f"owner{i}", key="eth0", ports=(80,), labels={"app": "shop"})
-        manager.allocate(ports=(Publish(80, host_ip="10.9.9.9"), Publish(0, count=5)))
+        manager.allocate(ports=(PortRequest(80, host_ip="10.9.9.9"), PortRequest(0, count=5)))
     with manager_of(folder, network="10.0.0.1/20", cooldown=3600, sticky=60) as manager:
         assert manager.check() == []
-        held = {str(one.ip): (one.owner, one.generation) for one in manager.interfaces}
+        held = {str(one.ip): (one.owner, one.generation) for one in manager.interfaces()}
     write_back(folder / "store.db")
     return folder, held
 
@@ -176,9 +176,9 @@ def try_damaged(folder, held):
             given = [manager.allocate(ports=(80,)) for _ in range(3)]
             given += manager.allocate_many(3, (80,))
             assert not {str(one.ip) for one in given} & (held.keys() | {"10.0.0.9"})
-            ports = [mapping.port for one in given for mapping in one.ports]
+            ports = [mapping.host_port for one in given for mapping in one.ports()]
             assert len(set(ports)) == 6 and min(ports) >= 8045
-            for one in manager.interfaces:
+            for one in manager.interfaces():
                 if str(one.ip) in held:
                     assert (one.owner, one.generation) == held[str(one.ip)]
             for one in given[::2]:
@@ -226,7 +226,7 @@ def mend(folder, held):
         # A leaf that cannot be read, with leases that are lost: all of it is quarantined.
         free = 0 if sum(QUARANTINE in line for line in done) > 3000 else 50
         assert not {str(one.ip) for one in manager.allocate_many(free)} & held.keys()
-        for one in manager.interfaces:
+        for one in manager.interfaces():
             assert held.get(str(one.ip), (None, 0))[0] in (one.owner, None)
     return True
 

@@ -17,7 +17,7 @@ PUBLIC = {
     "IPAllocator",
     "InUseError",
     "InterfaceError",
-    "Mapping",
+    "PortMapping",
     "NetallocError",
     "NetworkInterface",
     "NetworkManager",

@@ -23,9 +23,11 @@ from netalloc.errors import (
     OutOfRangeError,
 )
 from netalloc.host import sysctl
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper, chains, tables
-from netalloc.portmap.iptables import Iptables
+from netalloc.model import PortMapping
+from netalloc.portmap.iptables import commands as tables
+from netalloc.portmap.iptables import rules as chains
+from netalloc.portmap.iptables.backend import Iptables
+from netalloc.portmap.mapper import PortMapper
 
 STRANGERS = """\
 *nat
@@ -54,7 +56,7 @@ def mappings(draw):
     count = draw(st.integers(1, min(3000, 65536 - port))) if draw(st.booleans()) else 1
     to = port if count > 1 else draw(st.integers(1, 65535))
     host_ip = draw(st.none() | addresses)
-    return Mapping(port, (draw(addresses), to), draw(protocols), host_ip, count, draw(owners))
+    return PortMapping(port, (draw(addresses), to), draw(protocols), host_ip, count, draw(owners))
 
 
 @given(mappings())
@@ -73,15 +75,15 @@ def test_the_tree_leads_to_the_rule(mapping):
         jump = chains.jump(chain)
         assert chains.is_jump(jump, "netalloc")
         first, last = map(int, jump.split()[5].split(":"))
-        assert first <= mapping.port <= mapping.ports[-1] <= last
+        assert first <= mapping.host_port <= mapping.ports[-1] <= last
         assert jump.split()[1] == mapping.protocol
 
 
 @pytest.mark.parametrize("owner", ["line\nbreak", "nul\0", "ü", "x" * 300])
 def test_an_owner_that_no_rule_can_hold_is_cut_to_what_it_can(owner):
-    rule = chains.rule(Mapping(1, ("10.0.0.1", 1), owner=owner))
+    rule = chains.rule(PortMapping(1, ("10.0.0.1", 1), owner=owner))
     assert rule.isascii() and rule.isprintable() and len(rule) < 400
-    assert chains.parse(rule) == Mapping(1, ("10.0.0.1", 1))
+    assert chains.parse(rule) == PortMapping(1, ("10.0.0.1", 1))
 
 
 @pytest.mark.parametrize(
@@ -122,8 +124,8 @@ def make(lab: Lab, name: str = "netalloc") -> PortMapper:
     return lab.keep(PortMapper("iptables", bridge=lab.bridge, network=lab.network, name=name))
 
 
-def some(count: int, first: int = 20000) -> list[Mapping]:
-    return [Mapping(first + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(count)]
+def some(count: int, first: int = 20000) -> list[PortMapping]:
+    return [PortMapping(first + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(count)]
 
 
 @pytest.mark.root
@@ -152,7 +154,7 @@ def test_the_kernel_says_our_rules_as_we_do(lab):
     """Rules are compared as text, so that every kind of them must come back as written."""
     owners = ["plain", "with blank", "quo\"te's and \\", "-dash", "x" * 255, "%s $HOME `id`"]
     batch = [
-        Mapping(port, ("10.200.0.2", port), protocol, host_ip, count, owner)
+        PortMapping(port, ("10.200.0.2", port), protocol, host_ip, count, owner)
         for number, (protocol, owner) in enumerate(
             (protocol, owner) for protocol in ("tcp", "udp", "sctp") for owner in [None, *owners]
         )
@@ -161,8 +163,8 @@ def test_the_kernel_says_our_rules_as_we_do(lab):
         if host_ip is None or count == 1
     ]
     batch = [m for m in batch if not (m.host_ip is None and m.count == 1)]
-    batch += [Mapping(65535, ("10.200.0.2", 1)), Mapping(1, ("10.200.0.2", 65535))]
-    batch += [Mapping(64000, ("10.200.0.2", 64000), "udp", count=1536)]
+    batch += [PortMapping(65535, ("10.200.0.2", 1)), PortMapping(1, ("10.200.0.2", 65535))]
+    batch += [PortMapping(64000, ("10.200.0.2", 64000), "udp", count=1536)]
     with make(lab) as mapper:
         mapper.map_many(batch)
         found = mapper.backend.mappings()
@@ -207,18 +209,18 @@ def test_unmapping_everything_leaves_what_setup_made(lab):
         mapper.map_many(batch)
         random.Random(1).shuffle(batch)
         for mapping in batch[:20]:
-            mapper.unmap(mapping.port)
+            mapper.unmap(mapping.host_port)
         mapper.unmap_many(batch[20:])
         assert lab.rules() == before
 
 
 CRASHING = """
 import os, signal
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper
+from netalloc.model import PortMapping
+from netalloc.portmap.mapper import PortMapper
 mapper = PortMapper("iptables", bridge="br0", network="10.200.0.0/16")
 mapper.setup()
-mapper.map_many([Mapping(20000 + i, ("10.200.0.9", 80)) for i in range(100)])
+mapper.map_many([PortMapping(20000 + i, ("10.200.0.9", 80)) for i in range(100)])
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
@@ -251,7 +253,7 @@ def test_a_predecessors_mappings_can_be_adopted(lab):
     second.setup(adopt=True)
     assert lab.rules() == rules
     assert set(second.mappings) == set(batch)
-    second.unmap(batch[0].port)
+    second.unmap(batch[0].host_port)
     second.cleanup()
 
 
@@ -384,11 +386,11 @@ def test_a_batch_is_all_or_nothing(lab):
         # A backend that knows nothing yet looks before it acts.
         backend = Iptables(bridge=lab.bridge)
         with pytest.raises(NotAllocatedError, match="20298"):
-            backend.apply(some(10), [Mapping(20298, ("10.200.0.2", 80))])
+            backend.apply(some(10), [PortMapping(20298, ("10.200.0.2", 80))])
         with pytest.raises(InUseError, match="20299"):
             backend.apply(some(300))
         with pytest.raises(NotAllocatedError, match=r"10\.200\.0\.2"):
-            backend.apply([], [Mapping(20299, ("10.200.0.3", 80))])
+            backend.apply([], [PortMapping(20299, ("10.200.0.3", 80))])
         assert lab.rules() == before
 
 
@@ -434,8 +436,8 @@ def test_two_processes_keep_mappings_in_the_same_chains(lab):
             held[mapper].add(port)
         else:
             with pytest.raises(NotAllocatedError, match=str(port)):
-                mapper.backend.apply((), [Mapping(port, ("10.200.0.3", port))])
-    assert {m.port for m in one.backend.mappings()} == held[one] | held[two]
+                mapper.backend.apply((), [PortMapping(port, ("10.200.0.3", port))])
+    assert {m.host_port for m in one.backend.mappings()} == held[one] | held[two]
     assert not one.reconcile([*one.mappings, *two.mappings])
     one.cleanup()
 
@@ -444,14 +446,14 @@ def test_two_processes_keep_mappings_in_the_same_chains(lab):
 # chains are made and dropped under the others' feet.
 RACING = """
 import random, sys
-from netalloc.model import Mapping
-from netalloc.portmap.iptables import Iptables
+from netalloc.model import PortMapping
+from netalloc.portmap.iptables.backend import Iptables
 number = int(sys.argv[1])
 backend, dice, held = Iptables(bridge="br0"), random.Random(number), set()
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(40):
-    mapping = Mapping(4000 + 10 * dice.randrange(30) + number, ("10.200.0.2", 80))
+    mapping = PortMapping(4000 + 10 * dice.randrange(30) + number, ("10.200.0.2", 80))
     if mapping in held:
         backend.apply((), [mapping])
         held.remove(mapping)
@@ -461,7 +463,7 @@ for _ in range(40):
     if dice.random() < 0.2:
         backend.apply((), list(held))
         held.clear()
-print("held", *sorted(mapping.port for mapping in held))
+print("held", *sorted(mapping.host_port for mapping in held))
 """
 
 
@@ -485,7 +487,7 @@ def test_processes_racing_in_the_same_chains(lab):
         for process in processes:
             said, _ = process.communicate()
             assert process.returncode == 0
-            held += [Mapping(int(port), ("10.200.0.2", 80)) for port in said.split()[1:]]
+            held += [PortMapping(int(port), ("10.200.0.2", 80)) for port in said.split()[1:]]
         assert held and set(mapper.backend.mappings()) == set(held)
         assert not mapper.reconcile(held)
         mapper.unmap_many(held)
@@ -535,7 +537,7 @@ def test_no_iptables_on_path(monkeypatch, tmp_path):
 
 UNPRIVILEGED = """
 from netalloc.errors import CommandError
-from netalloc.portmap import PortMapper
+from netalloc.portmap.mapper import PortMapper
 try:
     PortMapper("iptables", bridge="br0", network="10.200.0.0/16").setup()
 except CommandError as error:

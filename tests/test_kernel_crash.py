@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from netalloc.host.command import run
-from netalloc.manager import NetworkManager
-from netalloc.store.lock import WriteLock
+from netalloc.manager.manager import NetworkManager
+from netalloc.store.sqlite.write_lock import WriteLock
 
 pytestmark = pytest.mark.root
 
@@ -24,7 +24,7 @@ def allocate_for_ever(lab, store, write):
             many = manager.allocate_many(40, (80, 443), owner="crowd")
             many[0].allocate_ports(5)
             many[1].release()
-            if len(manager.interfaces) > 400:
+            if len(manager.interfaces()) > 400:
                 manager.release("crowd")
 
 
@@ -39,7 +39,7 @@ def rounds_of_kill(lab, store, rounds):
 
     Every second one comes at a random moment, the others as soon as a kernel batch is under way.
     """
-    rng, torn = random.Random(5), 0
+    rng, dirty = random.Random(5), 0
     lock = WriteLock(Path(f"{store}.lock"))
     for round_ in range(rounds):
         read, write = os.pipe()
@@ -55,23 +55,23 @@ def rounds_of_kill(lab, store, rounds):
         if round_ % 2:
             time.sleep(rng.uniform(0, 0.08))
         else:
-            while not ((mark := lock.peek()) and mark.torn):
+            while not ((mark := lock.peek()) and mark.dirty):
                 pass
         os.kill(child, signal.SIGKILL)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         assert status == -signal.SIGKILL
         mark = lock.peek()
-        torn += bool(mark and mark.torn)
+        dirty += bool(mark and mark.dirty)
         with manager_of(lab, store) as manager:
             assert manager.check() == []
             assert not manager.reconcile()
-            free = manager.plan.capacity - len(manager.interfaces)
+            free = manager.plan.capacity - len(manager.interfaces())
             assert free > 0
     with manager_of(lab, store) as manager:
         manager.release("crowd")
         assert manager.check() == []
-        assert manager._leasing.kernel.present() == []
-    return torn
+        assert manager._leases.kernel.present() == []
+    return dirty
 
 
 def test_store_and_nftables_agree_after_every_death(nft_lab, tmp_path):
@@ -87,7 +87,7 @@ def test_a_flushed_ruleset_is_mended_from_what_the_store_says(nft_lab, tmp_path)
             assert repaired.empty()  # our own changes are nobody else's
             run(["nft", "flush", "ruleset"])
             found = repaired.get(timeout=10)
-            assert set(found.added) == set(web.ports)
+            assert set(found.added) == set(web.ports())
             assert other.check() == []
 
 
@@ -97,7 +97,7 @@ def test_release_survives_that_somebody_removed_the_rules(nft_lab, tmp_path, cap
             web = manager.allocate("web", ports=(80, 443))
             run(["nft", "flush", "ruleset"])
             web.release()
-            assert manager.interfaces == []
+            assert manager.interfaces() == []
             assert "gone from the kernel" in caplog.text or "is not mapped" in caplog.text
             manager.reconcile()
             assert manager.check() == []
@@ -106,9 +106,9 @@ def test_release_survives_that_somebody_removed_the_rules(nft_lab, tmp_path, cap
 
 @pytest.mark.soak
 def test_200_deaths(nft_lab, tmp_path, capsys):
-    torn = rounds_of_kill(nft_lab, tmp_path / "store.db", 200)
+    dirty = rounds_of_kill(nft_lab, tmp_path / "store.db", 200)
     with capsys.disabled():
         sys.stdout.write(
-            f"\n200 kills, {torn} of them inside a kernel batch; agreement each time\n"
+            f"\n200 kills, {dirty} of them inside a kernel batch; agreement each time\n"
         )
-    assert torn > 20
+    assert dirty > 20

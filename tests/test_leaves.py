@@ -10,7 +10,7 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
-from netalloc.store.leaves import LEAF, LeafBitmap
+from netalloc.store.sqlite.leaf_bitmap import LEAF, LeafBitmap
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

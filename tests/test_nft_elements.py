@@ -8,28 +8,29 @@ from hypothesis import strategies as st
 
 from netalloc.errors import InUseError
 from netalloc.host.netlink import attributes
-from netalloc.model import PROTOCOLS, Mapping
-from netalloc.portmap import nft_elements as wire
+from netalloc.model import PortMapping
+from netalloc.portmap.nftables import elements as wire
+from netalloc.values import PROTOCOLS
 
 # Little-endian, by hand from linux/netfilter/nf_tables.h; test_nftables.py has nft itself
 # add the same elements and compares.
 GOLDEN = {
-    Mapping(8080, ("10.0.0.2", 80)): (
+    PortMapping(8080, ("10.0.0.2", 80)): (
         "dnat_any",
         "10000100 0c000100 06000000 1f900000 10000200 0c000100 0a000002 00500000",
     ),
-    Mapping(53, ("10.0.0.2", 5353), "udp", "192.0.2.1"): (
+    PortMapping(53, ("10.0.0.2", 5353), "udp", "192.0.2.1"): (
         "dnat_ip",
         "14000100 10000100 c0000201 11000000 00350000 10000200 0c000100 0a000002 14e90000",
     ),
-    Mapping(9000, ("10.0.0.3", 9000), count=100): (
+    PortMapping(9000, ("10.0.0.3", 9000), count=100): (
         "block_any",
         (
             "10000100 0c000100 06000000 23280000 10000a00 0c000100 06000000 238b0000 "
             "0c000200 08000100 0a000003"
         ),
     ),
-    Mapping(9000, ("10.0.0.3", 9000), "sctp", "192.0.2.1", 2): (
+    PortMapping(9000, ("10.0.0.3", 9000), "sctp", "192.0.2.1", 2): (
         "block_ip",
         (
             "14000100 10000100 c0000201 84000000 23280000 14000a00 10000100 c0000201 84000000 "
@@ -42,7 +43,7 @@ addresses = st.integers(1, 2**32 - 1).map(IPv4Address)
 ports = st.integers(1, 65535)
 owners = st.none() | st.text(max_size=300)
 single = st.builds(
-    Mapping,
+    PortMapping,
     ports,
     st.tuples(addresses, ports),
     st.sampled_from(PROTOCOLS),
@@ -51,7 +52,7 @@ single = st.builds(
 )
 block = ports.flatmap(
     lambda port: st.builds(
-        Mapping,
+        PortMapping,
         st.just(port),
         st.tuples(addresses, st.just(port)),
         st.sampled_from(PROTOCOLS),
@@ -130,7 +131,7 @@ def test_an_owner_survives_what_nft_cannot_quote():
         "": "",
     }
     for owner, shown in wanted.items():
-        mapping = Mapping(1, ("10.0.0.1", 1), owner=owner)
+        mapping = PortMapping(1, ("10.0.0.1", 1), owner=owner)
         (element,) = wire.elements({wire.entry(mapping): mapping}, wire.DNAT_ANY)
         found = {}
         wire.listed(wire.body("t", wire.DNAT_ANY, [element]), wire.DNAT_ANY, found)
@@ -139,13 +140,13 @@ def test_an_owner_survives_what_nft_cannot_quote():
 
 
 def test_a_batch_names_no_mapping_twice():
-    mapping = Mapping(1, ("10.0.0.1", 1))
+    mapping = PortMapping(1, ("10.0.0.1", 1))
     with pytest.raises(InUseError, match="twice"):
         wire.entries([mapping, mapping])
 
 
 def test_a_message_never_outgrows_its_nesting():
-    longest = [Mapping(p, ("10.0.0.1", 1), owner="x" * 300) for p in range(1, 2000)]
+    longest = [PortMapping(p, ("10.0.0.1", 1), owner="x" * 300) for p in range(1, 2000)]
     held = wire.entries(longest)["dnat_any"]
     pieces = list(wire.split(wire.elements(held, wire.DNAT_ANY)))
     assert sum(map(len, pieces)) == len(longest)

@@ -24,23 +24,22 @@ from netalloc.errors import (
 )
 from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkSocket
-from netalloc.model import Mapping, Repairs
-from netalloc.portmap import PortMapper
-from netalloc.portmap import nft_batch as batch
-from netalloc.portmap import nft_elements as wire
-from netalloc.portmap.nft_ruleset import script
-from netalloc.portmap.nft_table import NftTable
-from netalloc.portmap.nftables import Nftables, unavailable
+from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.mapper import PortMapper
+from netalloc.portmap.nftables import elements as wire
+from netalloc.portmap.nftables.backend import Nftables, batch, unavailable
+from netalloc.portmap.nftables.ruleset import script
+from netalloc.portmap.nftables.table import NftTable
 from test_nft_elements import GOLDEN
 
 pytestmark = pytest.mark.root
 
 FIRST = IPv4Address("10.200.0.2")
-WEB = Mapping(8080, (FIRST, 80), owner="web")
+WEB = PortMapping(8080, (FIRST, 80), owner="web")
 
 
 def many(count, dest=FIRST):
-    return [Mapping(port, (dest, 80)) for port in range(1, count + 1)]
+    return [PortMapping(port, (dest, 80)) for port in range(1, count + 1)]
 
 
 @pytest.fixture
@@ -78,13 +77,13 @@ def test_nft_writes_the_same_elements(nft, nft_lab):
     for name, element in added.items():
         nft_lab.run("nft", "add", "element", "ip", "netalloc", name, f"{{ {element} }}")
     assert set(nft.mappings()) == set(GOLDEN)
-    assert nft.reconcile(list(GOLDEN)) == Repairs()
+    assert nft.reconcile(list(GOLDEN)) == ReconcileResult()
     nft.apply((), list(GOLDEN))
     assert nft.mappings() == []
 
 
 def test_nft_shows_ours_with_their_owners(nft, nft_lab):
-    nft.apply([WEB, Mapping(9000, (FIRST, 9000), "udp", "192.0.2.1", 100, 'game "one"')])
+    nft.apply([WEB, PortMapping(9000, (FIRST, 9000), "udp", "192.0.2.1", 100, 'game "one"')])
     shown = ruleset(nft_lab)
     assert 'tcp . 8080 comment "web" : 10.200.0.2 . 80' in shown
     assert '192.0.2.1 . udp . 9000-9099 comment "game ?one?" : 10.200.0.2' in shown
@@ -96,23 +95,23 @@ def test_nft_shows_ours_with_their_owners(nft, nft_lab):
 
 
 def test_a_conflict_names_what_is_there(nft):
-    nft.apply([WEB, Mapping(9000, (FIRST, 9000), count=100, owner="game")])
+    nft.apply([WEB, PortMapping(9000, (FIRST, 9000), count=100, owner="game")])
     before = nft.mappings()
     for clash, holder in {
-        Mapping(8080, (FIRST, 81)): "web",
-        Mapping(8080, (FIRST, 80), owner="another"): "web",
-        Mapping(9000, (FIRST, 9000), count=100): "game",
-        Mapping(9050, (FIRST, 9050), count=100): "game",
-        Mapping(8900, (FIRST, 8900), count=1000): "game",
+        PortMapping(8080, (FIRST, 81)): "web",
+        PortMapping(8080, (FIRST, 80), owner="another"): "web",
+        PortMapping(9000, (FIRST, 9000), count=100): "game",
+        PortMapping(9050, (FIRST, 9050), count=100): "game",
+        PortMapping(8900, (FIRST, 8900), count=1000): "game",
     }.items():
         # All or nothing: the clash is the last of a batch of several messages.
-        several = [*many(3000), Mapping(7000, (FIRST, 7000), "udp", count=9), clash]
+        several = [*many(3000), PortMapping(7000, (FIRST, 7000), "udp", count=9), clash]
         with pytest.raises(InUseError, match=holder) as refused:
             nft.apply(several)
         assert refused.value.holder == holder
         assert nft.mappings() == before
     with pytest.raises(InUseError, match="twice"):
-        nft.apply([Mapping(1, (FIRST, 1)), Mapping(1, (FIRST, 2))])
+        nft.apply([PortMapping(1, (FIRST, 1)), PortMapping(1, (FIRST, 2))])
     assert nft.mappings() == before
 
 
@@ -120,13 +119,13 @@ def test_an_older_kernel_does_not_say_which_one_clashes(nft, monkeypatch):
     nft.apply([WEB])
     monkeypatch.setattr(batch, "_culprit", lambda *_: None)
     with pytest.raises(InUseError, match="of web"):
-        nft.apply([*many(50), Mapping(8080, (FIRST, 81))])
+        nft.apply([*many(50), PortMapping(8080, (FIRST, 81))])
     with pytest.raises(InUseError, match="twice"):
-        nft.apply([Mapping(1, (FIRST, 1)), Mapping(1, (FIRST, 2))])
+        nft.apply([PortMapping(1, (FIRST, 1)), PortMapping(1, (FIRST, 2))])
     monkeypatch.setattr(Nftables, "_check_present", lambda *_: None)
     nft.apply(many(50))
     with pytest.raises(NotAllocatedError, match="of web"):
-        nft.apply((), [*many(50), Mapping(8080, (FIRST, 81))])
+        nft.apply((), [*many(50), PortMapping(8080, (FIRST, 81))])
     assert len(nft.mappings()) == 51
 
 
@@ -177,15 +176,19 @@ def random_mapping(dice):
     host_ip = dice.choice([None, None, "192.0.2.1", "192.0.2.11"])
     port = dice.randrange(1000, 4000)
     if dice.random() < 0.2:
-        return Mapping(port, (FIRST, port), protocol, host_ip, dice.randrange(2, 40))
-    return Mapping(port, (FIRST, dice.randrange(1, 65536)), protocol, host_ip, owner="x")
+        return PortMapping(port, (FIRST, port), protocol, host_ip, dice.randrange(2, 40))
+    return PortMapping(port, (FIRST, dice.randrange(1, 65536)), protocol, host_ip, owner="x")
 
 
 def test_a_stale_owner_removes_nothing(nft):
     other = IPv4Address("10.200.0.3")
     for mapping in GOLDEN:
-        moved = Mapping(
-            mapping.port, (other, mapping.dest[1]), mapping.protocol, mapping.host_ip, mapping.count
+        moved = PortMapping(
+            mapping.host_port,
+            (other, mapping.dest[1]),
+            mapping.protocol,
+            mapping.host_ip,
+            mapping.count,
         )
         nft.apply([mapping])
         nft.apply([moved], [mapping])  # a remap is one transaction
@@ -193,7 +196,7 @@ def test_a_stale_owner_removes_nothing(nft):
             nft.apply((), [mapping])
         assert nft.mappings() == [moved]
         with pytest.raises(NotAllocatedError):
-            nft.apply([Mapping(1, (FIRST, 1))], [mapping])
+            nft.apply([PortMapping(1, (FIRST, 1))], [mapping])
         assert nft.mappings() == [moved]
         nft.apply((), [moved])
         with pytest.raises(NotAllocatedError, match="none such"):
@@ -209,7 +212,7 @@ def test_the_kernel_itself_refuses_a_stale_removal(nft, monkeypatch):
         rest = many(count)
         nft.apply(rest)
         with pytest.raises(NotAllocatedError, match=r"leads to .* of web"):
-            nft.apply((), [*rest, Mapping(8080, (IPv4Address("10.200.0.3"), 80))])
+            nft.apply((), [*rest, PortMapping(8080, (IPv4Address("10.200.0.3"), 80))])
         assert len(nft.mappings()) == count + 1
 
 
@@ -266,7 +269,7 @@ def test_what_is_as_it_should_be_is_not_loaded_again(make, nft_lab, monkeypatch)
         loads.append(arguments)
         return run(*arguments)
 
-    monkeypatch.setattr("netalloc.portmap.nftables.run", counted)
+    monkeypatch.setattr("netalloc.portmap.nftables.backend.run", counted)
     make().setup()
     assert not make().reconcile([])
     assert not make().reconcile([WEB]).structure
@@ -310,7 +313,7 @@ def test_localnet_that_was_open_before_us_stays_open(make, nft_lab):
 def test_traffic_flows_while_a_successor_sets_up(nft, nft_lab):
     lab = nft_lab
     lab.serve(lab.containers[0], "udp", 80)
-    nft.apply([Mapping(8080, (FIRST, 80), "udp")])
+    nft.apply([PortMapping(8080, (FIRST, 80), "udp")])
     again = 'while nft -f /dev/fd/3 3<<< "$script"; do :; done'
     command = ["bash", "-c", f"script=$(cat); {again}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as loader:
@@ -352,11 +355,15 @@ CHANGED_ELEMENTS = {
 def test_reconcile_mends_what_others_broke_and_says_so(nft, make, nft_lab, fresh):
     lab = nft_lab
     lab.serve(lab.containers[0], "tcp", 80)
-    desired = [WEB, Mapping(9000, (FIRST, 9000), count=100), Mapping(53, (FIRST, 53), "udp")]
+    desired = [
+        WEB,
+        PortMapping(9000, (FIRST, 9000), count=100),
+        PortMapping(53, (FIRST, 53), "udp"),
+    ]
     nft.reconcile(desired)
     right = ruleset(lab)
 
-    def mended(breakage):
+    def reconciled(breakage):
         lab.run("nft", "-f", "-", input=breakage.replace("; ", "\n") + "\n")
         assert sorted(ruleset(lab).splitlines()) != sorted(right.splitlines()), breakage
         backend = make() if fresh else nft
@@ -367,16 +374,16 @@ def test_reconcile_mends_what_others_broke_and_says_so(nft, make, nft_lab, fresh
         return found
 
     for breakage, said in BREAKAGES.items():
-        found = mended(breakage)
+        found = reconciled(breakage)
         assert any(what.startswith(said) for what in found.structure), (breakage, found)
         lost = any(word in breakage for word in ("flush ruleset", "delete table"))
         assert len(found.added) == (3 if lost else 0), (breakage, found)
     for breakage, (added, removed) in CHANGED_ELEMENTS.items():
-        found = mended(breakage)
+        found = reconciled(breakage)
         assert (len(found.added), len(found.removed)) == (added, removed), (breakage, found)
         assert not found.structure
     stranger = "add element ip netalloc dnat_any { icmp . 7 : 1.2.3.4 . 5 }"
-    assert "which is no mapping" in mended(stranger).structure[0]
+    assert "which is no mapping" in reconciled(stranger).structure[0]
     for setting in ("ip_forward", f"conf/{lab.bridge}/route_localnet"):
         Path("/proc/sys/net/ipv4", setting).write_text("0")
         assert nft.reconcile(desired).structure == (f"net.ipv4.{setting.replace('/', '.')} was 0",)
@@ -390,8 +397,8 @@ def test_reconcile_touches_the_difference_only(nft, nft_lab):
         while not select_line(monitor):
             nft_lab.run("nft", "add", "table", "ip", "stranger")
             nft_lab.run("nft", "delete", "table", "ip", "stranger")
-        wanted = [*desired[:-1], Mapping(5000, (FIRST, 80))]
-        assert nft.reconcile(wanted) == Repairs((wanted[-1],), (desired[-1],))
+        wanted = [*desired[:-1], PortMapping(5000, (FIRST, 80))]
+        assert nft.reconcile(wanted) == ReconcileResult((wanted[-1],), (desired[-1],))
         nft_lab.run("nft", "add", "table", "ip", "end")
         lines = []
         while not lines or "table ip end" not in lines[-1]:
@@ -415,8 +422,8 @@ def test_reconcile_meets_changes_that_happen_meanwhile(nft, make, monkeypatch):
     listing, races = NftTable.list, [
         lambda: other.apply(desired[50:51]),  # ours to add is there by now
         lambda: other.apply((), desired[50:51]),
-        lambda: other.apply([Mapping(500, (FIRST, 5))]),  # a stranger's comes ...
-        lambda: other.apply((), [Mapping(500, (FIRST, 5))]),  # ... and goes once it was listed
+        lambda: other.apply([PortMapping(500, (FIRST, 5))]),  # a stranger's comes ...
+        lambda: other.apply((), [PortMapping(500, (FIRST, 5))]),  # ... and goes once it was listed
     ]  # fmt: skip
 
     def raced(self):
@@ -448,7 +455,7 @@ def test_reconcile_gives_up_on_somebody_who_never_stops(nft, make, monkeypatch):
 
     monkeypatch.setattr(NftTable, "list", raced)
     with pytest.raises(CommandError, match="changed during 20 repairs"):
-        nft.reconcile([Mapping(8080, (IPv4Address("10.200.0.3"), 80))])
+        nft.reconcile([PortMapping(8080, (IPv4Address("10.200.0.3"), 80))])
 
 
 def test_two_instances_do_not_touch_each_other(make, nft_lab):
@@ -490,7 +497,9 @@ def test_unavailable_says_why(nft_lab, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         patched.setenv("PATH", str(tmp_path))
         assert "nft is not on PATH" in unavailable()
-    code = "from netalloc.portmap.nftables import Nftables, unavailable; print(unavailable())"
+    code = (
+        "from netalloc.portmap.nftables.backend import Nftables, unavailable; print(unavailable())"
+    )
     code += "\ntry: Nftables().mappings()\nexcept Exception as error: print(error)"
     found = nft_lab.run("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
                         sys.executable, "-c", code)  # fmt: skip
@@ -514,11 +523,11 @@ def test_a_namespace_that_limits_a_send_gets_it_in_pieces(nft, monkeypatch, capl
     nft.apply(moved, batch)
     assert set(nft.mappings()) == set(moved)
     # A clash in the last piece undoes the others.
-    extra = [Mapping(m.port, m.dest, "udp") for m in moved]
+    extra = [PortMapping(m.host_port, m.dest, "udp") for m in moved]
     for add, remove, error in (
         ([*extra, WEB], (), InUseError),
         ([*batch, WEB, WEB], moved, InUseError),
-        (extra, [*moved, Mapping(40000, (FIRST, 1))], NotAllocatedError),
+        (extra, [*moved, PortMapping(40000, (FIRST, 1))], NotAllocatedError),
     ):
         with pytest.raises(error):
             nft.apply(add, remove)
@@ -531,7 +540,7 @@ def test_a_child_process_opens_its_own_socket(nft):
     nft.apply([WEB])
     before = nft._netlink
     nft._netlink.pid = -1  # as it looks from a child
-    nft.apply([Mapping(1, (FIRST, 1))])
+    nft.apply([PortMapping(1, (FIRST, 1))])
     assert nft._netlink is not before
     assert before.fileno() == -1
 

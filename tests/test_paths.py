@@ -6,7 +6,7 @@ import pytest
 
 from lab import Lab
 from netalloc.host import namespaces, sysctl
-from netalloc.portmap import PortMapper
+from netalloc.portmap.mapper import PortMapper
 
 pytestmark = pytest.mark.root
 
@@ -155,6 +155,6 @@ def test_threads_share_a_mapper(backend):
         for thread in threads:
             thread.join()
         wanted = {5000 + 10 * i + j for i in range(4) for j in (1, 2, 3)}
-        assert {mapping.port for mapping in mapper.mappings} == wanted
+        assert {mapping.host_port for mapping in mapper.mappings} == wanted
         assert not mapper.reconcile()
         assert lab.ask(lab.outside, "tcp", (lab.address, 5033))[0] == "c0"

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from netalloc.errors import InterfaceError, InUseError, NotAllocatedError, OutOfRangeError
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper
+from netalloc.model import PortMapping
+from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.null import Null
 
 DEST = ("10.0.0.2", 80)
@@ -122,7 +122,7 @@ def test_blocks_exclude_what_they_cover(mapper):
 
 
 def test_batches_are_all_or_nothing(mapper):
-    batch = [Mapping(port, DEST) for port in range(1, 101)]
+    batch = [PortMapping(port, DEST) for port in range(1, 101)]
     mapper.map(100, DEST, "udp")
     mapper.map(100, DEST, host_ip="10.0.0.1")
     before = mapper.mappings
@@ -137,7 +137,7 @@ def test_batches_are_all_or_nothing(mapper):
     with pytest.raises(NotAllocatedError, match="1/tcp"):
         mapper.unmap_many([batch[0], batch[0]])
     with pytest.raises(NotAllocatedError, match=r"10\.0\.0\.9"):
-        mapper.unmap_many([Mapping(1, ("10.0.0.9", 80))])
+        mapper.unmap_many([PortMapping(1, ("10.0.0.9", 80))])
     assert len(mapper.mappings) == 101
     mapper.unmap_many(batch, missing_ok=True)
     assert mapper.mappings == before
@@ -162,11 +162,11 @@ def test_what_the_kernel_refuses_is_not_mapped():
     mapper.map(80, DEST)
     backend.broken = True
     with pytest.raises(OSError, match="broken"):
-        mapper.map_many([Mapping(81, DEST), Mapping(82, DEST)])
+        mapper.map_many([PortMapping(81, DEST), PortMapping(82, DEST)])
     with pytest.raises(OSError, match="broken"):
         mapper.unmap(80)
     backend.broken = False
-    assert [m.port for m in mapper.mappings] == [80]
+    assert [m.host_port for m in mapper.mappings] == [80]
     mapper.map(81, DEST)
     mapper.unmap(80)
 
@@ -212,7 +212,7 @@ def test_rules_that_others_took_away_do_not_block_an_unmap():
 
 def test_reconcile_says_what_it_did(mapper):
     kept = [mapper.map(port, DEST) for port in (1, 2)]
-    stranger = Mapping(9, DEST)
+    stranger = PortMapping(9, DEST)
     mapper.backend.apply([stranger], [kept[0]])
     repairs = mapper.reconcile()
     assert (repairs.added, repairs.removed) == ((kept[0],), (stranger,))
@@ -220,7 +220,7 @@ def test_reconcile_says_what_it_did(mapper):
     assert mapper.reconcile([stranger]).added == (stranger,)
     assert mapper.mappings == [stranger]
     with pytest.raises(InUseError):
-        mapper.reconcile([stranger, Mapping(9, ("10.0.0.7", 1))])
+        mapper.reconcile([stranger, PortMapping(9, ("10.0.0.7", 1))])
     assert mapper.mappings == [stranger]
 
 
@@ -238,9 +238,9 @@ def test_threads_never_share_a_port(mapper):
     for thread in threads:
         thread.join()
     assert (
-        sorted(m.port for m in won)
+        sorted(m.host_port for m in won)
         == list(range(1, 400))
-        == sorted(m.port for m in mapper.mappings)
+        == sorted(m.host_port for m in mapper.mappings)
     )
 
 
@@ -289,7 +289,9 @@ class Sockets(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self):
-        keys = {(m.host_ip and str(m.host_ip), m.protocol, m.port) for m in self.mapper.mappings}
+        keys = {
+            (m.host_ip and str(m.host_ip), m.protocol, m.host_port) for m in self.mapper.mappings
+        }
         assert keys == set(self.model)
         assert set(self.mapper.backend.mappings()) == set(self.mapper.mappings)
 

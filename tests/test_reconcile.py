@@ -13,15 +13,15 @@ import pytest
 from lab import Lab
 from netalloc.errors import CommandError, NetallocError
 from netalloc.host import sysctl
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper
+from netalloc.model import PortMapping
+from netalloc.portmap.mapper import PortMapper
 
 pytestmark = pytest.mark.root
 
 BATCH = [
-    *(Mapping(20000 + i, ("10.200.0.2", 80), owner=f"c{i}") for i in range(100)),
-    *(Mapping(20000 + i, ("10.200.0.3", 80), "udp", "192.0.2.1") for i in range(10)),
-    Mapping(30000, ("10.200.0.2", 30000), "udp", count=2000),
+    *(PortMapping(20000 + i, ("10.200.0.2", 80), owner=f"c{i}") for i in range(100)),
+    *(PortMapping(20000 + i, ("10.200.0.3", 80), "udp", "192.0.2.1") for i in range(10)),
+    PortMapping(30000, ("10.200.0.2", 30000), "udp", count=2000),
 ]
 FIRST = BATCH[0]
 RULE = "-p tcp -m tcp --dport 20000 -m comment --comment c0 -j DNAT --to-destination 10.200.0.2:80"
@@ -106,7 +106,7 @@ def test_only_the_difference_is_mended(lab, damage):
         assert sorted(lab.rules().splitlines()) == right
         assert not mapper.reconcile()
         assert set(mapper.backend.mappings()) == set(BATCH)
-        assert lab.ask(lab.outside, "tcp", (lab.address, FIRST.port))[0] == "c0"
+        assert lab.ask(lab.outside, "tcp", (lab.address, FIRST.host_port))[0] == "c0"
 
 
 def test_settings_are_mended(lab):
@@ -138,13 +138,13 @@ def test_the_whole_ruleset_flushed(nft_lab, backend):
     with PortMapper(backend, bridge=lab.bridge, network=lab.network) as mapper:
         mapper.map_many(BATCH)
         lab.run("nft", "flush", "ruleset")
-        assert lab.reaches(lab.outside, "tcp", (lab.address, FIRST.port)) is None
+        assert lab.reaches(lab.outside, "tcp", (lab.address, FIRST.host_port)) is None
         repairs = mapper.reconcile()
         assert set(repairs.added) == set(BATCH) and repairs.structure
         assert not mapper.reconcile()
         for place in (lab.outside, lab.host, *lab.containers):
-            assert lab.ask(place, "tcp", (lab.address, FIRST.port))[0] == "c0"
-        assert lab.ask(lab.host, "tcp", ("127.0.0.1", FIRST.port))[0] == "c0"
+            assert lab.ask(place, "tcp", (lab.address, FIRST.host_port))[0] == "c0"
+        assert lab.ask(lab.host, "tcp", ("127.0.0.1", FIRST.host_port))[0] == "c0"
 
 
 def test_rules_flushed_in_mid_operation(lab):
@@ -167,7 +167,7 @@ def test_a_mapping_that_somebody_deleted_can_be_unmapped(lab):
     with make(lab) as mapper:
         mapper.map_many(BATCH)
         lab.run("iptables", "-t", "nat", "-D", LEAF, *RULE.split())
-        mapper.unmap(FIRST.port, missing_ok=True)
+        mapper.unmap(FIRST.host_port, missing_ok=True)
         lab.run("iptables", "-t", "nat", "-F")
         mapper.unmap_many(BATCH[1:], missing_ok=True)
         assert mapper.mappings == [] == mapper.backend.mappings()
@@ -177,13 +177,13 @@ def test_a_mapping_that_somebody_deleted_can_be_unmapped(lab):
 # commands it started, after part of the time that the batch takes.
 KILLING = """
 import ctypes, json, os, random, signal, sys, time
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper
+from netalloc.model import PortMapping
+from netalloc.portmap.mapper import PortMapper
 
 backend, rounds = sys.argv[1], int(sys.argv[2])
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER: wait for grandchildren
-old = [Mapping(1000 + i, ("10.200.0.9", 80)) for i in range(100)]
-new = [Mapping(20000 + i, ("10.200.0.9", 80)) for i in range(1000)]
+old = [PortMapping(1000 + i, ("10.200.0.9", 80)) for i in range(100)]
+new = [PortMapping(20000 + i, ("10.200.0.9", 80)) for i in range(1000)]
 
 def make():
     return PortMapper(backend, bridge="br0", network="10.200.0.0/16")
@@ -248,14 +248,14 @@ def test_killed_at_random_moments_of_a_batch(make_lab, backend):
     assert seen["none"] and seen["all"], f"the kills missed the batch: {seen}"
 
 
-def random_mapping(dice: random.Random) -> Mapping:
+def random_mapping(dice: random.Random) -> PortMapping:
     protocol = dice.choice(["tcp", "udp"])
     host_ip = dice.choice([None, "192.0.2.1", "192.0.2.11"])
     if dice.random() < 0.2:
         port = dice.randrange(900, 1100)
-        return Mapping(port, ("10.200.0.2", port), protocol, host_ip, dice.randrange(2, 200))
+        return PortMapping(port, ("10.200.0.2", port), protocol, host_ip, dice.randrange(2, 200))
     to = "10.200.0.2", dice.randrange(1, 65536)
-    return Mapping(dice.randrange(900, 1100), to, protocol, host_ip, owner=dice.choice("ab"))
+    return PortMapping(dice.randrange(900, 1100), to, protocol, host_ip, owner=dice.choice("ab"))
 
 
 def vandalise(lab: Lab, dice: random.Random) -> None:

@@ -16,11 +16,11 @@ from netalloc.errors import (
     StaleLeaseError,
     StoreError,
 )
-from netalloc.manager import NetworkManager
-from netalloc.publishing import Publish
-from netalloc.store import addresses as addresses_module
+from netalloc.ipam import history as addresses_module
+from netalloc.manager.manager import NetworkManager
+from netalloc.model import PortRequest
 from netalloc.store.memory import MemoryStore
-from netalloc.store.records import Suspect
+from netalloc.store.records import GcCandidate
 
 SECOND = 1_000_000_000
 
@@ -77,7 +77,7 @@ def ips(interfaces):
 def test_a_released_address_cools_down_over_a_restart(reopen, clock):
     manager = reopen(cooldown=30)
     manager.allocate_many(5)
-    for one in manager.interfaces[:2]:
+    for one in manager.interfaces()[:2]:
         one.release()
         clock.sleep(10)
     manager = reopen(cooldown=30)
@@ -91,7 +91,7 @@ def test_a_released_address_cools_down_over_a_restart(reopen, clock):
     assert str(manager.allocate().ip) == "10.0.0.2"
     with pytest.raises(ExhaustedError):
         manager.allocate()
-    assert str(manager.allocate(early=True).ip) == "10.0.0.3"
+    assert str(manager.allocate(allow_cooling=True).ip) == "10.0.0.3"
     assert manager.check() == []
 
 
@@ -229,7 +229,7 @@ def test_gc_releases_after_two_looks_and_a_grace_period(reopen, clock):
     clock.sleep(5)
     manager = reopen()
     assert [str(ip) for ip in manager.gc(["alive"], grace=10)] == ["10.0.0.3", "10.0.0.4"]
-    assert [one.owner for one in manager.interfaces] == ["alive", "reborn", "again"]
+    assert [one.owner for one in manager.interfaces()] == ["alive", "reborn", "again"]
     assert manager.check() == []
     clock.sleep(9)
     assert manager.gc(["alive", "again"], grace=10) == []  # both were noted 9 s ago
@@ -242,9 +242,9 @@ def test_gc_releases_after_two_looks_and_a_grace_period(reopen, clock):
 def test_gc_spares_a_lease_that_is_not_the_one_it_saw(reopen, clock):
     manager = reopen()
     web = manager.allocate("dead")
-    tx = manager._leasing.changes.store.begin("note an older lease")
-    older = Suspect(web._lease.network, web._lease.ordinal, web.generation - 1, 0)
-    tx.table(Suspect).add((older,))
+    tx = manager._leases.committer.store.begin("note an older lease")
+    older = GcCandidate(web._lease.network, web._lease.ordinal, web.generation - 1, 0)
+    tx.table(GcCandidate).add((older,))
     tx.commit()
     assert manager.gc([], grace=10) == []
     clock.sleep(9)
@@ -255,13 +255,13 @@ def test_gc_spares_a_lease_that_is_not_the_one_it_saw(reopen, clock):
 
 def test_gc_goes_on_past_what_cannot_be_released(reopen, clock):
     manager = reopen()
-    backend = manager._leasing.kernel._mapper.backend
+    backend = manager._leases.kernel._mapper.backend
     stuck, free = manager.allocate("dead", ports=(80,)), manager.allocate("dead")
-    backend.stuck = {stuck.ports[0].port}
+    backend.stuck = {stuck.ports()[0].host_port}
     manager.gc([], grace=0)
     with pytest.raises(Exception, match="not everything was released"):
         manager.gc([], grace=0)
-    assert manager.interfaces == [stuck]
+    assert manager.interfaces() == [stuck]
     backend.stuck = set()
     assert manager.gc([], grace=0) == [stuck.ip]
     assert free.ip != stuck.ip
@@ -271,7 +271,7 @@ def test_a_key_is_remembered_over_a_restart(reopen):
     first = reopen().allocate("pod", key="eth0", ports=(80,))
     ports = first.ports
     again = reopen().allocate("pod", key="eth0", ports=(80,))
-    assert (again.ip, again.generation, again.ports) == (first.ip, first.generation, ports)
+    assert (again.ip, again.generation, again.ports()) == (first.ip, first.generation, ports)
 
 
 def test_the_cursor_goes_on_where_it_was_and_copes_with_another_network(reopen):
@@ -280,15 +280,15 @@ def test_the_cursor_goes_on_where_it_was_and_copes_with_another_network(reopen):
         one.release()
     manager = reopen("10.0.0.1/24", ports=range(8000, 9000))
     assert str(manager.allocate(ports=(80,)).ip) == "10.0.0.102"
-    assert manager.interfaces[0].ports[0].port == 8100
-    manager.interfaces[0].release()
+    assert manager.interfaces()[0].ports()[0].host_port == 8100
+    manager.interfaces()[0].release()
     manager = reopen("10.0.0.1/29", ports=range(8000, 8002))  # both cursors lie outside now
     assert ips(manager.allocate_many(5)) == [f"10.0.0.{n}" for n in range(2, 7)]
-    assert [manager.interfaces[0].allocate_port(80) for _ in range(2)] == [8000, 8001]
+    assert [manager.interfaces()[0].allocate_port(80) for _ in range(2)] == [8000, 8001]
     with pytest.raises(ExhaustedError):
         manager.allocate()
     with pytest.raises(ExhaustedError):
-        manager.interfaces[0].allocate_port(80)
+        manager.interfaces()[0].allocate_port(80)
     with pytest.raises(InUseError, match="5 addresses leased"):
         reopen("10.0.0.1/24")
 
@@ -299,8 +299,8 @@ def test_small_networks_and_wide_ones(reopen, network):
     last = plan.address(plan.size - 1)
     interface = manager.allocate("last", last)
     manager = reopen(network)
-    assert ips(manager.interfaces) == [str(last)]
-    assert interface.address == manager.interfaces[0].address
+    assert ips(manager.interfaces()) == [str(last)]
+    assert interface.address == manager.interfaces()[0].address
     with pytest.raises(InUseError, match="held by last"):
         manager.allocate("other", last)
     manager.find("last")[0].release()
@@ -313,13 +313,13 @@ def test_a_release_that_came_too_late_is_counted_and_strict_ones_told(reopen):
     manager = reopen()
     manager.find("first")[0].release()
     second = manager.allocate("second", "10.0.0.4", ports=(80,))
-    stale = type(second)(manager._leasing, late._lease)
+    stale = type(second)(manager._leases, late._lease)
     stale.release()
     assert manager.stale_releases == 1
     for call in (lambda: stale.allocate_port(80), lambda: stale.release_port(8000)):
         with pytest.raises(NotAllocatedError):
             call()
-    stale = type(second)(manager._leasing, late._lease)
+    stale = type(second)(manager._leases, late._lease)
     for call in (
         lambda: stale.allocate_port(80),
         lambda: stale.release_port(8000),
@@ -327,30 +327,30 @@ def test_a_release_that_came_too_late_is_counted_and_strict_ones_told(reopen):
     ):
         with pytest.raises(StaleLeaseError, match="of first of 10"):
             call()
-    assert manager.interfaces == [second]
-    assert len(second.ports) == 1
+    assert manager.interfaces() == [second]
+    assert len(second.ports()) == 1
 
 
 def test_check_names_what_is_wrong_and_repair_mends_it(reopen):
     manager = reopen()
-    web = manager.allocate("web", ports=(80, Publish(53, "udp", host_ip="10.9.9.9")))
+    web = manager.allocate("web", ports=(80, PortRequest(53, "udp", host_ip="10.9.9.9")))
     assert manager.check() == []
-    backend = manager._leasing.kernel._mapper.backend
+    backend = manager._leases.kernel._mapper.backend
     mapping = backend.mappings()[0]
     backend.reconcile([])
-    tx = manager._leasing.changes.store.begin("sabotage")
-    bitmap = manager._leasing.addresses.bitmap(tx)
+    tx = manager._leases.committer.store.begin("sabotage")
+    bitmap = manager._leases.addresses.bitmap(tx)
     bitmap.release(web._lease.ordinal)
     bitmap.reserve(3)
-    tx.bitmap("ports/tcp/used", tx.bitmap("ports/tcp/used", 65536).size).release(mapping.port)
+    tx.bitmap("ports/tcp/used", tx.bitmap("ports/tcp/used", 65536).size).release(mapping.host_port)
     tx.commit()
     problems = "\n".join(manager.check())
     assert "10.0.0.2 is not marked as taken" in problems
     assert "10.0.0.5 is marked as taken, but no record says by whom" in problems
     assert "bitmap ports/tcp/used differs from the publications at 1 ordinals" in problems
-    assert problems.count("the kernel lacks Mapping(port=") == 2
+    assert problems.count("the kernel lacks PortMapping(port=") == 2
     with pytest.raises(StoreError, match="repair"):
         manager.allocate(ip="10.0.0.5")
     manager.repair()
     assert manager.check() == []
-    assert set(backend.mappings()) == set(web.ports)
+    assert set(backend.mappings()) == set(web.ports())

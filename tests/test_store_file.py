@@ -10,12 +10,12 @@ import pytest
 
 from faults import FaultyBackend, write_back
 from lab import Private
-from netalloc import changes as changes_module
 from netalloc.errors import ExhaustedError, StoreError
 from netalloc.host import namespaces
-from netalloc.manager import NetworkManager
-from netalloc.publishing import Publish
-from netalloc.store.sqlite import SqliteStore
+from netalloc.manager import commit as changes_module
+from netalloc.manager.manager import NetworkManager
+from netalloc.model import PortRequest
+from netalloc.store.sqlite.store import SqliteStore
 
 MS_REMOUNT = 32  # linux/mount.h
 
@@ -42,12 +42,12 @@ def test_a_reboot_ends_leases_and_keeps_reservations(path):
         manager.allocate_many(3, (80,), owner="web", labels={"a": "b"})
     with SqliteStore(path, boot="second boot") as store, manager_of(store) as manager:
         # A reader may be the first one to come.
-        assert manager.interfaces == []
+        assert manager.interfaces() == []
         assert manager.history("10.0.0.4")[0].owner == "web"
         # The dynamic ones start first, and must not get what is reserved.
         assert ips(manager.allocate_many(2, owner="quick")) == ["10.0.0.7", "10.0.0.8"]
         assert str(manager.allocate("db").ip) == "10.0.0.2"
-        assert manager.allocate("x", ports=(Publish(80, host_port=49153),)).ports
+        assert manager.allocate("x", ports=(PortRequest(80, host_port=49153),)).ports
         assert [str(manager.allocate().ip) for _ in range(248)][-1] == "10.0.0.6"
         with pytest.raises(ExhaustedError):
             manager.allocate()
@@ -70,8 +70,8 @@ def test_an_older_file_is_migrated(path):
     old.close()
     assert tables == set(schema.statements(1)) < set(schema.statements())
     with manager_of(path, sticky=60) as manager:
-        (web,) = manager.interfaces
-        assert (web.owner, web.key, len(web.ports)) == ("web", "eth0", 1)
+        (web,) = manager.interfaces()
+        assert (web.owner, web.key, len(web.ports())) == ("web", "eth0", 1)
         web.release()
         assert manager.allocate("web", key="eth0").ip == web.ip
         assert manager.check() == []
@@ -142,13 +142,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_a_writer_that_stands_still_is_named_after_a_bounded_wait(path):
     manager_of(path).close()
     code = (
-        "import sys, time; from netalloc.store.sqlite import SqliteStore\n"
+        "import sys, time; from netalloc.store.sqlite.store import SqliteStore\n"
         f"tx = SqliteStore({str(path)!r}).begin('nap'); print('in', flush=True); time.sleep(60)"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
         try:
             assert b"in\n" in iter(other.stdout.readline, b"")
-            with SqliteStore(path, patience=0.2) as store:
+            with SqliteStore(path, timeout=0.2) as store:
                 for _ in range(2):
                     with pytest.raises(StoreError, match=rf"process {other.pid} \(nap\)"):
                         store.begin("wait")
@@ -163,7 +163,7 @@ def test_a_writer_that_stands_still_is_named_after_a_bounded_wait(path):
 
 
 def test_a_thread_that_stands_still_is_named_too(path):
-    with SqliteStore(path, patience=0.1) as store:
+    with SqliteStore(path, timeout=0.1) as store:
         tx = store.begin("first")
         failures = []
 
@@ -198,8 +198,8 @@ def test_a_forked_child_has_its_own_turn(path):
             stop.set()
             thread.join()
         assert len({*theirs, *taken}) == 5 + len(taken)
-        assert {one.owner for one in manager.interfaces} == {"parent", "child"}
-        assert len(manager.interfaces) == 5 + len(taken)
+        assert {one.owner for one in manager.interfaces()} == {"parent", "child"}
+        assert len(manager.interfaces()) == 5 + len(taken)
         assert manager.check() == []
 
 
@@ -221,7 +221,7 @@ def answer_of_child(call):
 
 def test_many_threads_share_commits(path):
     with manager_of(path) as manager:
-        store = manager._leasing.changes.store
+        store = manager._leases.committer.store
         begun, start = [], threading.Barrier(32)
         begin = store.begin
         store.begin = lambda *args, **options: begun.append(args) or begin(*args, **options)
@@ -237,7 +237,7 @@ def test_many_threads_share_commits(path):
         for thread in threads:
             thread.join()
         assert len({one.ip for one in taken}) == 160
-        assert len({one.ports[0].port for one in taken}) == 160
+        assert len({one.ports()[0].host_port for one in taken}) == 160
         assert len(begun) < 80
         assert manager.check() == []
 
@@ -245,14 +245,14 @@ def test_many_threads_share_commits(path):
 def test_in_a_shared_commit_only_who_fails_is_told(path):
     backend = FaultyBackend()
     with manager_of(path, backend=backend, ports=range(8000, 8040)) as manager:
-        changes = manager._leasing.changes
+        changes = manager._leases.committer
         backend.refuse = {8005}
         outcomes = [None] * 12
 
         def work(i):
             try:
                 outcomes[i] = manager.allocate(
-                    f"owner{i}", ports=(Publish(80, host_port=8000 + i),)
+                    f"owner{i}", ports=(PortRequest(80, host_port=8000 + i),)
                 )
             except Exception as error:
                 outcomes[i] = error
@@ -269,14 +269,14 @@ def test_in_a_shared_commit_only_who_fails_is_told(path):
             thread.join()
         failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
         assert failed == [5] and "refused 8005" in str(outcomes[5])
-        assert len(manager.interfaces) == len(backend.mappings()) == 11
+        assert len(manager.interfaces()) == len(backend.mappings()) == 11
         assert manager.check() == []
 
 
 @pytest.mark.parametrize("heir", [False, True])
 def test_a_caller_who_is_interrupted_in_the_queue_holds_nobody_up(path, monkeypatch, heir):
     with manager_of(path) as manager:
-        changes = manager._leasing.changes
+        changes = manager._leases.committer
 
         class Interrupted:
             def acquire(self):
@@ -289,13 +289,13 @@ def test_a_caller_who_is_interrupted_in_the_queue_holds_nobody_up(path, monkeypa
                 pass
 
         changes._led = True
-        make = changes_module._Caller.__init__
+        make = changes_module.Waiter.__init__
 
         def init(self, *arguments):
             make(self, *arguments)
             self.wake = Interrupted()
 
-        monkeypatch.setattr(changes_module._Caller, "__init__", init)
+        monkeypatch.setattr(changes_module.Waiter, "__init__", init)
         with pytest.raises(KeyboardInterrupt):
             manager.allocate("gone")
         monkeypatch.undo()
@@ -303,7 +303,7 @@ def test_a_caller_who_is_interrupted_in_the_queue_holds_nobody_up(path, monkeypa
         assert changes._led is not heir
         changes._led = False
         assert manager.allocate("next")
-        assert [one.owner for one in manager.interfaces] == ["next"]
+        assert [one.owner for one in manager.interfaces()] == ["next"]
 
 
 def test_tasks_share_a_manager(path):
@@ -322,7 +322,7 @@ def test_a_commit_that_fails_takes_the_kernel_back(path):
     backend = FaultyBackend()
     with manager_of(path, backend=backend) as manager:
         before = manager.allocate(ports=(80,))
-        store = manager._leasing.changes.store
+        store = manager._leases.committer.store
         execute = store._writer.execute
 
         def fail(sql, values=()):
@@ -338,8 +338,8 @@ def test_a_commit_that_fails_takes_the_kernel_back(path):
         ):
             with pytest.raises(Exception, match=r"no room|not released"):
                 step()
-            assert set(backend.mappings()) == set(before.ports)
-            assert manager.interfaces == [before]
+            assert set(backend.mappings()) == set(before.ports())
+            assert manager.interfaces() == [before]
         del store._writer.execute
         assert manager.check() == []
         assert manager.allocate(ports=(81,)).ports
@@ -363,7 +363,7 @@ def test_an_interrupt_in_the_middle_of_the_kernel_batch_is_mended_next(path):
         with pytest.raises(KeyboardInterrupt):
             manager.allocate(ports=(80,))
         assert len(backend.mappings()) == 1  # nobody knows whether it came through
-        assert manager.interfaces == []
+        assert manager.interfaces() == []
         with manager_of(path, backend=backend) as other:
             assert backend.mappings() == []
             assert other.check() == []
@@ -372,12 +372,12 @@ def test_an_interrupt_in_the_middle_of_the_kernel_batch_is_mended_next(path):
 def test_a_full_file_is_a_clear_error_and_nothing_is_lost(path):
     with manager_of(path, network="10.0.0.1/16") as manager:
         first = manager.allocate("first", ports=(80,))
-        store = manager._leasing.changes.store
+        store = manager._leases.committer.store
         ((pages,),) = store._writer.rows("PRAGMA page_count")
         store._writer.execute(f"PRAGMA max_page_count = {pages + 2}")
         with pytest.raises(StoreError, match=r"no room left on the disk .* nothing was changed"):
             manager.allocate_many(5000, owner="x" * 50)
-        assert manager.interfaces == [first]
+        assert manager.interfaces() == [first]
         assert manager.check() == []
         store._writer.execute("PRAGMA max_page_count = 100000")
         assert len(manager.allocate_many(5000, owner="x" * 50)) == 5000
@@ -396,11 +396,11 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(tmp_path):
             for _ in range(3):
                 with pytest.raises(StoreError, match="no room left on the disk"):
                     manager.allocate_many(50, (80,), owner="x" * 50)
-            assert manager.interfaces == held
+            assert manager.interfaces() == held
             assert len(backend.mappings()) == len(held)
         with manager_of(tmp_path / "store.db", network="10.0.0.1/16", backend=backend) as manager:
-            assert manager.interfaces == held
+            assert manager.interfaces() == held
             namespaces.mount("tmpfs", str(tmp_path), "tmpfs", MS_REMOUNT, "size=40m")
             held += manager.allocate_many(500, (80,), owner="x" * 50)
-            assert manager.interfaces == held
+            assert manager.interfaces() == held
             assert manager.check() == []

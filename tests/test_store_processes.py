@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from netalloc.manager import NetworkManager
+from netalloc.manager.manager import NetworkManager
 from storm import storm
 
 
@@ -46,10 +46,10 @@ def test_a_change_is_seen_by_everybody_at_the_next_call(tmp_path):
         for _ in range(5):
             first = one.allocate("one", ports=(80,))
             (seen,) = two.find("one")
-            assert (seen.ip, seen.ports) == (first.ip, first.ports)
+            assert (seen.ip, seen.ports()) == (first.ip, first.ports())
             assert two.allocate("two").ip == first.ip + 1
             seen.allocate_port(443)
-            assert len(first.ports) == 2
+            assert len(first.ports()) == 2
             assert two.release("one") == 1
             assert one.find("one") == []
             first.release()
@@ -85,11 +85,11 @@ def test_a_reader_does_not_wait_for_a_writer(tmp_path):
     options = {"network": "10.0.0.1/24", "backend": "null", "store": tmp_path / "store.db"}
     with NetworkManager("br0", **options) as writer, NetworkManager("br0", **options) as reader:
         writer.allocate("web")
-        tx = writer._leasing.changes.store.begin("slow")
+        tx = writer._leases.committer.store.begin("slow")
         try:
             begin = time.monotonic()
-            assert [one.owner for one in reader.interfaces] == ["web"]
-            assert time.monotonic() - begin < reader._leasing.changes.store.patience / 2
+            assert [one.owner for one in reader.interfaces()] == ["web"]
+            assert time.monotonic() - begin < reader._leases.committer.store.patience / 2
         finally:
             tx.rollback()
 
@@ -101,5 +101,5 @@ def test_nothing_stays_open(tmp_path):
     for _ in range(5):
         with NetworkManager("br0", **options) as manager:
             manager.allocate()
-            assert manager.interfaces
+            assert manager.interfaces()
     assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -7,9 +7,9 @@ import time
 import pytest
 
 from netalloc.errors import NetallocError
-from netalloc.host.monitor import RuleMonitor
-from netalloc.model import Mapping
-from netalloc.portmap import PortMapper
+from netalloc.host.rule_monitor import RuleMonitor
+from netalloc.model import PortMapping
+from netalloc.portmap.mapper import PortMapper
 
 pytestmark = pytest.mark.root
 
@@ -51,7 +51,7 @@ def test_what_others_break_is_mended_within_a_second(nft_lab, backend):
 
 def test_our_own_changes_wake_nobody_and_others_tables_neither(nft_lab):
     with PortMapper("nftables") as mapper, Waits(mapper.backend.monitor()) as monitor:
-        mapper.map_many([Mapping(port, ("10.0.0.2", 80)) for port in range(1, 3000)])
+        mapper.map_many([PortMapping(port, ("10.0.0.2", 80)) for port in range(1, 3000)])
         mapper.unmap(7)
         nft_lab.run("nft", "add", "table", "ip", "stranger")
         nft_lab.run("nft", "add", "table", "ip6", "netalloc")
@@ -67,7 +67,7 @@ def test_a_burst_that_overflows_the_socket_counts_as_a_change(nft_lab):
     monitor = RuleMonitor(["netalloc"])
     monitor._netlink._socket.setsockopt(1, 33, 2048)  # SO_RCVBUFFORCE: room for a few events
     with PortMapper("nftables") as mapper:
-        mapper.map_many([Mapping(port, ("10.0.0.2", 80)) for port in range(1, 9000)])
+        mapper.map_many([PortMapping(port, ("10.0.0.2", 80)) for port in range(1, 9000)])
         assert monitor.wait()
     monitor.close()
 

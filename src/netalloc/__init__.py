@@ -1,56 +1,83 @@
 """Addresses, host ports and port mappings for dense container and microVM hosts."""
 
-from netalloc._alloc import (
-    Bitmap,
-    IPAllocator,
-    int_to_ip,
-    ip_to_int,
-    network_range,
-    network_size,
-)
-from netalloc.errors import (
-    CommandError,
-    ExhaustedError,
-    InterfaceError,
-    InUseError,
-    NetallocError,
-    NotAllocatedError,
-    OutOfRangeError,
-    StaleLeaseError,
-    StoreError,
-)
-from netalloc.host.links import interface_address
-from netalloc.interface import NetworkInterface
-from netalloc.manager import NetworkManager
-from netalloc.model import Mapping, Repairs
-from netalloc.portmap import PortMapper
-from netalloc.portmap.iptables import iptables
-from netalloc.ports import PortAllocator
-from netalloc.publishing import Publish
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Bitmap",
-    "CommandError",
-    "ExhaustedError",
-    "IPAllocator",
-    "InUseError",
-    "InterfaceError",
-    "Mapping",
-    "NetallocError",
-    "NetworkInterface",
-    "NetworkManager",
-    "NotAllocatedError",
-    "OutOfRangeError",
-    "PortAllocator",
-    "PortMapper",
-    "Publish",
-    "Repairs",
-    "StaleLeaseError",
-    "StoreError",
-    "int_to_ip",
-    "interface_address",
-    "ip_to_int",
-    "iptables",
-    "network_range",
-    "network_size",
-]
+if TYPE_CHECKING:
+    from netalloc._alloc import (
+        Bitmap,
+        IPAllocator,
+        int_to_ip,
+        ip_to_int,
+        network_range,
+        network_size,
+    )
+    from netalloc.errors import (
+        ClosedError,
+        CommandError,
+        ExhaustedError,
+        InterfaceError,
+        InUseError,
+        InvalidValueError,
+        NetallocError,
+        NotAllocatedError,
+        OutOfRangeError,
+        QuotaError,
+        StaleLeaseError,
+        StoreError,
+    )
+    from netalloc.host.links import interface_address
+    from netalloc.manager.interface import NetworkInterface
+    from netalloc.manager.manager import NetworkManager
+    from netalloc.model import PortMapping, PortRequest, ReconcileResult
+    from netalloc.portmap.iptables.commands import iptables
+    from netalloc.portmap.mapper import PortMapper
+    from netalloc.ports import PortAllocator
+
+# Where each public name comes from. It is loaded at its first use (PEP 562): a command line
+# that only looks, or a plugin that starts once for each container, pays for nothing else.
+_HOME = {
+    "Bitmap": "_alloc",
+    "ClosedError": "errors",
+    "CommandError": "errors",
+    "ExhaustedError": "errors",
+    "IPAllocator": "_alloc",
+    "InUseError": "errors",
+    "InterfaceError": "errors",
+    "InvalidValueError": "errors",
+    "NetallocError": "errors",
+    "NetworkInterface": "manager.interface",
+    "NetworkManager": "manager.manager",
+    "NotAllocatedError": "errors",
+    "OutOfRangeError": "errors",
+    "PortAllocator": "ports",
+    "PortMapper": "portmap.mapper",
+    "PortMapping": "model",
+    "PortRequest": "model",
+    "QuotaError": "errors",
+    "ReconcileResult": "model",
+    "StaleLeaseError": "errors",
+    "StoreError": "errors",
+    "int_to_ip": "_alloc",
+    "interface_address": "host.links",
+    "ip_to_int": "_alloc",
+    "iptables": "portmap.iptables.commands",
+    "network_range": "_alloc",
+    "network_size": "_alloc",
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -8,7 +8,7 @@ different addresses do not conflict. Per protocol there are three kinds of bitma
     used      ports held on any address: what a wildcard must keep clear of
     on/<ip>   ports that a holder on <ip> must keep clear of: those held there, and `every`
 
-so that each pick is one search in one bitmap, however many ports are held. Holding a port
+so that each pick is one search in one bitmap, however many ports are held. PastLease a port
 on every address costs one more step per *address* that has ports of its own.
 """
 
@@ -19,7 +19,7 @@ from typing import Protocol
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import ExhaustedError, InUseError, NotAllocatedError, OutOfRangeError
-from netalloc.model import as_host_ip, check_port, check_protocol
+from netalloc.values import as_host_ip, as_port, as_protocol
 
 PORTS = range(49153, 65536)
 Probe = Callable[[int, str, IPv4Address | None], bool]
@@ -92,8 +92,8 @@ class PortAllocator:
             raise OutOfRangeError(f"ports {ports!r} is not a range")
         if not ports:
             raise OutOfRangeError(f"{ports!r} has no port in it")
-        check_port(ports[0])
-        check_port(ports[-1])
+        as_port(ports[0])
+        as_port(ports[-1])
         self.ports = ports
         self.probe = probe
         self._bitmaps: Bitmaps = MemoryBitmaps() if bitmaps is None else bitmaps
@@ -120,7 +120,7 @@ class PortAllocator:
         self, n: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> list[int]:
         """The next n free ports, or none of them: ExhaustedError."""
-        check_protocol(protocol)
+        as_protocol(protocol)
         ip = as_host_ip(host_ip)
         if n < 0:
             raise OutOfRangeError(f"{n} ports cannot be had")
@@ -157,7 +157,7 @@ class PortAllocator:
         >>> PortAllocator(range(8000, 8100)).acquire_block(10)
         range(8000, 8010)
         """
-        check_protocol(protocol)
+        as_protocol(protocol)
         ip = as_host_ip(host_ip)
         if not 1 <= n <= len(self.ports):
             raise OutOfRangeError(f"a block of {n} ports is not within 1 to {len(self.ports)}")
@@ -183,9 +183,9 @@ class PortAllocator:
         Raises InUseError when it is held on every address, on this one, or, where every
         address is asked for, on any.
         """
-        check_protocol(protocol)
+        as_protocol(protocol)
         ip = as_host_ip(host_ip)
-        ordinal = self._ordinal(check_port(port))
+        ordinal = self._ordinal(as_port(port))
         with self._lock:
             if ordinal in self._bitmap(protocol, "every"):
                 raise InUseError(f"port {port}/{protocol} is held on every address")
@@ -209,9 +209,9 @@ class PortAllocator:
         Raises NotAllocatedError when it is not held in that way: a port that is held on
         every address is not released by naming one.
         """
-        check_protocol(protocol)
+        as_protocol(protocol)
         ip = as_host_ip(host_ip)
-        ordinal = self._ordinal(check_port(port))
+        ordinal = self._ordinal(as_port(port))
         with self._lock:
             every = self._bitmap(protocol, "every")
             used = self._bitmap(protocol, "used")
@@ -239,9 +239,9 @@ class PortAllocator:
         self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> bool:
         """Whether asking for that port would be refused."""
-        check_protocol(protocol)
+        as_protocol(protocol)
         ip = as_host_ip(host_ip)
-        ordinal = self._ordinal(check_port(port))
+        ordinal = self._ordinal(as_port(port))
         with self._lock:
             if ip is None:
                 return ordinal in self._bitmap(protocol, "used")

@@ -19,13 +19,13 @@ from typing import NamedTuple
 from netalloc.host.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
-    KeptSocket,
+    LazySocket,
     NetlinkError,
     NetlinkSocket,
     attribute,
     attributes,
 )
-from netalloc.model import Mapping
+from netalloc.model import PortMapping
 
 _log = logging.getLogger(__name__)
 
@@ -63,9 +63,9 @@ class Flows:
     """The flows of the host, asked over a socket that is kept."""
 
     def __init__(self) -> None:
-        self._socket = KeptSocket(NETLINK_NETFILTER)
+        self._socket = LazySocket(NETLINK_NETFILTER)
 
-    def flush(self, mappings: Collection[Mapping], *, added: bool) -> None:
+    def flush(self, mappings: Collection[PortMapping], *, added: bool) -> None:
         """Forget the flows that these mappings, just added or just removed, have made stale.
 
         The host address of a mapping is respected: two mappings of one port on two
@@ -96,13 +96,13 @@ class Flows:
         self._socket.close()
 
 
-def _flush_added(netlink: NetlinkSocket, mapping: Mapping) -> None:
+def _flush_added(netlink: NetlinkSocket, mapping: PortMapping) -> None:
     for port in mapping.ports:
         flows = netlink.dump(_GET, _filtered(mapping, port, served=False))[0]
         _flush_listed(netlink, [mapping], flows, added=True)
 
 
-def _flush_removed(netlink: NetlinkSocket, mapping: Mapping) -> None:
+def _flush_removed(netlink: NetlinkSocket, mapping: PortMapping) -> None:
     """Have the kernel delete by filter, which it can do since Linux 6.8."""
     try:
         for port in mapping.ports:
@@ -115,9 +115,9 @@ def _flush_removed(netlink: NetlinkSocket, mapping: Mapping) -> None:
 
 
 def _flush_listed(
-    netlink: NetlinkSocket, mappings: Iterable[Mapping], flows: Iterable[bytes], *, added: bool
+    netlink: NetlinkSocket, mappings: Iterable[PortMapping], flows: Iterable[bytes], *, added: bool
 ) -> None:
-    wanted: dict[tuple[int, int], list[Mapping]] = {}
+    wanted: dict[tuple[int, int], list[PortMapping]] = {}
     for mapping in mappings:
         for port in mapping.ports:
             wanted.setdefault((_NUMBERS[mapping.protocol], port), []).append(mapping)
@@ -132,10 +132,10 @@ def _flush_listed(
                 break
 
 
-def _server(mapping: Mapping, port: int) -> tuple[bytes, int]:
+def _server(mapping: PortMapping, port: int) -> tuple[bytes, int]:
     """Who answers what is sent to this port of the mapping."""
     ip, first = mapping.dest
-    return ip.packed, first + port - mapping.port
+    return ip.packed, first + port - mapping.host_port
 
 
 def _delete(netlink: NetlinkSocket, flow: _Flow) -> None:
@@ -146,7 +146,7 @@ def _delete(netlink: NetlinkSocket, flow: _Flow) -> None:
             raise
 
 
-def _filtered(mapping: Mapping, port: int, *, served: bool) -> bytes:
+def _filtered(mapping: PortMapping, port: int, *, served: bool) -> bytes:
     """The body about flows to this port of the mapping, or those only that it `served`."""
     number = attribute(_NUMBER, bytes((_NUMBERS[mapping.protocol],)))
     original, flags = number + _port(_DESTINATION_PORT, port), _BY_NUMBER | _BY_DESTINATION_PORT

@@ -298,7 +298,7 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, polite, size)
 
 
-class KeptSocket:
+class LazySocket:
     """Opens a socket at the first use and keeps it; a child process gets its own.
 
     Keeping is no luxury: the kernel ends a nftables transaction in the background, and a

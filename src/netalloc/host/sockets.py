@@ -25,7 +25,7 @@ _IP_FREEBIND = 15  # linux/in.h
 _ABSENT = (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 
 
-class Hold:
+class BoundPort:
     """A bound socket that accepts nothing; while it is open nobody else can bind the port."""
 
     def __init__(self, bound: socket.socket | None) -> None:
@@ -55,7 +55,7 @@ def can_bind(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = Non
     return True
 
 
-def hold(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = None) -> Hold:
+def hold(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = None) -> BoundPort:
     """Bind the port and keep it, so that nobody on the host can take it later.
 
     Costs one file descriptor. Raises InUseError when somebody has it, be it only for
@@ -63,7 +63,7 @@ def hold(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = None) -
     when this process may not bind it.
     """
     try:
-        return Hold(_bind(port, protocol, host_ip, reuse=False))
+        return BoundPort(_bind(port, protocol, host_ip, reuse=False))
     except OSError as error:
         raise _explained(error, port, protocol, host_ip) from error
 

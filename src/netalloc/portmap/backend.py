@@ -3,8 +3,8 @@
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from netalloc.host.monitor import RuleMonitor
-from netalloc.model import Mapping, Repairs
+from netalloc.host.rule_monitor import RuleMonitor
+from netalloc.model import PortMapping, ReconcileResult
 
 
 class Backend(Protocol):
@@ -20,17 +20,17 @@ class Backend(Protocol):
     def cleanup(self) -> None:
         """Remove all that is ours; what is missing already is no error."""
 
-    def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping] = ()) -> None:
+    def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
         """Remove, then add, as one batch: all of it or nothing.
 
         Raises InUseError where a key to add is present, NotAllocatedError where a
         mapping to remove is not there as given.
         """
 
-    def mappings(self) -> list[Mapping]:
+    def mappings(self) -> list[PortMapping]:
         """What the kernel has now."""
 
-    def reconcile(self, desired: Collection[Mapping]) -> Repairs:
+    def reconcile(self, desired: Collection[PortMapping]) -> ReconcileResult:
         """Bring the kernel to the desired mappings, touching only what differs."""
 
     def monitor(self) -> RuleMonitor:

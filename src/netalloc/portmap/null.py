@@ -4,9 +4,9 @@ from collections.abc import Collection, Sequence
 from ipaddress import IPv4Address
 
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError
-from netalloc.host.monitor import RuleMonitor
-from netalloc.model import Mapping, Repairs
-from netalloc.portmap.table import describe
+from netalloc.host.rule_monitor import RuleMonitor
+from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.desired import describe
 
 
 class Null:
@@ -18,7 +18,7 @@ class Null:
     name = "null"
 
     def __init__(self) -> None:
-        self._present: dict[tuple[IPv4Address | None, str, int], Mapping] = {}
+        self._present: dict[tuple[IPv4Address | None, str, int], PortMapping] = {}
 
     def setup(self) -> None:
         """Nothing to make."""
@@ -27,7 +27,7 @@ class Null:
         """Forget all mappings."""
         self._present.clear()
 
-    def apply(self, add: Sequence[Mapping], remove: Sequence[Mapping] = ()) -> None:
+    def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
         """Remove, then add, or nothing; raises as every backend does."""
         gone = {mapping.key for mapping in remove}
         for mapping in remove:
@@ -41,17 +41,17 @@ class Null:
             del self._present[mapping.key]
         self._present.update((mapping.key, mapping) for mapping in add)
 
-    def mappings(self) -> list[Mapping]:
+    def mappings(self) -> list[PortMapping]:
         """What was added and not removed."""
         return list(self._present.values())
 
-    def reconcile(self, desired: Collection[Mapping]) -> Repairs:
+    def reconcile(self, desired: Collection[PortMapping]) -> ReconcileResult:
         """Take the desired mappings for the present ones."""
         wanted = {mapping.key: mapping for mapping in desired}
         added = [m for m in wanted.values() if self._present.get(m.key) != m]
         removed = [m for m in self._present.values() if wanted.get(m.key) != m]
         self._present = dict(wanted)
-        return Repairs(tuple(added), tuple(removed))
+        return ReconcileResult(tuple(added), tuple(removed))
 
     def monitor(self) -> RuleMonitor:
         """Raises NetallocError: there are no rules that could change."""

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
-from netalloc.host.monitor import RuleMonitor
-from netalloc.model import Repairs
+from netalloc.host.rule_monitor import RuleMonitor
+from netalloc.model import ReconcileResult
 
 _log = logging.getLogger(__name__)
 
@@ -26,8 +26,8 @@ class Watch:
     def __init__(
         self,
         monitor: RuleMonitor,
-        repair: Callable[[], Repairs],
-        on_repair: Callable[[Repairs], None] | None = None,
+        repair: Callable[[], ReconcileResult],
+        on_repair: Callable[[ReconcileResult], None] | None = None,
     ) -> None:
         self._monitor = monitor
         self._repair = repair

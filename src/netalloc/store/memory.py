@@ -8,17 +8,17 @@ from typing import Any, Generic
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import StoreError
-from netalloc.store.forks import guard
+from netalloc.store.fork import guard
 from netalloc.store.protocol import R, Table
-from netalloc.store.records import SHAPES, Value
+from netalloc.store.records import TABLES, Value
 
 Undo = tuple[Callable[..., Any], Any]
 
 
 class MemoryStore:
-    """Holds everything in memory; a write costs a microsecond or two more than the change."""
+    """PortHolds everything in memory; a write costs a microsecond or two more than the change."""
 
-    lasting = False
+    persistent = False
 
     def __init__(self) -> None:
         self._turn = RLock()
@@ -41,7 +41,7 @@ class MemoryStore:
         """The same as begin: in memory a reader's turn is over at once."""
         return self.begin("read")
 
-    def interrupted(self, network: int) -> bool:
+    def needs_recovery(self, network: int) -> bool:
         """Never: who dies in the middle takes the store with him."""
         return False
 
@@ -56,7 +56,7 @@ class MemoryStore:
 class MemoryTransaction:
     """The state itself, and what undoes the changes since the turn began."""
 
-    torn: frozenset[int] = frozenset()
+    dirty: frozenset[int] = frozenset()
 
     def __init__(self, turn: RLock) -> None:
         self._turn: Any = turn
@@ -64,7 +64,7 @@ class MemoryTransaction:
         self._bitmaps: dict[str, JournaledBitmap] = {}
         self._counters: dict[str, int] = {}
         self._tables: dict[type[Any], MemoryTable[Any]] = {
-            kind: MemoryTable(kind, self._journal) for kind in SHAPES
+            kind: MemoryTable(kind, self._journal) for kind in TABLES
         }
 
     @property
@@ -97,10 +97,10 @@ class MemoryTransaction:
         self._counters[counter] = first + n
         return first
 
-    def touch_kernel(self, network: int) -> None:
+    def mark_dirty(self, network: int) -> None:
         pass  # this process does not outlive itself
 
-    def mended(self, network: int) -> None:
+    def mark_clean(self, network: int) -> None:
         pass
 
     def commit(self) -> None:
@@ -183,7 +183,7 @@ class MemoryTable(Generic[R]):
     def __init__(self, kind: type[R], journal: list[Undo]) -> None:
         self._journal = journal
         self._disordered = False
-        shape = SHAPES[kind]
+        shape = TABLES[kind]
         timed = [index[-1] for index in shape.indexes if index[-1].endswith("_ns")]
         order = tuple(timed) or shape.key
         self._order_of: Callable[[R], Any] = itemgetter(*map(kind._fields.index, order))

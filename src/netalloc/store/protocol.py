@@ -53,7 +53,7 @@ class Table(Protocol[R]):
 class Transaction(Protocol):
     """One change of the store, all of it or nothing; nobody else writes meanwhile."""
 
-    torn: frozenset[int]  # networks whose kernel part was cut off in the middle of a change
+    dirty: frozenset[int]  # networks whose kernel part was cut off in the middle of a change
 
     @property
     def version(self) -> int:
@@ -74,10 +74,10 @@ class Transaction(Protocol):
     def next(self, counter: str, n: int = 1) -> int:
         """The first of n numbers, from 1 up, that this counter never gave before."""
 
-    def touch_kernel(self, network: int) -> None:
+    def mark_dirty(self, network: int) -> None:
         """Note, so that it outlives this process, that the kernel is about to be changed."""
 
-    def mended(self, network: int) -> None:
+    def mark_clean(self, network: int) -> None:
         """The kernel's part of that network agrees with the store again."""
 
     def commit(self) -> None:
@@ -91,7 +91,7 @@ class Store(Protocol):
     """Who holds what. Two of them over one place see each other's changes."""
 
     @property
-    def lasting(self) -> bool:
+    def persistent(self) -> bool:
         """Whether it outlives the process."""
 
     def begin(self, operation: str, *, durable: bool = False) -> Transaction:
@@ -104,7 +104,7 @@ class Store(Protocol):
     def read(self) -> Transaction:
         """A view that changes no more; end it by rollback(). Never waits for a writer."""
 
-    def interrupted(self, network: int) -> bool:
+    def needs_recovery(self, network: int) -> bool:
         """Whether somebody died, or is right now, in the middle of a kernel change."""
 
     def check(self) -> list[str]:

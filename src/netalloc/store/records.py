@@ -1,6 +1,6 @@
 """What a store remembers: one NamedTuple a kind of record, of integers and text alone.
 
-SHAPES says of each kind which fields identify a record and by which ones records are looked
+TABLES says of each kind which fields identify a record and by which ones records are looked
 up besides; an index, or the key, is also usable by its first fields. Networks and
 addresses appear as numbers: the network's own, and the ordinal within it. `*_ns` are
 nanoseconds; `since_ns`, `start_ns` and `end_ns` by the wall clock, for people to read, all
@@ -46,15 +46,15 @@ class Label(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """`width` host ports that lead to a leased address; host_ip 0 is every address."""
+    """`port_count` host ports that lead to a leased address; host_ip 0 is every address."""
 
     network: int
     ordinal: int
     host_ip: int
     protocol: str
-    port: int
-    width: int
-    dest_port: int
+    host_port: int
+    port_count: int
+    container_port: int
 
 
 class Reservation(NamedTuple):
@@ -66,7 +66,7 @@ class Reservation(NamedTuple):
     since_ns: int
 
 
-class Cooling(NamedTuple):
+class Cooldown(NamedTuple):
     """A released address that is not to be given again before `ready_ns`."""
 
     network: int
@@ -74,7 +74,7 @@ class Cooling(NamedTuple):
     ready_ns: int
 
 
-class Former(NamedTuple):
+class LastHolder(NamedTuple):
     """Who held an address last, and until when he gets it again if it is free."""
 
     network: int
@@ -84,7 +84,7 @@ class Former(NamedTuple):
     until_ns: int
 
 
-class Suspect(NamedTuple):
+class GcCandidate(NamedTuple):
     """A lease whose owner was not among the living when somebody looked."""
 
     network: int
@@ -93,7 +93,7 @@ class Suspect(NamedTuple):
     seen_ns: int
 
 
-class Past(NamedTuple):
+class EndedLease(NamedTuple):
     """A lease that has ended, numbered in the order in which they did."""
 
     number: int
@@ -107,25 +107,35 @@ class Past(NamedTuple):
 
 
 Record: TypeAlias = (
-    Network | Lease | Label | Publication | Reservation | Cooling | Former | Suspect | Past
+    Network
+    | Lease
+    | Label
+    | Publication
+    | Reservation
+    | Cooldown
+    | LastHolder
+    | GcCandidate
+    | EndedLease
 )
 
 
-class Shape(NamedTuple):
+class TableSpec(NamedTuple):
     """The fields that identify a record of a kind, and those it is looked up by besides."""
 
     key: tuple[str, ...]
     indexes: tuple[tuple[str, ...], ...] = ()
 
 
-SHAPES: dict[type[Any], Shape] = {
-    Network: Shape(("number",)),
-    Lease: Shape(("network", "ordinal"), (("network", "owner", "key"),)),
-    Label: Shape(("network", "ordinal", "name"), (("network", "name", "value"),)),
-    Publication: Shape(("network", "ordinal", "host_ip", "protocol", "port")),
-    Reservation: Shape(("network", "ordinal"), (("network", "owner"),)),
-    Cooling: Shape(("network", "ordinal"), (("network", "ready_ns"),)),
-    Former: Shape(("network", "ordinal"), (("network", "owner", "key"), ("network", "until_ns"))),
-    Suspect: Shape(("network", "ordinal")),
-    Past: Shape(("number",), (("network", "ordinal"),)),
+TABLES: dict[type[Any], TableSpec] = {
+    Network: TableSpec(("number",)),
+    Lease: TableSpec(("network", "ordinal"), (("network", "owner", "key"),)),
+    Label: TableSpec(("network", "ordinal", "name"), (("network", "name", "value"),)),
+    Publication: TableSpec(("network", "ordinal", "host_ip", "protocol", "host_port")),
+    Reservation: TableSpec(("network", "ordinal"), (("network", "owner"),)),
+    Cooldown: TableSpec(("network", "ordinal"), (("network", "ready_ns"),)),
+    LastHolder: TableSpec(
+        ("network", "ordinal"), (("network", "owner", "key"), ("network", "until_ns"))
+    ),
+    GcCandidate: TableSpec(("network", "ordinal")),
+    EndedLease: TableSpec(("number",), (("network", "ordinal"),)),
 }

@@ -1,0 +1,68 @@
+"""Leases that have ended: remembered, up to a number and an age, and looked up again."""
+
+from datetime import datetime, timezone
+from typing import NamedTuple
+
+from netalloc.ipam.clock import SECOND
+from netalloc.store.protocol import Transaction
+from netalloc.store.records import EndedLease, Lease
+
+HISTORY = 10_000  # ended leases that are remembered, in all networks of a store
+HISTORY_AGE = 30 * 86400 * SECOND
+
+
+class PastLease(NamedTuple):
+    """Who held an address, from when until when (UTC); `end` None: he still does."""
+
+    owner: str | None
+    key: str | None
+    start: datetime
+    end: datetime | None
+
+
+def remember(tx: Transaction, leases: list[Lease], wall: int) -> None:
+    """Enter ended leases in the history, and drop what is too old or too much of it."""
+    past = tx.table(EndedLease)
+    number = tx.next("past", len(leases))
+    past.add(
+        EndedLease(
+            number + i,
+            lease.network,
+            lease.ordinal,
+            lease.generation,
+            lease.owner,
+            lease.key,
+            lease.since_ns,
+            wall,
+        )
+        for i, lease in enumerate(leases)
+    )
+    # Two for one: so a limit that was lowered is reached as well.
+    last = number + len(leases) - 1
+    past.remove(
+        record
+        for record in past.oldest(2 * len(leases))
+        if record.number <= last - HISTORY or record.end_ns < wall - HISTORY_AGE
+    )
+
+
+def history(
+    tx: Transaction, number: int, ordinal: int, at: datetime | None = None
+) -> list[PastLease]:
+    """Who held an address, oldest first, or who did at one moment: by the wall clock."""
+    past = tx.table(EndedLease).where("network", "ordinal", equal=(number, ordinal))
+    found = [
+        PastLease(one.owner, one.key, _when(one.start_ns), _when(one.end_ns))
+        for one in sorted(past)
+    ]
+    lease = tx.table(Lease).get(number, ordinal)
+    if lease is not None:
+        found.append(PastLease(lease.owner, lease.key, _when(lease.since_ns), None))
+    if at is None:
+        return found
+    at = at.astimezone(timezone.utc)
+    return [one for one in found if one.start <= at and (one.end is None or at < one.end)]
+
+
+def _when(ns: int) -> datetime:
+    return datetime.fromtimestamp(ns / SECOND, timezone.utc)

@@ -1,0 +1,192 @@
+"""Mending a store file: a copy is kept, what can be read is taken over, the rest kept shut."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+from netalloc.errors import StoreError
+from netalloc.ipam.check import expected_ports, layouts, members, plans
+from netalloc.ipam.reboot import end_of_boot
+from netalloc.manager.leases import LeaseService
+from netalloc.store.protocol import Transaction
+from netalloc.store.records import (
+    TABLES,
+    Cooldown,
+    EndedLease,
+    GcCandidate,
+    Label,
+    Lease,
+    Network,
+    Publication,
+    Reservation,
+)
+from netalloc.store.sqlite.salvage import Salvage, lost_generations, salvage
+from netalloc.store.sqlite.store import SqliteStore
+from netalloc.store.sqlite.write_lock import WriteLock, WriterRecord
+
+QUARANTINE = "quarantine: the lease was lost"
+
+
+def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
+    """Mend a store file, whatever is wrong with it; says what was done.
+
+    A copy of the file as it was is kept beside it. Every record that can be read and has
+    the right checksum is taken over. An address that is marked as taken, but whose lease is
+    lost, is reserved (for the owner QUARANTINE) until `unreserve`, for somebody may be using
+    it. Other processes go on with the mended file at their next call, and the next manager
+    makes kernel and store agree. Raises StoreError when a writer does not give way, or when
+    nothing can be read: then the file stays as it is.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
+    lock = WriteLock(Path(f"{path}.lock"), timeout)
+    try:
+        mark = lock.enter("repair")
+        copy = _copy(path)
+        found = salvage(path)
+        if not found.records[Network]:
+            raise StoreError(
+                f"nothing can be read of {path} (a copy is {copy}): put a backup in its place, or, "
+                f"when nothing of it is in use any more, remove it and {lock.path} to begin anew"
+            )
+        done = [f"a copy of the file as it was: {copy}"]
+        done += [f"lost: {what}" for what in found.lost]
+        done += _replace(path, found, lock, mark)
+    finally:
+        lock.close()
+    return done
+
+
+def mend(leasing: LeaseService) -> list[str]:
+    """Mend the store behind leases, and the kernel after it."""
+    store = leasing.committer.store
+    path = getattr(store, "path", None)
+    if path is not None:
+        done = repair(path)
+    else:
+        done = [f"rebuilt the bitmaps for: {problem}" for problem in leasing.check()]
+        leasing.run("repair", lambda made: rebuild(made.tx))
+    return [*done, f"kernel: {leasing.committer.reconcile()}"]
+
+
+def rebuild(tx: Transaction) -> None:
+    """Make every bitmap anew from the records."""
+    for addresses in plans(tx):
+        addresses.rebuild(tx)
+    for prefix in layouts(tx) or ["ports"]:
+        wanted, size = expected_ports(tx, prefix)
+        for name in list(tx.names(f"{prefix}/")):
+            tx.drop(name)
+        for name in wanted.names(f"{prefix}/"):
+            bitmap = tx.bitmap(name, size)
+            for ordinal in members(wanted.bitmap(name, size)):
+                bitmap.reserve(ordinal)
+
+
+def _replace(path: Path, found: Salvage, lock: WriteLock, mark: WriterRecord | None) -> list[str]:
+    fresh = path.with_name(f"{path.name}.mark_clean")
+    for suffix in ("", "-wal", "-shm", ".lock"):
+        Path(f"{fresh}{suffix}").unlink(missing_ok=True)
+    boot = found.boot or (mark.boot if mark else "")
+    store = SqliteStore(fresh, boot=boot, end_of_boot=end_of_boot)
+    try:
+        tx = store.begin("repair", durable=True)
+        try:
+            done = _fill(tx, found)
+            networks = frozenset(one.number for one in tx.table(Network).all())
+        except BaseException:
+            tx.rollback()
+            raise
+        tx.commit()
+        sequence = tx.sequence
+        store.write_back()
+    finally:
+        store.close()
+    Path(f"{fresh}.lock").unlink()
+    # A log that stayed would be played into the new file.
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    fresh.replace(path)
+    lock.write(WriterRecord(0, "", boot, sequence, networks))
+    return done
+
+
+def _fill(tx: Transaction, found: Salvage) -> list[str]:
+    """Take over the records that make sense together."""
+    done = []
+    records = found.records
+    networks = {one.number for one in records[Network]}
+    held = {(lease.network, lease.ordinal) for lease in records[Lease]}
+    for kind in TABLES:
+        # Damage may show a row twice.
+        once = {tuple(getattr(r, name) for name in TABLES[kind].key): r for r in records[kind]}
+        good = [r for r in once.values() if kind is Network or r.network in networks]
+        if kind in (Label, Publication, GcCandidate):
+            good = [r for r in good if (r.network, r.ordinal) in held]
+        if len(good) < len(records[kind]):
+            done.append(f"dropped {len(records[kind]) - len(good)} of {kind.__name__} of nobody")
+        if kind is Lease:
+            good = _untwinned([_recount(lease, records[Publication]) for lease in good])
+        tx.table(kind).add(good)
+    _advance(tx, "generation", lost_generations(found))
+    _advance(tx, "past", max([one.number for one in records[EndedLease]], default=0) + 1)
+    _advance(tx, "network", max(networks) + 1)
+    done += _quarantine(tx, found, held)
+    rebuild(tx)
+    return done
+
+
+def _recount(lease: Lease, publications: list[Publication]) -> Lease:
+    """The lease with as many publications as are left of it."""
+    count = sum(
+        (row.network, row.ordinal) == (lease.network, lease.ordinal) for row in publications
+    )
+    return lease._replace(publications=count)
+
+
+def _untwinned(leases: list[Lease]) -> list[Lease]:
+    """The leases, of which the first of an owner and key alone keeps the key."""
+    seen: set[tuple[int, str | None, str]] = set()
+    kept = []
+    for lease in sorted(leases, key=lambda lease: lease.generation):
+        if lease.key is not None:
+            name = lease.network, lease.owner, lease.key
+            kept.append(lease._replace(key=None) if name in seen else lease)
+            seen.add(name)
+        else:
+            kept.append(lease)
+    return kept
+
+
+def _advance(tx: Transaction, counter: str, first: int) -> None:
+    """Let the counter go on from there."""
+    if first > 1:
+        tx.next(counter, first - 1)
+
+
+def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> list[str]:
+    done = []
+    for addresses in plans(tx):
+        plan, number = addresses.plan, addresses.number
+        known = {ordinal for network, ordinal in held if network == number}
+        for kind in (Reservation, Cooldown):
+            known |= {r.ordinal for r in found.records[kind] if r.network == number}
+        known |= {i for start, stop in plan.excluded() for i in range(start, stop)}
+        lost = sorted(found.marked.get(f"addresses/{number}", set()) - known)
+        now = time.time_ns()
+        tx.table(Reservation).add(Reservation(number, i, QUARANTINE, now) for i in lost)
+        done += [f"{plan.address(i)} is reserved: {QUARANTINE}" for i in lost]
+    return done
+
+
+def _copy(path: Path) -> Path:
+    number = 1
+    while (copy := path.with_name(f"{path.name}.damaged-{number}")).exists():
+        number += 1
+    shutil.copyfile(path, copy)
+    log = Path(f"{path}-wal")
+    if log.exists():
+        shutil.copyfile(log, f"{copy}-wal")
+    return copy

@@ -1,0 +1,30 @@
+"""Undoing what was done, and going on past what fails: every failure is reported, together."""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+log = logging.getLogger(__name__)
+
+
+def attempt(step: Callable[[], Any]) -> Exception | None:
+    """What went wrong, for those who go on and report all of it at the end."""
+    try:
+        step()
+    except Exception as failure:
+        return failure
+    return None
+
+
+def undo(steps: Sequence[Callable[[], Any]], error: BaseException) -> bool:
+    """Take every step; whether all succeeded. Failures are raised together with `error`."""
+    failures = [failure for step in steps if (failure := attempt(step))]
+    if failures and isinstance(error, Exception):
+        raise ExceptionGroup("failed, and so did undoing it", [error, *failures]) from None
+    if failures:
+        log.error("undoing what %r had cut off failed: %s", error, failures)
+    return not failures

@@ -1,0 +1,68 @@
+"""Which backend makes the mappings: the one that is named, or the best that works here."""
+
+import logging
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING
+
+from netalloc.errors import OutOfRangeError
+from netalloc.portmap.backend import Backend
+
+if TYPE_CHECKING:
+    from netalloc.portmap.iptables.forward import ForwardAccept
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "nftables", "iptables", "null")
+
+
+def network_of(network: IPv4Network | str | None, bridge: str | None) -> IPv4Network | None:
+    if network is None:
+        if bridge is None:
+            return None
+        from netalloc.host.links import interface_address
+
+        return interface_address(bridge).network
+    try:
+        return IPv4Network(network, strict=False)
+    except ValueError as error:
+        raise OutOfRangeError(f"network {network!r}: {error}") from None
+
+
+def make_backend(
+    backend: str, name: str, bridge: str | None, network: IPv4Network | None
+) -> Backend:
+    if backend == "null":
+        from netalloc.portmap.null import Null
+
+        return Null()
+    if backend == "iptables":
+        from netalloc.portmap.iptables.backend import Iptables
+
+        return Iptables(name, bridge=bridge, network=network)
+    if backend == "nftables":
+        from netalloc.portmap.nftables.backend import Nftables
+
+        return Nftables(name, bridge=bridge, network=network)
+    if backend == "auto":
+        return make_backend(_choose(name), name, bridge, network)
+    raise OutOfRangeError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+
+
+def make_forward(name: str, bridge: str | None) -> "ForwardAccept":
+    if bridge is None:
+        raise OutOfRangeError("forward needs the bridge whose packets to accept; it is None")
+    from netalloc.portmap.iptables.forward import ForwardAccept
+
+    return ForwardAccept(name, bridge)
+
+
+def _choose(name: str) -> str:
+    """nftables where the kernel and privileges allow it, otherwise iptables."""
+    from netalloc.portmap.nftables.backend import unavailable
+
+    reason = unavailable(name)
+    if reason is None:
+        logger.info("port mappings by nftables: a map element each")
+        return "nftables"
+    logger.info("port mappings by iptables, because nftables cannot be used: %s", reason)
+    return "iptables"

@@ -1,0 +1,264 @@
+"""The iptables backend: works wherever there is an `iptables`, legacy or nft.
+
+The kernel is changed by iptables-restore alone, one transaction per table, and every change
+is an addition or deletion of single rules: several processes may keep mappings in the same
+chains. What this one believes to be there only decides which chains to make or drop; when
+iptables-restore finds it wrong, nothing has happened, and the chains are read again.
+"""
+
+import logging
+import socket
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from ipaddress import IPv4Network
+from threading import RLock
+
+from netalloc.errors import (
+    CommandError,
+    InterfaceError,
+    InUseError,
+    NetallocError,
+)
+from netalloc.host import sysctl
+from netalloc.host.rule_monitor import RuleMonitor
+from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.iptables import commands as tables
+from netalloc.portmap.iptables import rules as chains
+from netalloc.portmap.iptables.commands import iptables, variant
+from netalloc.portmap.iptables.difference import RuleDiff, removal
+from netalloc.portmap.iptables.rules import Rules
+from netalloc.portmap.iptables.state import ChainState
+
+__all__ = ["Iptables", "iptables", "variant"]
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS = 20  # at chains that others change at the same time
+_UNCHANGED = 3  # attempts that fail although nothing seems to have changed
+_MARKER = "route_localnet was 0"
+_FORWARD = ("net", "ipv4", "ip_forward")
+_DOCKER_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
+
+
+class Iptables:
+    """Mappings as DNAT rules in chains called after `name`.
+
+    With a bridge and its network the containers behind it also reach the outside, each
+    other through the host's ports, and the host reaches them from 127.0.0.1; with
+    bridge=None there is no way from 127.0.0.1. Safe for threads, and for several processes
+    as long as no two of them add the same port at the same time.
+    """
+
+    name = "iptables"
+
+    def __init__(
+        self,
+        name: str = "netalloc",
+        *,
+        bridge: str | None = None,
+        network: IPv4Network | None = None,
+    ) -> None:
+        self.chain = chains.check_name(name)
+        self.bridge = None if bridge is None else chains.check_bridge(bridge)
+        self.network = network
+        self._marker: str | None = None  # says that route_localnet was off before us
+        self._known: ChainState | None = None
+        self._lock = RLock()
+
+    def setup(self) -> None:
+        """Make the fixed part; a predecessor's mappings stay and keep working.
+
+        Raises InterfaceError when there is no such bridge, InUseError when the chains are
+        somebody else's, CommandError when iptables fails: before anything has changed.
+        """
+        with self._lock:
+            if self.bridge is not None:
+                sysctl.read(*self._localnet)
+            self._refuse_taken(tables.read("nat")["nat"])
+            other, rules = tables.other_variant()
+            if self.chain in rules:
+                logger.warning(
+                    "iptables-%s has a chain %s, too: what it maps stays in effect",
+                    other,
+                    self.chain,
+                )
+            self._mend(None)
+
+    def cleanup(self) -> None:
+        """Remove our chains and the rules that lead to them; what is missing is no error."""
+        with self._lock:
+            state = self._read()
+            self._refuse_taken(state["nat"])
+            if self.bridge is not None and self._find_marker(state):
+                # Before the guard goes: without it the containers would reach 127.0.0.0/8.
+                with suppress(InterfaceError):  # the bridge went first
+                    sysctl.write("0", *self._localnet)
+            # nat first: as long as there are mappings, there is the guard.
+            known = self._wanted(())
+            for table in ("nat", "raw"):
+                if table in state and (lines := removal(state[table], known[table], self.chain)):
+                    tables.restore({table: lines})
+            self._known = None
+            self._marker = None
+
+    def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
+        """Remove, then add, in one iptables-restore.
+
+        Raises InUseError where a key to add is present, NotAllocatedError where a mapping
+        to remove is not there as given. Linear in the batch; legacy iptables itself reads
+        and writes the whole table for any change.
+        """
+        if not add and not remove:
+            return
+        with self._lock:
+            known = self._known or self._list()
+            retry = RetryPolicy()
+            while True:
+                try:
+                    after, lines = known.change(add, remove, self.chain)
+                    tables.restore({"nat": lines})
+                    break
+                except NetallocError as error:
+                    # What was believed may be out of date; if it is not, that is the answer.
+                    self._known = None
+                    now = self._list()
+                    if retry.ends(error, changed=now != known):
+                        raise
+                    known = now
+            self._known = after
+
+    def mappings(self) -> list[PortMapping]:
+        """What the kernel has now; rules in our chains that map nothing are left out."""
+        with self._lock:
+            self._known = self._list()
+            return list(self._known.present.values())
+
+    def reconcile(self, desired: Collection[PortMapping]) -> ReconcileResult:
+        """Bring chains and settings to what they should be, touching only what differs.
+
+        With nothing to do it takes about twice as long as iptables-save: 5 ms, and 0.1 to
+        0.3 s with 16,000 mappings.
+        """
+        with self._lock:
+            return self._mend(desired)
+
+    def monitor(self) -> RuleMonitor:
+        """Tells when anybody changes the tables that our chains are in, ourselves included.
+
+        Raises NetallocError with iptables-legacy: its changes show in the audit log of
+        the first network namespace at best, and the kernel tells nobody else.
+        """
+        if variant() == "legacy":
+            raise NetallocError(
+                "the kernel does not tell when iptables-legacy changes rules: watch works "
+                "with nftables and iptables-nft; elsewhere call reconcile from time to time"
+            )
+        return RuleMonitor(("nat", "raw", "filter"))
+
+    def close(self) -> None:
+        """Nothing is held; the rules stay."""
+
+    @property
+    def _localnet(self) -> tuple[str, ...]:
+        assert self.bridge is not None
+        return "net", "ipv4", "conf", self.bridge, "route_localnet"
+
+    def _read(self) -> dict[str, Rules]:
+        # Without a bridge nothing of ours is in table raw, and a look would make it.
+        return tables.read("nat") if self.bridge is None else tables.read("raw", "nat")
+
+    def _list(self) -> ChainState:
+        return ChainState.read(tables.read("nat")["nat"], self.chain)
+
+    def _wanted(self, desired: Iterable[PortMapping]) -> dict[str, Rules]:
+        wanted = chains.fixed(self.chain, self.bridge, self.network, self._marker)
+        chains.hang(wanted["nat"], desired, self.chain)
+        return wanted
+
+    def _refuse_taken(self, nat: Rules) -> None:
+        """InUseError when the chains that are there under our name are somebody else's."""
+        if self.chain == "DOCKER" and _docker_runs():
+            raise InUseError("chain DOCKER is taken: a Docker daemon runs", "DOCKER")
+        if f"{self.chain}/nat" in nat:
+            return  # made together with the main one, in one transaction
+        for chain in nat:
+            if chains.is_ours(chain, self.chain):
+                for rule in nat[chain]:
+                    if chains.parse(rule) is None and not chains.is_jump(rule, self.chain):
+                        raise InUseError(
+                            f"chain {chain} of table nat is somebody else's: it has {rule!r}", chain
+                        )
+
+    def _find_marker(self, state: dict[str, Rules]) -> bool:
+        """Whether route_localnet was off before us, or before a predecessor that crashed."""
+        out = state["nat"].get(f"{self.chain}/nat", ())
+        return self._marker is not None or any(_MARKER in rule for rule in out)
+
+    def _mend(self, desired: Collection[PortMapping] | None) -> ReconcileResult:
+        """Make rules, then settings, what they should be; None keeps the mappings there are."""
+        state = self._read()
+        retry = RetryPolicy()
+        while True:
+            keep: Collection[PortMapping] = (
+                ChainState.read(state["nat"], self.chain).present.values()
+                if desired is None
+                else desired
+            )
+            if self.bridge is not None and (
+                self._find_marker(state) or sysctl.read(*self._localnet) == "0"
+            ):
+                self._marker = _MARKER
+            wanted = self._wanted(keep)
+            difference = RuleDiff(self.chain)
+            lines = {t: difference.lines(t, state[t], wanted[t]) for t in wanted}
+            try:
+                if any(lines.values()):
+                    tables.restore(lines)
+                break
+            except CommandError as error:
+                before, state = state, self._read()
+                if retry.ends(error, changed=state != before):
+                    raise
+        self._known = ChainState.of(wanted["nat"], keep, self.chain)
+        return difference.repairs(self._mend_settings())
+
+    def _mend_settings(self) -> list[str]:
+        """Set what routing needs, after the guard is there; says what was not set."""
+        found = []
+        if self.bridge is not None and sysctl.read(*self._localnet) == "0":
+            sysctl.write("1", *self._localnet)
+            found.append(f"{'.'.join(self._localnet)} was 0")
+        if sysctl.read(*_FORWARD) == "0":
+            sysctl.write("1", *_FORWARD)
+            found.append(f"{'.'.join(_FORWARD)} was 0")
+            logger.info("set %s: the containers need it; it stays", ".".join(_FORWARD))
+        return found
+
+
+class RetryPolicy:
+    """Says when a change that fails again and again has failed for good."""
+
+    def __init__(self) -> None:
+        self._attempts = self._unchanged = 0
+
+    def ends(self, error: NetallocError, *, changed: bool) -> bool:
+        """After an attempt; `changed` says whether the chains look different from before it.
+
+        A refusal of ours that was based on them as they are is final. One by the command
+        need not be: another process may have made a chain and dropped it again before we
+        looked. A held lock has been waited for.
+        """
+        self._attempts += 1
+        self._unchanged += not changed
+        if not isinstance(error, CommandError):
+            return not changed or self._attempts == _ATTEMPTS
+        locked = "xtables lock" in error.stderr
+        return locked or self._unchanged == _UNCHANGED or self._attempts == _ATTEMPTS
+
+
+def _docker_runs() -> bool:
+    for path in _DOCKER_SOCKETS:
+        with socket.socket(socket.AF_UNIX) as client, suppress(OSError):
+            client.connect(path)
+            return True
+    return False

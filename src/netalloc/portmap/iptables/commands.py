@@ -1,0 +1,65 @@
+"""Running iptables: one command, whole tables read, transactions written."""
+
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from netalloc.host.command import run
+from netalloc.portmap.iptables.rules import Rules
+
+WAIT = ("-w", "5")  # seconds for the xtables lock; a bare -w would swallow the next word
+
+
+def iptables(*args: str) -> str:
+    """Run iptables, waiting up to 5 s for the xtables lock, and return what it printed.
+
+    Raises CommandError with the command line, the status and stderr; one that says so when
+    there is no iptables on PATH or the privilege is missing.
+    """
+    return run(["iptables", *WAIT, *args])
+
+
+def variant() -> str:
+    """Which iptables is on PATH: "legacy" or "nft"."""
+    return "nft" if "nf_tables" in run(["iptables", "-V"]) else "legacy"
+
+
+def other_variant() -> tuple[str, Rules]:
+    """The iptables that is not the one on PATH, and what its nat table holds."""
+    other = "legacy" if variant() == "nft" else "nft"
+    save = f"iptables-{other}-save"
+    # A look at a legacy table would make it: see first whether it is there.
+    names = Path("/proc/thread-self/net/ip_tables_names")
+    if shutil.which(save) is None or (
+        other == "legacy" and not (names.exists() and "nat" in names.read_text().split())
+    ):
+        return other, {}
+    return other, _rules(run([save, "-t", "nat"]))
+
+
+def read(*tables: str) -> dict[str, Rules]:
+    """All rules of these tables, by table and chain."""
+    return {table: _rules(run(["iptables-save", "-t", table])) for table in tables}
+
+
+def _rules(dump: str) -> Rules:
+    rules: Rules = {}
+    for line in dump.splitlines():
+        if line[:3] == "-A ":
+            chain, _, rule = line[3:].partition(" ")
+            rules[chain].append(rule)
+        elif line[:1] == ":":
+            rules[line[1:].partition(" ")[0]] = []
+    return rules
+
+
+def restore(changes: Mapping[str, Iterable[str]]) -> None:
+    """Apply lines to tables, each table in one transaction; nothing else is touched."""
+    run(["iptables-restore", *WAIT, "--noflush"], _script(changes))
+
+
+def _script(changes: Mapping[str, Iterable[str]]) -> Iterator[str]:
+    for table, lines in changes.items():
+        yield f"*{table}\n"
+        yield from lines
+        yield "COMMIT\n"

@@ -1,0 +1,96 @@
+"""Where the kernel's rules differ from what they should be, and the lines that mend it."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.iptables import rules as chains
+from netalloc.portmap.iptables.rules import Rules
+
+
+@dataclass
+class RuleDiff:
+    """Collects what the kernel's rules lack and have too much, table by table."""
+
+    name: str
+    added: list[PortMapping] = field(default_factory=list)
+    removed: list[PortMapping] = field(default_factory=list)
+    structure: list[str] = field(default_factory=list)
+
+    def lines(self, table: str, have: Rules, want: Rules, known: Rules | None = None) -> list[str]:
+        """The lines that turn what is there into what should be, touching nothing else.
+
+        In a chain of others only the rules in `known` (default: the wanted ones) are ours.
+        """
+        known = want if known is None else known
+        idle = self._idle(have, want)
+        new, delete, add, drop = [], [], [], []
+        for chain in want:
+            if chain not in have and chains.is_ours(chain, self.name):
+                new.append(f"-N {chain}\n")
+                self.structure.append(f"chain {chain} of table {table} was missing")
+        for chain in {**have, **want}:
+            ours = chains.is_ours(chain, self.name)
+            if not ours and chain not in want:
+                continue
+            present, wanted = have.get(chain, []), want.get(chain, [])
+            if present != wanted:
+                there, right = Counter(present), Counter(wanted)
+                # In a built-in chain the other rules are other people's.
+                if not ours:
+                    there = Counter(rule for rule in present if rule in known[chain])
+                surplus = there - right
+                for rule in surplus.elements():
+                    delete.append(f"-D {chain} {rule}\n")
+                    if rule.rpartition(" -j ")[2] not in idle:
+                        self._note(
+                            rule, self.removed, f"chain {chain} of table {table} had {rule!r}"
+                        )
+                for rule in (right - there).elements():
+                    # What guards or accepts goes before rules that decide otherwise.
+                    verb = "-A" if ours or table == "nat" else "-I"
+                    add.append(f"{verb} {chain} {rule}\n")
+                    self._note(rule, self.added, f"chain {chain} of table {table} lacked {rule!r}")
+            if ours and chain not in want:
+                drop.append(f"-X {chain}\n")
+                if chain not in idle:
+                    self.structure.append(f"chain {chain} of table {table} was left over")
+        return new + delete + add + drop
+
+    def _idle(self, have: Rules, want: Rules) -> set[str]:
+        """Groups and leaves that no packet gets anything from: they go, and are no fault.
+
+        Two processes that take their last mappings out of a leaf at one time leave it.
+        """
+        idle: set[str] = set()
+        for chain in sorted(have, reverse=True):  # small letters, the leaves, come first
+            if chain not in want and chains.in_tree(chain, self.name):
+                jumps = (rule.rpartition(" -j ")[2] for rule in have[chain])
+                if all(target in idle for target in jumps):
+                    idle.add(chain)
+        return idle
+
+    def _note(self, rule: str, mappings: list[PortMapping], otherwise: str) -> None:
+        mapping = chains.parse(rule)
+        if mapping is not None:
+            mappings.append(mapping)
+        else:
+            self.structure.append(otherwise)
+
+    def repairs(self, settings: Iterable[str]) -> ReconcileResult:
+        """All of it, with the settings that were wrong."""
+        return ReconcileResult(tuple(self.added), tuple(self.removed), (*self.structure, *settings))
+
+
+def removal(have: Rules, known: Rules, name: str) -> list[str]:
+    """The lines that take all of ours out of a table, as far as it is there."""
+    ours = [chain for chain in have if chains.is_ours(chain, name)]
+    jumps = [
+        f"-D {chain} {rule}\n"
+        for chain in known
+        if chain not in ours
+        for rule in have.get(chain, ())
+        if rule in known[chain]
+    ]
+    return [*jumps, *(f"-F {chain}\n" for chain in ours), *(f"-X {chain}\n" for chain in ours)]

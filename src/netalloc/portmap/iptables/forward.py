@@ -1,0 +1,74 @@
+"""ACCEPTs for the containers where FORWARD drops by default.
+
+A packet must pass every chain at a hook, so nothing that one of our own tables accepts
+helps against a DROP in FORWARD: the ACCEPTs have to stand in that chain itself, whichever
+backend makes the mappings. Where Docker runs they go into DOCKER-USER, which Docker calls
+first and keeps when it rebuilds its own chains.
+"""
+
+from threading import RLock
+
+from netalloc.errors import CommandError
+from netalloc.portmap.iptables import commands as tables
+from netalloc.portmap.iptables import rules as chains
+from netalloc.portmap.iptables.difference import RuleDiff, removal
+from netalloc.portmap.iptables.rules import Rules
+
+
+class ForwardAccept:
+    """Accepts what the containers on a bridge send, what answers them, and what is mapped.
+
+    A jump at the head of FORWARD or DOCKER-USER leads to a chain of our own. Raises
+    OutOfRangeError and InUseError for a name that no chain of ours can have.
+    """
+
+    def __init__(self, name: str, bridge: str) -> None:
+        self.name = chains.check_name(name)
+        self.chain = f"{name}/fwd"
+        self.bridge = chains.check_bridge(bridge)
+        self._lock = RLock()
+
+    def reconcile(self) -> tuple[str, ...]:
+        """Add what is missing, remove what is too much, and say what it was.
+
+        When Docker came after us, the jump moves to its chain. Raises CommandError when
+        iptables fails.
+        """
+        with self._lock:
+            for attempt in (1, 2, 3):
+                have = tables.read("filter")["filter"]
+                difference = RuleDiff(self.name)
+                lines = difference.lines("filter", have, self._wanted(have), self._jumps)
+                try:
+                    if lines:
+                        tables.restore({"filter": lines})
+                    return tuple(difference.structure)
+                except CommandError:
+                    # Another program changed the table in between, and Docker does so often.
+                    if attempt == 3 or tables.read("filter")["filter"] == have:
+                        raise
+            raise AssertionError("the last attempt returns or raises")
+
+    def cleanup(self) -> None:
+        """Remove chain and jumps; what is missing already is no error."""
+        with self._lock:
+            have = tables.read("filter")["filter"]
+            if lines := removal(have, self._jumps, self.name):
+                tables.restore({"filter": lines})
+
+    @property
+    def _jumps(self) -> Rules:
+        return {chain: [f"-j {self.chain}"] for chain in ("DOCKER-USER", "FORWARD")}
+
+    def _wanted(self, have: Rules) -> Rules:
+        head = "DOCKER-USER" if "DOCKER-USER" in have else "FORWARD"
+        return {
+            # An empty list: a jump there is one too many.
+            **{chain: [] for chain in self._jumps if chain in have},
+            head: self._jumps[head],
+            self.chain: [
+                f"-o {self.bridge} -m conntrack --ctstate DNAT -j ACCEPT",
+                f"-o {self.bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+                f"-i {self.bridge} -j ACCEPT",
+            ],
+        }

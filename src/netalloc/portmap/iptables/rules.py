@@ -1,0 +1,254 @@
+"""Mappings as iptables rules, and which chain each belongs to. Text only, no I/O.
+
+Every rule is written exactly as iptables-save prints it, so that comparing with the kernel
+is comparing strings. A chain of 16,000 rules makes a new connection 15 times as slow, so
+the mappings hang in a tree by port: the main chain leads to groups of 1024 ports, a group
+to leaves of 64. Through 16,384 mappings a packet then passes 16 + 16 + 64 rules at most.
+
+    -A netalloc     -p tcp -m tcp --dport 7168:8191 -j netalloc/T07
+    -A netalloc/T07 -p tcp -m tcp --dport 8064:8127 -j netalloc/t3u
+    -A netalloc/t3u -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80
+
+A group is called by its protocol's capital and its number in base 32, a leaf by the small
+letter; no other chain of ours can be called so, because a name cannot have a slash.
+"""
+
+import re
+from collections.abc import Callable, Container, Iterable
+from ipaddress import IPv4Address, IPv4Network
+from itertools import pairwise
+from socket import inet_aton, inet_ntoa
+
+from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.model import PortMapping
+
+MAX_NAME = 28  # XT_EXTENSION_MAXNAMELEN in linux/netfilter/x_tables.h, less the final zero
+MAX_COMMENT = 255  # XT_MAX_COMMENT_LEN in linux/netfilter/xt_comment.h, likewise
+GROUP_BITS, LEAF_BITS = 10, 6
+DNAT = "-j DNAT --to-destination"
+_DIGITS = "0123456789abcdefghijklmnopqrstuv"
+_SUFFIX = "/(?:nat|fwd|[TUStus][0-9a-v]{2})"
+_LONGEST_SUFFIX = 4
+
+# Chains that other programs make and flush as theirs; DOCKER itself only while Docker runs.
+_TAKEN = re.compile(
+    r"(DOCKER-|CNI-|NETAVARK|KUBE-|cali-|FLANNEL)|"
+    r"(PREROUTING|INPUT|FORWARD|OUTPUT|POSTROUTING|ACCEPT|DROP|RETURN|QUEUE|REJECT|LOG|MARK|"
+    r"DNAT|SNAT|MASQUERADE|REDIRECT)$"
+)
+
+_MAPPING = re.compile(
+    r"(?:-d (?P<host>[\d.]+)/32 )?-p (?P<protocol>tcp|udp|sctp) -m (?P=protocol) "
+    r"--dport (?P<first>\d+)(?::(?P<last>\d+))? "
+    r'(?:-m comment --comment (?P<owner>[\w-]+|"(?:[^"\\]|\\.)*") )?'
+    r"-j DNAT --to-destination (?P<ip>[\d.]+)(?::(?P<port>\d+))?"
+)
+
+Rules = dict[str, list[str]]
+
+
+def check_name(name: str) -> str:
+    """The name itself, when chains can be called after it.
+
+    Raises OutOfRangeError when it is too long or no chain name, InUseError when it is one
+    that the kernel or another program uses.
+    """
+    limit = MAX_NAME - _LONGEST_SUFFIX
+    if len(name) > limit:
+        raise OutOfRangeError(
+            f"name {name!r} has {len(name)} characters: {limit} is the most, because chains "
+            f"are called {name[:8]}.../t3u and their names end at {MAX_NAME}"
+        )
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.:@-]*", name):
+        raise OutOfRangeError(f"chains cannot be called {name!r}")
+    if _TAKEN.match(name):
+        raise InUseError(f"chain name {name} is taken by another program", name)
+    return name
+
+
+def check_bridge(bridge: str) -> str:
+    """The name itself, when a rule can hold it; OutOfRangeError otherwise."""
+    if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}", bridge):
+        raise OutOfRangeError(f"bridge {bridge!r} is no name of an interface (15 characters)")
+    return bridge
+
+
+def is_ours(chain: str, name: str) -> bool:
+    """Whether a chain is one that this module names after `name`."""
+    return chain.startswith(name) and bool(re.fullmatch(f"(?:{_SUFFIX})?", chain[len(name) :]))
+
+
+def path(mapping: PortMapping, name: str) -> list[str]:
+    """The chains from the main one to the one that holds the mapping's rule.
+
+    A block stays in the smallest chain that covers all of its ports, so it is one rule.
+    """
+    first, last = mapping.host_port, mapping.host_port + mapping.count - 1
+    chains = [name]
+    group, leaf = first >> GROUP_BITS, first >> LEAF_BITS
+    if group == last >> GROUP_BITS:
+        chains.append(f"{name}/{mapping.protocol[0].upper()}{_number(group)}")
+        if leaf == last >> LEAF_BITS:
+            chains.append(f"{name}/{mapping.protocol[0]}{_number(leaf)}")
+    return chains
+
+
+def _number(n: int) -> str:
+    return _DIGITS[n >> 5] + _DIGITS[n & 31]
+
+
+def jump(chain: str) -> str:
+    """The rule in the parent of a group or leaf that leads to it."""
+    suffix = chain.rpartition("/")[2]
+    protocol = {"t": "tcp", "u": "udp", "s": "sctp"}[suffix[0].lower()]
+    bits = GROUP_BITS if suffix[0].isupper() else LEAF_BITS
+    first = int(suffix[1:], 32) << bits
+    # Port 0 is nobody's, and the two iptables print a range from 0 differently.
+    ports = f"{max(first, 1)}:{first + (1 << bits) - 1}"
+    return f"-p {protocol} -m {protocol} --dport {ports} -j {chain}"
+
+
+def in_tree(chain: str, name: str) -> bool:
+    """Whether a chain is a group or a leaf."""
+    return re.fullmatch(re.escape(name) + "/[TUStus][0-9a-v]{2}", chain) is not None
+
+
+def is_jump(rule: str, name: str) -> bool:
+    """Whether a rule is one that leads from chain to chain within the tree."""
+    target = rule.rpartition(" -j ")[2]
+    return in_tree(target, name) and rule == jump(target)
+
+
+def holder(
+    mapping: PortMapping, name: str, existing: Container[str], make: Callable[[str, str], None]
+) -> str:
+    """The chain for a mapping's rule, after `make(above, chain)` for chains that are missing.
+
+    `make` puts the chain into `existing`.
+    """
+    way = path(mapping, name)
+    for above, chain in pairwise(way):
+        if chain not in existing:
+            make(above, chain)
+    return way[-1]
+
+
+def hang(nat: Rules, mappings: Iterable[PortMapping], name: str) -> None:
+    """Add the rules of all mappings, and the chains they need, to the rules of table nat."""
+
+    def make(above: str, chain: str) -> None:
+        nat[chain] = []
+        nat[above].append(jump(chain))
+
+    # A thousand mappings share a few leaves: looking these up is a fourth of the work.
+    leaves: dict[tuple[str, int], list[str]] = {}
+    for mapping in mappings:
+        leaf = mapping.protocol, mapping.host_port >> LEAF_BITS
+        rules = leaves.get(leaf) if mapping.count == 1 else None
+        if rules is None:
+            rules = nat[holder(mapping, name, nat, make)]
+            if mapping.count == 1:
+                leaves[leaf] = rules
+        rules.append(rule(mapping))
+
+
+def parent(chain: str) -> str:
+    """The chain that leads to a group or leaf."""
+    name, _, suffix = chain.rpartition("/")
+    if suffix[0].isupper():
+        return name
+    return f"{name}/{suffix[0].upper()}{_number(int(suffix[1:], 32) >> GROUP_BITS - LEAF_BITS)}"
+
+
+def rule(mapping: PortMapping) -> str:
+    """The rule of a mapping, without its chain.
+
+    >>> rule(PortMapping(8080, ("10.0.0.2", 80)))
+    '-p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80'
+    >>> rule(PortMapping(7000, ("10.0.0.2", 7000), "udp", count=100))
+    '-p udp -m udp --dport 7000:7099 -j DNAT --to-destination 10.0.0.2'
+    """
+    protocol, port = mapping.protocol, mapping.host_port
+    host = f"-d {mapping.host_ip}/32 " if mapping.host_ip is not None else ""
+    owner = f"-m comment --comment {quoted(_comment(mapping.owner))} " if mapping.owner else ""
+    to = mapping.dest[1]
+    ip = inet_ntoa(int(mapping.dest[0]).to_bytes(4, "big"))  # a third of the time of str()
+    if mapping.count == 1:
+        return f"{host}{match(protocol)} {port} {owner}{DNAT} {ip}:{to}"
+    # Without a port DNAT keeps the one that was asked for.
+    return f"{host}{match(protocol)} {port}:{port + mapping.count - 1} {owner}{DNAT} {ip}"
+
+
+def match(protocol: str) -> str:
+    """What comes before the port in a rule."""
+    return f"-p {protocol} -m {protocol} --dport"
+
+
+def parse(text: str) -> PortMapping | None:
+    """The mapping that a rule makes, or None for a rule that `rule` does not write."""
+    found = _MAPPING.fullmatch(text)
+    if found is None:
+        return None
+    host, protocol, first, last, owner, ip, port = found.groups()
+    if (last is None) == (port is None):
+        return None
+    try:
+        return PortMapping(
+            int(first),
+            (IPv4Address(inet_aton(ip)), int(port or first)),  # a fifth of the time of text
+            protocol,
+            IPv4Address(host) if host else None,
+            int(last) - int(first) + 1 if last else 1,
+            unquoted(owner) if owner else None,
+        )
+    except (ValueError, OSError):  # a port 0, say: not one of ours
+        return None
+
+
+def fixed(
+    name: str, bridge: str | None, network: IPv4Network | None, marker: str | None
+) -> dict[str, Rules]:
+    """The rules that do not depend on the mappings: by table, by chain.
+
+    In a built-in chain only the named rules are ours. The two static masquerades let the
+    host reach its containers from 127.0.0.1, and the containers themselves and each other
+    through a host port; the third is their way out. `marker` becomes a comment.
+    """
+    local = f"-m addrtype --dst-type LOCAL -j {name}"
+    out: list[str] = []
+    nat = {"PREROUTING": [local], "OUTPUT": [local], "POSTROUTING": [f"-j {name}/nat"]}
+    nat |= {name: [], f"{name}/nat": out}
+    dnat = "-m conntrack --ctstate DNAT"
+    source = f"-s {network} " if network is not None and network.prefixlen else ""
+    if bridge is not None:
+        remark = f"-m comment --comment {quoted(marker)} " if marker else ""
+        out.append(f"-s 127.0.0.0/8 -o {bridge} {dnat} {remark}-j MASQUERADE")
+    if network is not None and bridge is not None:
+        out.append(f"{source}-o {bridge} {dnat} -j MASQUERADE")
+        out.append(f"{source}! -o {bridge} -j MASQUERADE")
+    elif network is not None:
+        out.append(f"{source}-d {network} {dnat} -j MASQUERADE")
+        out.append(f"{source}! -d {network} -j MASQUERADE")
+    if bridge is None:
+        return {"nat": nat}
+    # route_localnet lets a container address the host's 127.0.0.0/8: the guard stops it
+    # before conntrack, so that answers to the host's own connections pass.
+    raw = {"PREROUTING": [f"-j {name}"], name: ["-d 127.0.0.0/8 ! -i lo -j DROP"]}
+    return {"raw": raw, "nat": nat}
+
+
+def _comment(owner: str) -> str:
+    """An owner as one line of a rule can hold it: printable ASCII, bounded."""
+    return "".join(c if " " <= c <= "~" else "?" for c in owner[:MAX_COMMENT])
+
+
+def quoted(text: str) -> str:
+    """Text as iptables-save prints a comment."""
+    if re.fullmatch(r"[A-Za-z0-9_-]+", text):
+        return text
+    return '"' + re.sub(r"([\"\\'])", r"\\\1", text) + '"'
+
+
+def unquoted(text: str) -> str:
+    """The inverse of `quoted`."""
+    return re.sub(r"\\(.)", r"\1", text[1:-1]) if text[:1] == '"' else text

@@ -1,0 +1,294 @@
+"""PortMapper: the desired mappings, and a backend that makes the kernel agree."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Network
+from threading import RLock
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from netalloc.errors import NotAllocatedError
+from netalloc.host.conntrack import Flows
+from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.backend import Backend
+from netalloc.portmap.choice import make_backend, make_forward, network_of
+from netalloc.portmap.desired import MappingTable, describe
+from netalloc.portmap.watch import Watch
+from netalloc.values import as_host_ip, as_port, as_protocol
+
+if TYPE_CHECKING:
+    pass
+
+logger = logging.getLogger(__name__)
+
+_TRANSLATING = ("nftables", "iptables")  # those whose mappings conntrack remembers
+
+
+class PortMapper:
+    """Leads host ports to containers; a context manager over `setup` and `cleanup`.
+
+    `backend` is one of "auto" (nftables where kernel and privileges allow it, otherwise
+    iptables), "nftables", "iptables", "null", or an object that follows the Backend
+    protocol. With `bridge`, and its `network` (default: that of the bridge's address), the
+    containers also reach each other through host ports, and the host reaches them from
+    127.0.0.1. `name` is what chains or tables are called after; two mappers on a host need
+    two names. `forward` also accepts the containers' packets in the FORWARD chain, for hosts
+    where that drops by default; it takes iptables, whatever the backend. Safe for threads.
+    Raises OutOfRangeError and InUseError for bad arguments.
+
+    >>> mapper = PortMapper("null")
+    >>> mapper.map(8080, ("10.0.0.2", 80))
+    PortMapping(port=8080, dest=(IPv4Address('10.0.0.2'), 80), protocol='tcp', host_ip=None, \
+count=1, owner=None)
+    >>> mapper.map(8080, ("10.0.0.3", 80), host_ip="192.0.2.1")
+    Traceback (most recent call last):
+    ...
+    netalloc.errors.InUseError: 192.0.2.1:8080/tcp -> 10.0.0.3:80 is held by \
+0.0.0.0:8080/tcp -> 10.0.0.2:80
+    >>> mapper.unmap(8080)
+    """
+
+    def __init__(
+        self,
+        backend: str | Backend = "auto",
+        *,
+        bridge: str | None = None,
+        network: IPv4Network | str | None = None,
+        name: str = "netalloc",
+        forward: bool = False,
+    ) -> None:
+        self._forward = make_forward(name, bridge) if forward else None
+        if isinstance(backend, str):
+            backend = make_backend(backend, name, bridge, network_of(network, bridge))
+        self.backend: Backend = backend
+        self._table = MappingTable()
+        self._lock = RLock()
+        self._watch: Watch | None = None
+        self._flows = Flows()
+
+    def __enter__(self) -> "PortMapper":
+        self.setup()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.cleanup()
+        finally:
+            self.close()
+
+    @property
+    def mappings(self) -> list[PortMapping]:
+        """The desired mappings; O(n)."""
+        with self._lock:
+            return list(self._table)
+
+    def setup(self, *, adopt: bool = False, reconcile: bool = True) -> ReconcileResult:
+        """Make what the mappings need, and make the kernel agree with `mappings`.
+
+        What a crashed predecessor of this name left behind is used again, and mappings of
+        its that are not among ours are removed; with `adopt` they become ours instead, and
+        without `reconcile` they are left alone, unseen. Returns what was there too much or
+        missing.
+        """
+        with self._lock:
+            if self._forward is not None:
+                self._forward.reconcile()
+            try:
+                self.backend.setup()
+            except BaseException:
+                if self._forward is not None:
+                    self._forward.cleanup()
+                raise
+            if adopt:
+                self._table = MappingTable(self.backend.mappings())
+                return ReconcileResult()
+            return self.reconcile() if reconcile else ReconcileResult()
+
+    def cleanup(self) -> None:
+        """Remove all that is ours from the kernel; what is missing already is no error."""
+        self._end_watch()
+        with self._lock:
+            gone = self.mappings
+            try:
+                if self._forward is not None:
+                    self._forward.cleanup()
+            finally:
+                self.backend.cleanup()
+            self._table = MappingTable()
+            self._flush(gone, added=False)
+
+    def close(self) -> None:
+        """Give back what the backend keeps open; the mappings stay in the kernel."""
+        self._end_watch()
+        self._flows.close()
+        self.backend.close()
+
+    def map(
+        self,
+        port: int,
+        dest: tuple[IPv4Address | str, int],
+        protocol: str = "tcp",
+        host_ip: IPv4Address | str | None = None,
+        *,
+        count: int = 1,
+        owner: str | None = None,
+    ) -> PortMapping:
+        """Lead a host port, or a block of `count` from it, to (address, port).
+
+        Raises OutOfRangeError for what is no port, protocol or address, InUseError when
+        the port is mapped, both before anything has changed.
+        """
+        mapping = _mapping(port, dest, protocol, host_ip, count, owner)
+        self.map_many([mapping])
+        return mapping
+
+    def unmap(
+        self,
+        port: int,
+        protocol: str = "tcp",
+        host_ip: IPv4Address | str | None = None,
+        *,
+        missing_ok: bool = False,
+    ) -> None:
+        """Take a mapping away; a block goes by its first port and as a whole.
+
+        Raises NotAllocatedError when the port is not mapped, unless `missing_ok`.
+        """
+        as_port(port)
+        as_protocol(protocol)
+        address = as_host_ip(host_ip)
+        with self._lock:
+            found = self._table.find(port, protocol, address)
+            if found is not None:
+                self._remove([found], missing_ok=missing_ok)
+            elif not missing_ok:
+                raise NotAllocatedError(f"{address or '0.0.0.0'}:{port}/{protocol} is not mapped")
+
+    def map_many(self, mappings: Iterable[PortMapping]) -> None:
+        """Add all of them in one batch, or none; raises InUseError as `map` does."""
+        batch = list(mappings)
+        with self._lock:
+            self._table.add(batch)
+            try:
+                self.backend.apply(batch)
+            except BaseException:
+                self._table.remove(batch)
+                raise
+            try:
+                self._flush(batch, added=True)
+            except BaseException:
+                self._table.remove(batch)
+                self.backend.apply((), batch)
+                raise
+
+    def unmap_many(self, mappings: Iterable[PortMapping], *, missing_ok: bool = False) -> None:
+        """Remove all of them in one batch.
+
+        Raises NotAllocatedError, before anything has changed, when one is not mapped as
+        given, unless `missing_ok`.
+        """
+        with self._lock:
+            batch: dict[PortMapping, None] = {}
+            for mapping in mappings:
+                found = self._table.find(mapping.host_port, mapping.protocol, mapping.host_ip)
+                if found == mapping and found not in batch:
+                    batch[found] = None
+                elif not missing_ok:
+                    raise NotAllocatedError(f"{describe(mapping)} is not mapped")
+            self._remove(list(batch), missing_ok=missing_ok)
+
+    def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
+        """Remove, then add, in one batch, passing over `mappings`.
+
+        For a caller who keeps the desired mappings himself, as processes do that share a
+        store. Raises InUseError and NotAllocatedError as every backend does.
+        """
+        self.backend.apply(add, remove)
+        self._flush(remove, added=False)
+        self._flush(add, added=True)
+
+    def _remove(self, batch: Sequence[PortMapping], *, missing_ok: bool) -> None:
+        lost: list[PortMapping] = []
+        try:
+            self.backend.apply((), batch)
+        except NotAllocatedError:
+            # Somebody else took rules of ours away. The wish is that these are gone: take
+            # away the rest, and say so when none is left.
+            present = set(self.backend.mappings())
+            lost = [mapping for mapping in batch if mapping not in present]
+            self.backend.apply((), [mapping for mapping in batch if mapping in present])
+        self._table.remove(batch)
+        self._flush(batch, added=False)
+        if lost and not missing_ok:
+            raise NotAllocatedError(
+                f"gone from the kernel before it was unmapped: {', '.join(map(describe, lost))}"
+            )
+
+    def reconcile(self, desired: Iterable[PortMapping] | None = None) -> ReconcileResult:
+        """Make the kernel agree with the mappings, touching only what differs.
+
+        `desired` replaces `mappings` first. Returns what was wrong, false when nothing was.
+        """
+        with self._lock:
+            table = self._table if desired is None else MappingTable(desired)
+            repairs = self.backend.reconcile(list(table))
+            self._table = table
+            self._flush(repairs.removed, added=False)
+            self._flush(repairs.added, added=True)
+            if self._forward is not None and (found := self._forward.reconcile()):
+                repairs = ReconcileResult(
+                    repairs.added, repairs.removed, (*repairs.structure, *found)
+                )
+            return repairs
+
+    def watch(
+        self,
+        on_repair: Callable[[ReconcileResult], None] | None = None,
+        *,
+        repair: Callable[[], ReconcileResult] | None = None,
+    ) -> Watch:
+        """Reconcile now, and whenever somebody else changes our rules, within a second.
+
+        A thread waits for the kernel to say so, without polling, until the returned watch
+        is closed, or `cleanup` or `close` end it. `on_repair` is called in that thread
+        with what was found; `repair` takes the place of `reconcile`. Ends a watch that runs
+        already. Raises NetallocError where the
+        kernel tells nobody: with iptables-legacy and with the null backend.
+        """
+        self._end_watch()
+        monitor = self.backend.monitor()
+        try:
+            (repair or self.reconcile)()  # what has changed before the monitor listened
+        except BaseException:
+            monitor.close()
+            raise
+        self._watch = Watch(monitor, repair or self.reconcile, on_repair)
+        return self._watch
+
+    def _end_watch(self) -> None:
+        # Never with the lock held: the thread may be waiting for it.
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
+
+    def _flush(self, mappings: Sequence[PortMapping], *, added: bool) -> None:
+        """Forget the flows that still go where these host ports led before the change."""
+        if mappings and self.backend.name in _TRANSLATING:
+            self._flows.flush(mappings, added=added)
+
+
+def _mapping(
+    port: int,
+    dest: tuple[IPv4Address | str, int],
+    protocol: str,
+    host_ip: IPv4Address | str | None,
+    count: int,
+    owner: str | None,
+) -> PortMapping:
+    # Mapping itself turns text into addresses.
+    return PortMapping(port, dest, protocol, host_ip, count, owner)

@@ -1,0 +1,276 @@
+"""Mappings as elements of nftables maps: the wire format of linux/netfilter/nf_tables.h.
+
+An element is KEY, for a block KEY_END, DATA and, for the owner, USERDATA. What stands
+before USERDATA we call its entry: the kernel lists it byte for byte as it was added, so
+desired and present mappings compare as bytes and need no decoding.
+"""
+
+import struct
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from ipaddress import IPv4Address
+from typing import Any, Final, NamedTuple
+
+from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.host.netlink import attribute, attributes, text
+from netalloc.model import PortMapping
+
+NUMBERS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
+_NAMES: Final = {number: name for name, number in NUMBERS.items()}
+
+OWNER_ROOM = 253  # bytes: one length byte counts the text, its NUL and two bytes of header
+
+_ELEMENT, _KEY, _DATA, _USERDATA, _KEY_END, _VALUE = 1, 1, 2, 6, 10, 1
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT
+_MESSAGE_ROOM = 64_000  # of the 65,535 bytes that a nested attribute can say it has
+
+_pair = struct.Struct("=HH").pack
+
+
+def _header(kind: int, size: int) -> bytes:
+    return _pair(8 + size, kind) + _pair(4 + size, _VALUE)
+
+
+class Layout(NamedTuple):
+    """One map: its name, its type in nft's words, and how an entry is packed."""
+
+    name: str
+    declaration: str
+    pack: struct.Struct
+    key_header: bytes
+    end_header: bytes
+    data_header: bytes
+
+    @property
+    def block(self) -> bool:
+        """Whether the keys are intervals of ports."""
+        return bool(self.end_header)
+
+    @property
+    def specific(self) -> bool:
+        """Whether the host address is part of the key."""
+        return self.name.endswith("_ip")
+
+
+def _layout(name: str, specific: bool, block: bool) -> Layout:
+    # Each component is padded to four bytes: address, protocol, port; then address, port.
+    key = ("I" if specific else "") + "B3xH2x"
+    size = 12 if specific else 8
+    return Layout(
+        name,
+        f"type {'ipv4_addr . ' if specific else ''}inet_proto . inet_service : "
+        + ("ipv4_addr; flags interval;" if block else "ipv4_addr . inet_service;"),
+        struct.Struct(f">8s{key}" + (f"8s{key}8sI" if block else "8sIH2x")),
+        _header(_KEY, size),
+        _header(_KEY_END, size) if block else b"",
+        _header(_DATA, 4 if block else 8),
+    )
+
+
+DNAT_IP: Final = _layout("dnat_ip", True, False)
+DNAT_ANY: Final = _layout("dnat_any", False, False)
+BLOCK_IP: Final = _layout("block_ip", True, True)
+BLOCK_ANY: Final = _layout("block_any", False, True)
+LAYOUTS: Final = {map_.name: map_ for map_ in (DNAT_IP, DNAT_ANY, BLOCK_IP, BLOCK_ANY)}
+
+BLOCKS: Final = {name for name, map_ in LAYOUTS.items() if map_.block}
+
+_ELEMENT_HEADER: Final = {
+    map_.name: _pair(4 + map_.pack.size, _ELEMENT) for map_ in LAYOUTS.values()
+}
+
+
+def layout_of(mapping: PortMapping) -> Layout:
+    """The map that a mapping belongs in."""
+    if mapping.count == 1:
+        return DNAT_ANY if mapping.host_ip is None else DNAT_IP
+    return BLOCK_ANY if mapping.host_ip is None else BLOCK_IP
+
+
+def entry(mapping: PortMapping) -> bytes:
+    """The element of one mapping, without its owner.
+
+    >>> entry(PortMapping(8080, ("10.0.0.2", 80))).hex(" ", 4)  # doctest: +NORMALIZE_WHITESPACE
+    '10000100 0c000100 06000000 1f900000 10000200 0c000100 0a000002 00500000'
+    """
+    map_ = layout_of(mapping)
+    ip, port = mapping.dest
+    number = NUMBERS[mapping.protocol]
+    host = () if mapping.host_ip is None else (int(mapping.host_ip),)
+    start = (*host, number, mapping.host_port)
+    if map_.block:
+        end = (*host, number, mapping.host_port + mapping.count - 1)
+        return map_.pack.pack(
+            map_.key_header, *start, map_.end_header, *end, map_.data_header, int(ip)
+        )
+    return map_.pack.pack(map_.key_header, *start, map_.data_header, int(ip), port)
+
+
+Held = dict[str, dict[bytes, PortMapping]]
+
+
+def entries(mappings: Iterable[PortMapping]) -> Held:
+    """The mappings by map and entry; about a microsecond each for the usual kind.
+
+    Raises InUseError when two are the very same.
+    """
+    pack, key, data = DNAT_ANY.pack.pack, DNAT_ANY.key_header, DNAT_ANY.data_header
+    usual: dict[bytes, PortMapping] = {}
+    found: Held = {DNAT_ANY.name: usual}
+    count = 0
+    for mapping in mappings:
+        count += 1
+        if mapping.count == 1 and mapping.host_ip is None:
+            ip, port = mapping.dest
+            usual[pack(key, NUMBERS[mapping.protocol], mapping.host_port, data, int(ip), port)] = (
+                mapping
+            )
+        else:
+            found.setdefault(layout_of(mapping).name, {})[entry(mapping)] = mapping
+    if count != sum(map(len, found.values())):
+        raise InUseError("a mapping stands twice in one batch")
+    return found
+
+
+def elements(held: dict[bytes, PortMapping], map_: Layout) -> list[bytes]:
+    """The elements of entries of one map, with the owner as the comment that nft shows."""
+    plain = _ELEMENT_HEADER[map_.name]
+    return [
+        plain + wire if mapping.owner is None else _owned(wire, mapping.owner)
+        for wire, mapping in held.items()
+    ]
+
+
+def plain_elements(held: Iterable[bytes], map_: Layout) -> list[bytes]:
+    """The elements of entries of one map, without owners."""
+    plain = _ELEMENT_HEADER[map_.name]
+    return [plain + wire for wire in held]
+
+
+def key_elements(held: Iterable[bytes], map_: Layout) -> list[bytes]:
+    """The elements that name the keys only, as a deletion or a question wants them."""
+    size = map_.pack.size - len(map_.data_header) - (4 if map_.block else 8)
+    header = _pair(4 + size, _ELEMENT)
+    return [header + wire[:size] for wire in held]
+
+
+def _owned(wire: bytes, owner: str) -> bytes:
+    comment = _printable(owner)
+    body = wire + attribute(_USERDATA, bytes((_COMMENT, len(comment))) + comment)
+    return _pair(4 + len(body), _ELEMENT) + body
+
+
+def _printable(owner: str) -> bytes:
+    """The owner as nft can print it and read it back: it has no way to quote a quote."""
+    clean = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
+    short = clean.encode(errors="replace")[: OWNER_ROOM - 1]
+    return short.decode(errors="ignore").encode() + b"\0"
+
+
+def split(elements: Sequence[bytes]) -> list[Sequence[bytes]]:
+    """Pieces that one message can carry: about a thousand elements of comments' usual size."""
+    each = _MESSAGE_ROOM // max(map(len, elements), default=1)
+    if len(elements) <= each:
+        return [elements] if elements else []
+    return [elements[first : first + each] for first in range(0, len(elements), each)]
+
+
+@lru_cache
+def _head(table: str, map_name: str) -> bytes:
+    return b"\x02\0\0\0" + text(_LIST_TABLE, table) + text(_LIST_SET, map_name)
+
+
+def body(table: str, map_: Layout, elements: Iterable[bytes] = ()) -> bytes:
+    """The body of a message about these elements; without any it asks for the whole map."""
+    listed = b"".join(elements)
+    head = _head(table, map_.name)
+    return head + attribute(_LIST_ELEMENTS, listed) if listed else head
+
+
+def listed(body: bytes, map_: Layout, found: dict[bytes, bytes]) -> int:
+    """Put the entries in one message of a listing into `found`, each with what is behind it.
+
+    Returns how many there were: more than `found` grew by when some came twice.
+    """
+    start, size = 4, 0
+    while start + 4 <= len(body):
+        size, kind = struct.unpack_from("=HH", body, start)
+        if kind & 0x3FFF == _LIST_ELEMENTS or size < 4:
+            break
+        start += size + 3 & ~3
+    else:
+        return 0
+    stop, start = start + size, start + 4
+    header = _ELEMENT_HEADER[map_.name]
+    plain = 4 + map_.pack.size
+    count = 0
+    while start < stop:
+        count += 1
+        if body.startswith(header, start):
+            found[body[start + 4 : start + plain]] = b""
+            start += plain
+        else:
+            size = struct.unpack_from("=H", body, start)[0]
+            middle = start + min(plain, size)
+            found[body[start + 4 : middle]] = body[middle : start + size]
+            start += max(size, 4) + 3 & ~3
+    return count
+
+
+def decode_all(held: dict[bytes, bytes], map_: Layout, into: list[PortMapping]) -> list[bytes]:
+    """Append what the entries of a listing stand for; returns those that are no mapping.
+
+    About two microseconds for each of the usual kind.
+    """
+    if map_ is not DNAT_ANY:
+        found = [decode(wire, rest, map_) for wire, rest in held.items()]
+        into += [mapping for mapping in found if mapping is not None]
+        return [wire for wire, mapping in zip(held, found, strict=True) if mapping is None]
+    strange = []
+    unpack, names, size = map_.pack.unpack, _NAMES, map_.pack.size
+    for wire, rest in held.items():
+        if len(wire) == size:
+            _, number, port, _, ip, dest_port = unpack(wire)
+            if number in names and port and dest_port:
+                dest, owner = (IPv4Address(ip), dest_port), _owner(rest) if rest else None
+                into.append(PortMapping(port, dest, names[number], None, 1, owner))
+                continue
+        strange.append(wire)
+    return strange
+
+
+def decode(wire: bytes, rest: bytes, map_: Layout) -> PortMapping | None:
+    """The mapping that an entry and the attributes behind it stand for.
+
+    None for what somebody else put there and no mapping can say.
+    """
+    try:
+        return _decode(map_.pack.unpack(wire), _owner(rest) if rest else None, map_)
+    except (struct.error, OutOfRangeError, KeyError):
+        return None
+
+
+def _decode(fields: tuple[Any, ...], owner: str | None, map_: Layout) -> PortMapping | None:
+    host_ip = None
+    if map_.specific:
+        host_ip, fields = IPv4Address(fields[1]), fields[1:]
+    number, port = fields[1:3]
+    if not map_.block:
+        dest = (IPv4Address(fields[-2]), fields[-1])
+        return PortMapping(port, dest, _NAMES[number], host_ip, 1, owner)
+    if fields[-4] != number or (host_ip is not None and int(host_ip) != fields[-5]):
+        return None  # it spans more than ports
+    dest = (IPv4Address(fields[-1]), port)
+    return PortMapping(port, dest, _NAMES[number], host_ip, fields[-3] - port + 1, owner)
+
+
+def _owner(rest: bytes) -> str | None:
+    data = attributes(rest).get(_USERDATA, b"")
+    start = 0
+    while start + 2 <= len(data):
+        kind, size = data[start], data[start + 1]
+        if kind == _COMMENT:
+            return data[start + 2 : start + 2 + size].rstrip(b"\0").decode(errors="replace")
+        start += 2 + size
+    return None

@@ -1,0 +1,49 @@
+"""A mark in our table that says: the fixed part is as netalloc has loaded it.
+
+Only nft can turn the readable ruleset into the kernel's form, and starting it costs more
+than all the rest of a short-lived process. So whoever has loaded the ruleset leaves a digest
+of what the kernel then had; who finds the kernel's state to fit it need not load it again.
+Any change by others, and any other version of the ruleset, breaks the seal.
+"""
+
+import errno
+from hashlib import blake2s
+
+from netalloc.host.netlink import CREATE, NetlinkError, NetlinkSocket, attribute, text
+from netalloc.portmap.nftables import batch
+from netalloc.portmap.nftables.ruleset import IPV4, SEAL, Snapshot
+
+_TABLE, _NAME, _ELEMENTS, _ELEMENT, _KEY, _VALUE = 1, 2, 3, 1, 1, 1
+
+
+def digest(snapshot: Snapshot, script: str) -> bytes:
+    """Four bytes that stand for this state of the kernel, loaded from this script."""
+    state = repr((sorted(snapshot.items()), script))
+    return blake2s(state.encode(), digest_size=4).digest()
+
+
+def seal(netlink: NetlinkSocket, table: str, mark: bytes) -> None:
+    """Leave this digest, and no other."""
+    everything = IPV4 + text(_TABLE, table) + text(_NAME, SEAL)  # no elements means all
+    batch.send(
+        netlink,
+        [
+            batch.Step(batch.DELETE_ELEMENT, 0, everything),
+            batch.Step(batch.NEW_ELEMENT, CREATE, _about(table, mark)),
+        ],
+    )
+
+
+def is_sealed(netlink: NetlinkSocket, table: str, mark: bytes) -> bool:
+    """Whether this digest was left."""
+    try:
+        return bool(netlink.call(batch.GET_ELEMENT, _about(table, mark)))
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+
+
+def _about(table: str, mark: bytes) -> bytes:
+    element = attribute(_ELEMENT, attribute(_KEY, attribute(_VALUE, mark)))
+    return IPV4 + text(_TABLE, table) + text(_NAME, SEAL) + attribute(_ELEMENTS, element)

@@ -1,0 +1,185 @@
+"""The fixed part of the nftables backend: its text, and what of it the kernel has."""
+
+import re
+from ipaddress import IPv4Network
+from typing import Final
+
+from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.host.netlink import NetlinkError, NetlinkSocket, attributes, text
+from netalloc.portmap.nftables.batch import SUBSYSTEM, Step
+from netalloc.portmap.nftables.elements import LAYOUTS
+
+GET_TABLE, GET_CHAIN, GET_RULE, GET_SET = (SUBSYSTEM | kind for kind in (1, 4, 7, 10))
+_DELETE_TABLE: Final = SUBSYSTEM | 2
+IPV4: Final = b"\x02\0\0\0"  # struct nfgenmsg: family, version, resource
+
+# Tables of other programs: sharing one would put our chains under their flush.
+TAKEN: Final = frozenset(
+    (
+        *("filter", "nat", "mangle", "raw", "security"),
+        *("docker-bridges", "netavark", "cni_hostport", "cni_plugins_masquerade"),
+        *("kube-proxy", "firewalld", "v2-host-firewall", "calico"),
+    )
+)
+
+SEAL: Final = "sealed"  # the set that nft_seal.py writes
+
+# The first nat chain that decides wins: -105 comes before the -100 of iptables, which is
+# where a stale rule of somebody else for the same port would be.
+_BASE_CHAINS: Final = {
+    "prerouting": "type nat hook prerouting priority -105; policy accept;",
+    "output": "type nat hook output priority -105; policy accept;",
+    "postrouting": "type nat hook postrouting priority srcnat; policy accept;",
+    "guard": "type filter hook prerouting priority raw; policy accept;",
+}
+CHAINS: Final = ("portmap", *_BASE_CHAINS)
+
+# What of each answer is the fixed part; the rest is handles, counters and use counts.
+# Table: flags. Chain: hook, policy, type, flags. Set: flags, key and data types, lengths.
+_TABLE_PARTS, _CHAIN_PARTS, _SET_PARTS = (2,), (4, 5, 7, 10), (3, 4, 5, 6, 7)
+_NAME, _CHAIN_NAME, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 3, 2, 4
+
+
+def check_table(name: str) -> str:
+    """The name itself; OutOfRangeError when nft could not read it, InUseError when it is taken."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_.-]{0,27}", name):
+        raise OutOfRangeError(
+            f"table name {name!r} is not a letter and up to 27 letters, digits, '_', '.' or '-'"
+        )
+    if name in TAKEN:
+        raise InUseError(f"nftables table {name} belongs to another program", name)
+    return name
+
+
+def rules(bridge: str | None, network: IPv4Network | None) -> dict[str, list[str]]:
+    """The rules of each chain, as nft writes them; OutOfRangeError for a bad bridge."""
+    # A * would be a pattern.
+    if bridge is not None and not re.fullmatch(r'[^\s/"*\\]{1,15}', bridge):
+        raise OutOfRangeError(f"bridge {bridge!r} is no name of an interface (15 characters)")
+    found: dict[str, list[str]] = {
+        "portmap": [
+            # Without it a container's connection to an outside server on a mapped port
+            # would be hijacked.
+            "fib daddr type != local return",
+            "dnat ip to ip daddr . meta l4proto . th dport map @dnat_ip",
+            "dnat ip to ip daddr . meta l4proto . th dport map @block_ip",
+            "dnat ip to meta l4proto . th dport map @dnat_any",
+            "dnat ip to meta l4proto . th dport map @block_any",
+        ],
+        "prerouting": ["jump portmap"],
+        "output": ["jump portmap"],
+        "postrouting": [],
+        "guard": [],
+    }
+    if bridge is not None:
+        # route_localnet on the bridge lets the host reach its containers from 127.0.0.1;
+        # the guard keeps the containers away from what listens there.
+        found["guard"].append('iifname != "lo" ip daddr 127.0.0.0/8 drop')
+        port = f'oifname "{bridge}"'
+        found["postrouting"].append(f"{port} ip saddr 127.0.0.0/8 ct status dnat masquerade")
+        if network is not None:
+            found["postrouting"] += [
+                f"{port} ip saddr {network} ct status dnat masquerade",
+                f'oifname != "{bridge}" ip saddr {network} masquerade',
+            ]
+    return found
+
+
+def script(name: str, chains: dict[str, list[str]], *, replace: bool = False) -> str:
+    """What `nft -f` loads: one transaction that leaves the elements of an existing table alone.
+
+    With `replace` the table goes first, and its elements with it.
+    """
+    lines = [f"table ip {name}", f"delete table ip {name}"] if replace else []
+    lines.append(f"table ip {name} {{")
+    lines += [f"  map {map_.name} {{ {map_.declaration} }}" for map_ in LAYOUTS.values()]
+    lines.append(f"  set {SEAL} {{ type mark; }}")
+    lines += [f"  chain {chain} {{ {_BASE_CHAINS.get(chain, '')} }}" for chain in chains]
+    lines.append("}")
+    lines += [f"flush chain ip {name} {chain}" for chain in chains]
+    lines += [f"add rule ip {name} {chain} {rule}" for chain in chains for rule in chains[chain]]
+    return "\n".join(lines) + "\n"
+
+
+def table_deletion(name: str) -> Step:
+    """The step that removes the table with all that is in it."""
+    return Step(_DELETE_TABLE, 0, IPV4 + text(_NAME, name))
+
+
+Snapshot = dict[str, tuple[bytes, ...]]
+
+
+def snapshot(netlink: NetlinkSocket, name: str) -> Snapshot:
+    """The fixed part as the kernel has it; what is missing has no entry.
+
+    A key is "table", "map NAME", "chain NAME" or "rules NAME". It asks by name, so that
+    its cost does not depend on the tables of others or on the number of elements.
+    """
+    found: Snapshot = {}
+    table = IPV4 + text(_NAME, name)
+    _one(netlink, found, "table", GET_TABLE, table, _TABLE_PARTS)
+    if not found:
+        return found
+    for map_ in LAYOUTS:
+        _one(netlink, found, f"map {map_}", GET_SET, table + text(2, map_), _SET_PARTS)
+    for chain in CHAINS:
+        _one(netlink, found, f"chain {chain}", GET_CHAIN, table + text(3, chain), _CHAIN_PARTS)
+    held: dict[str, list[bytes]] = {chain: [] for chain in CHAINS if f"chain {chain}" in found}
+    for body in netlink.dump(GET_RULE, table)[0]:
+        parts = attributes(body, 4)
+        chain = parts.get(_RULE_CHAIN, b"").rstrip(b"\0").decode()
+        if parts.get(_NAME, b"").rstrip(b"\0").decode() == name and chain in held:
+            held[chain].append(parts.get(_RULE_EXPRESSIONS, b""))
+    found.update((f"rules {chain}", tuple(expressions)) for chain, expressions in held.items())
+    return found
+
+
+def has_sibling(netlink: NetlinkSocket, name: str) -> bool:
+    """Whether there is a table like ours under another name: another instance of netalloc."""
+    held: dict[bytes, set[bytes]] = {}
+    for body in netlink.dump(GET_CHAIN, IPV4)[0]:
+        parts = attributes(body, 4)
+        held.setdefault(parts.get(_NAME, b""), set()).add(parts.get(_CHAIN_NAME, b""))
+    held.pop(name.encode() + b"\0", None)
+    ours = {chain.encode() + b"\0" for chain in CHAINS}
+    return any(ours <= chains for chains in held.values())
+
+
+def _one(
+    netlink: NetlinkSocket,
+    found: Snapshot,
+    what: str,
+    kind: int,
+    body: bytes,
+    wanted: tuple[int, ...],
+) -> None:
+    try:
+        answers = netlink.call(kind, body)
+    except NetlinkError as error:
+        if error.errno != 2:  # ENOENT: it is missing, which is an answer
+            raise
+        return
+    parts = attributes(answers[0], 4)
+    found[what] = tuple(parts.get(part, b"") for part in wanted)
+
+
+def differences(before: Snapshot, after: Snapshot, name: str) -> tuple[str, ...]:
+    """What was wrong with `before`, in words."""
+    if not before:
+        return (f"table ip {name} was missing",)
+    found: list[str] = []
+    for what, right in after.items():
+        was = before.get(what)
+        if was == right:
+            continue
+        kind, _, chain = what.partition(" ")
+        if was is None:
+            if kind != "rules":  # of a missing chain
+                found.append(f"{what} was missing")
+        elif kind != "rules":
+            found.append(f"{what} had other properties")
+        elif strangers := sum(rule not in right for rule in was):
+            found.append(f"chain {chain} had {strangers} rules that are not ours")
+        else:
+            found.append(f"chain {chain} had {len(was)} of its {len(right)} rules, or out of order")
+    return tuple(found)

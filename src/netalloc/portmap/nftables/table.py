@@ -1,0 +1,99 @@
+"""One nftables table of ours: reading its elements, over a socket that is kept."""
+
+import errno
+from collections.abc import Sequence
+
+from netalloc.errors import CommandError
+from netalloc.host.netlink import NETLINK_NETFILTER, LazySocket, NetlinkError, NetlinkSocket
+from netalloc.model import PortMapping
+from netalloc.portmap.nftables import batch
+from netalloc.portmap.nftables import elements as wire
+
+_ASK_ROOM = 64  # keys to a question: its answers have to fit into the receive buffer
+_LIST_FROM = 1024  # keys from which listing the whole map is cheaper than asking for each
+_LISTINGS = 20  # tries for a listing that lacks nothing
+_INTERRUPTIONS = 3  # of which so many for one that nothing interrupted
+
+
+class NftTable:
+    """Table `ip NAME`. The socket belongs to the network namespace of the first call."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._socket = LazySocket(NETLINK_NETFILTER)
+
+    @property
+    def netlink(self) -> NetlinkSocket:
+        """The kept socket."""
+        return self._socket.get()
+
+    def close(self) -> None:
+        """Close the socket; the next call opens another one."""
+        self._socket.close()
+
+    def list(self) -> dict[str, dict[bytes, bytes]]:
+        """The entries of every map, each with what is behind it."""
+        return {name: self.list_map(map_) for name, map_ in wire.LAYOUTS.items()}
+
+    def list_map(self, map_: wire.Layout) -> dict[bytes, bytes]:
+        """All entries of a map; none when the map is missing.
+
+        Two things spoil a listing. While the kernel still rehashes a map that has grown,
+        it lists some elements twice and lacks as many, and does not say so: we look again.
+        And it marks the listing as interrupted when any table of the namespace changed,
+        which on a busy host is every one: so three tries, after which an element may be
+        lacking that came or went meanwhile. A repair built on that is refused as a whole.
+        """
+        question = wire.body(self.name, map_)
+        for attempt in range(1, _LISTINGS + 1):
+            try:
+                bodies, consistent = self.netlink.dump(batch.GET_ELEMENT, question)
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return {}
+            found: dict[bytes, bytes] = {}
+            count = sum([wire.listed(body, map_, found) for body in bodies])
+            if count == len(found) and (consistent or attempt >= _INTERRUPTIONS):
+                return found
+        raise CommandError(
+            f"map {map_.name} of table ip {self.name} changed in each of {_LISTINGS} listings"
+        )
+
+    def look_up(self, map_: wire.Layout, entries: Sequence[bytes]) -> dict[bytes, bytes]:
+        """What the kernel has under the keys of these entries, about 10 µs each."""
+        if len(entries) >= _LIST_FROM:
+            return self.list_map(map_)
+        found: dict[bytes, bytes] = {}
+        for first in range(0, len(entries), _ASK_ROOM):
+            some = entries[first : first + _ASK_ROOM]
+            body = wire.body(self.name, map_, wire.key_elements(some, map_))
+            try:
+                answers = self.netlink.call(batch.GET_ELEMENT, body)
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                # The kernel stops at the first key that is absent.
+                if len(some) > 1:
+                    for entry in some:
+                        found.update(self.look_up(map_, [entry]))
+                continue
+            for answer in answers:
+                wire.listed(answer, map_, found)
+        return found
+
+    def holder(self, mapping: PortMapping) -> PortMapping | None:
+        """What is mapped where `mapping` would be."""
+        map_ = wire.layout_of(mapping)
+        near = self.list_map(map_) if map_.block else self.look_up(map_, [wire.entry(mapping)])
+        for entry, rest in near.items():
+            there = wire.decode(entry, rest, map_)
+            if there is not None and overlap(mapping, there):
+                return there
+        return None
+
+
+def overlap(one: PortMapping, other: PortMapping) -> bool:
+    """Whether two mappings of the same host address and protocol share a port."""
+    same = one.key[:2] == other.key[:2]
+    return same and (other.host_port in one.ports or one.host_port in other.ports)

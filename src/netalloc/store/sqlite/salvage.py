@@ -1,0 +1,174 @@
+"""Reading what can still be read of a damaged store file; the file itself is not touched."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from netalloc.errors import StoreError
+from netalloc.store.records import TABLES, Lease
+from netalloc.store.sqlite.bitmaps import SqliteBitmaps
+from netalloc.store.sqlite.connection import Connection
+from netalloc.store.sqlite.leaf_bitmap import LEAF
+from netalloc.store.sqlite.schema import APPLICATION, checksum, table_name
+from netalloc.store.sqlite.table import SqliteTable
+
+# The fields of a database header (sqlite.org/fileformat2.html, 1.3) that are the same in
+# every file that was made here: damage to them is undone before reading.
+_HEADER = {
+    0: b"SQLite format 3\0" + (4096).to_bytes(2, "big") + b"\2\2\0\x40\x20\x20",
+    44: (4).to_bytes(4, "big"),
+    56: (1).to_bytes(4, "big"),
+    68: APPLICATION.to_bytes(4, "big"),
+}
+
+
+@dataclass
+class Salvage:
+    """What was read. `marked` are ordinals by the name of their bitmap; `lost` is in words."""
+
+    records: dict[type[Any], list[Any]]
+    marked: dict[str, set[int]] = field(default_factory=dict)
+    lost: list[str] = field(default_factory=list)
+    boot: str = ""
+    counters: dict[str, int] = field(default_factory=dict)
+
+
+def salvage(path: Path) -> Salvage:
+    """Read every record whose checksum is right, and what the bitmaps say."""
+    found = Salvage({kind: [] for kind in TABLES})
+    with TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.salvage-") as folder:
+        copy = Path(folder) / path.name
+        shutil.copyfile(path, copy)
+        log = Path(f"{path}-wal")
+        if log.exists():
+            shutil.copyfile(log, f"{copy}-wal")
+        with copy.open("r+b") as file:
+            for offset, value in _HEADER.items():
+                file.seek(offset)
+                file.write(value)
+        connection = Connection(copy)
+        try:
+            found.lost += [f"the file: {problem}" for problem in damage(connection)]
+            for kind in TABLES:
+                _read_records(connection, kind, found)
+            _read_state(connection, found)
+            _read_bitmaps(connection, found)
+        finally:
+            connection.close()
+    return found
+
+
+def damage(connection: Connection) -> list[str]:
+    """What SQLite itself finds wrong with its file."""
+    try:
+        rows = [str(row[0]) for row in connection.rows("PRAGMA integrity_check")]
+    except StoreError as error:
+        return [str(error)]
+    return [] if rows == ["ok"] else rows
+
+
+def damaged_rows(connection: Connection) -> list[str]:
+    """The rows whose checksum is wrong, in words."""
+    found = []
+    for kind in TABLES:
+        bad = SqliteTable(kind, connection).split()[1]
+        found += [f"a row of {table_name(kind)} is damaged: {row!r}" for row in bad]
+    for table in ("state", "bitmap", "leaf"):
+        rows = connection.rows(f"SELECT * FROM {table}")
+        bad = [row for row in rows if checksum(table, row[:-1]) != row[-1]]
+        found += [f"a row of {table} is damaged: {row[:2]!r}" for row in bad]
+    if found:
+        return found
+    bitmaps = SqliteBitmaps(connection)
+    names = connection.rows("SELECT name, size FROM bitmap")
+    ((counters,),) = connection.rows("SELECT counters FROM state")
+    known = dict(item.split("=") for item in counters.split())
+    if int(known.get("bitmaps", 0)) != len(names):
+        found.append(f"{len(names)} bitmaps are there of {known.get('bitmaps', 0)}")
+    for name, size in names:
+        found += _miscounted(bitmaps, name, size)
+    return found
+
+
+def _miscounted(bitmaps: SqliteBitmaps, name: str, size: str) -> list[str]:
+    try:
+        bitmap = bitmaps.bitmap(name, int(size))
+        held = sum([len(bitmap.leaf(number)) for number, _ in _mixed(bitmap)])
+    except (StoreError, ValueError, TypeError) as error:
+        return [f"bitmap {name}: {error}"]
+    held += sum([bitmap.leaf_size(n) for a, b in bitmap.full.runs() for n in range(a, b)])
+    return [] if held == len(bitmap) else [f"bitmap {name} counts {len(bitmap)} but has {held}"]
+
+
+def _mixed(bitmap: Any) -> list[tuple[int, int]]:
+    return [(n, bitmap.leaf_size(n)) for a, b in bitmap.mixed.runs() for n in range(a, b)]
+
+
+def _read_records(connection: Connection, kind: type[Any], found: Salvage) -> None:
+    table = SqliteTable(kind, connection)
+    try:
+        good, bad = table.split()
+    except StoreError as error:
+        # From both ends up to the page that cannot be read.
+        found.lost.append(f"{table_name(kind)}: {error}")
+        ends = [table.until_damage(reverse=reverse) for reverse in (False, True)]
+        good, bad = list(dict.fromkeys(ends[0] + ends[1])), []
+    found.records[kind] = good
+    found.lost += [f"a row of {table_name(kind)}: {row!r}" for row in bad]
+
+
+def _read_state(connection: Connection, found: Salvage) -> None:
+    try:
+        for row in connection.rows("SELECT * FROM state"):
+            if checksum("state", row[:-1]) == row[-1]:
+                found.boot = row[2]
+                pairs = (item.split("=") for item in row[3].split())
+                found.counters = {name: int(value) for name, value in pairs}
+                return
+        found.lost.append("the state row")
+    except StoreError as error:
+        found.lost.append(f"the state row: {error}")
+
+
+def _read_bitmaps(connection: Connection, found: Salvage) -> None:
+    """What is marked as taken; all of a leaf that cannot be read, unless no record is lost."""
+    try:
+        heads = connection.rows("SELECT name, size FROM bitmap")
+    except StoreError as error:
+        found.lost.append(f"the bitmaps: {error}")
+        return
+    bitmaps = SqliteBitmaps(connection)
+    complete = not found.lost
+    for name, size in heads:
+        _read_bitmap(bitmaps, name, size, complete, found)
+
+
+def _read_bitmap(
+    bitmaps: SqliteBitmaps, name: str, size: str, complete: bool, found: Salvage
+) -> None:
+    marked = found.marked.setdefault(str(name), set())
+    try:
+        bitmap = bitmaps.bitmap(name, int(size))
+    except (StoreError, ValueError, TypeError) as error:
+        found.lost.append(f"bitmap {name}: {error}")
+        return
+    for a, b in bitmap.full.runs():
+        marked.update(range(a * LEAF, min(b * LEAF, bitmap.size)))
+    for number, length in _mixed(bitmap):
+        first = number * LEAF
+        try:
+            taken = list(bitmap.leaf(number).runs())
+        except StoreError as error:
+            found.lost.append(str(error))
+            taken = [] if complete else [(0, length)]
+        for a, b in taken:
+            marked.update(range(first + a, first + b))
+
+
+def lost_generations(found: Salvage) -> int:
+    """A generation that no lease ever had, so far as can be known."""
+    highest = max((lease.generation for lease in found.records[Lease]), default=0)
+    # More than one boot of one machine can have used up since the state row was written.
+    return found.counters.get("generation", highest + (1 << 32))

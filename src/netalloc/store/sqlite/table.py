@@ -1,0 +1,126 @@
+"""Records as rows of the store file, each read with its checksum."""
+
+from collections.abc import Iterable
+from typing import Any, Generic
+
+from netalloc.errors import StoreError
+from netalloc.store.protocol import R
+from netalloc.store.records import TABLES, Value
+from netalloc.store.sqlite.connection import REPAIR, Connection
+from netalloc.store.sqlite.schema import checksum, table_name
+
+_TOP = 1 << 63  # SQLite's integers are signed: an ordinal from here on is stored less 2**64
+
+
+class SqliteTable(Generic[R]):
+    """All records of one kind, over one connection."""
+
+    def __init__(self, kind: type[R], connection: Connection) -> None:
+        self._kind = kind
+        self._connection = connection
+        self._shape = TABLES[kind]
+        self._name = name = table_name(kind)
+        fields = kind._fields
+        self._ordinal = fields.index("ordinal") if "ordinal" in fields else None
+        self._key = tuple(map(fields.index, self._shape.key))
+        marks = ", ".join("?" * (len(fields) + 1))
+        self._insert = f"INSERT INTO {name} VALUES ({marks})"
+        self._delete = f"DELETE FROM {name} WHERE {_equal(self._shape.key)} AND crc = ?"
+        self._get = f"SELECT * FROM {name} WHERE {_equal(self._shape.key)}"
+        self._queries: dict[tuple[str, ...], str] = {}
+
+    def get(self, *key: Value) -> R | None:
+        """The record of that key."""
+        rows = self._connection.rows(self._get, _signed(key))
+        return self._record(rows[0]) if rows else None
+
+    def where(self, *fields: str, equal: tuple[Value, ...], limit: int = -1) -> list[R]:
+        """Those of which the fields have the values given, in the order of their index."""
+        query = self._queries.get(fields)
+        if query is None:
+            query = self._queries[fields] = self._query(fields)
+        rows = self._connection.rows(query, (*_signed(equal), limit))
+        return [self._record(row) for row in rows]
+
+    def oldest(self, limit: int) -> list[R]:
+        """The first ones by key."""
+        order = ", ".join(f'"{field}"' for field in self._shape.key)
+        query = f"SELECT * FROM {self._name} ORDER BY {order} LIMIT ?"
+        return [self._record(row) for row in self._connection.rows(query, (limit,))]
+
+    def all(self) -> list[R]:
+        """Every record."""
+        return [self._record(row) for row in self._connection.rows(f"SELECT * FROM {self._name}")]
+
+    def split(self) -> tuple[list[R], list[tuple[Any, ...]]]:
+        """The records whose checksum is right, and the rows for which it is not."""
+        good, bad = [], []
+        for row in self._connection.rows(f"SELECT * FROM {self._name}"):
+            values = self._values(row)
+            if checksum(self._name, values) == row[-1]:
+                good.append(self._kind(*values))
+            else:
+                bad.append(row)
+        return good, bad
+
+    def until_damage(self, *, reverse: bool) -> list[R]:
+        """The good records from one end up to where the file cannot be read."""
+        order = ", ".join(f'"{field}"{" DESC" if reverse else ""}' for field in self._shape.key)
+        found = []
+        for row in self._connection.rows_until_damage(
+            f"SELECT * FROM {self._name} ORDER BY {order}"
+        ):
+            values = self._values(row)
+            if checksum(self._name, values) == row[-1]:
+                found.append(self._kind(*values))
+        return found
+
+    def add(self, records: Iterable[R]) -> None:
+        """Put new records in."""
+        rows = [self._row(record) for record in records]
+        self._connection.many(self._insert, rows)
+
+    def remove(self, records: Iterable[R]) -> None:
+        """Take records out."""
+        rows = [self._row(record) for record in records]
+        if not rows:
+            return
+        keys = [(*[row[i] for i in self._key], row[-1]) for row in rows]
+        gone = self._connection.many(self._delete, keys)
+        if gone != len(rows):
+            raise StoreError(f"{len(rows) - gone} rows of {self._name} are not there; {REPAIR}")
+
+    def _query(self, fields: tuple[str, ...]) -> str:
+        indexes = (*self._shape.indexes, self._shape.key)
+        fitting = [index for index in indexes if index[: len(fields)] == fields]
+        # Of those that begin like this, the one that goes on with a time.
+        best = max(fitting, key=lambda index: index[-1].endswith("_ns"))
+        order = ", ".join(f'"{field}"' for field in best[len(fields) :] or best)
+        return f"SELECT * FROM {self._name} WHERE {_equal(fields)} ORDER BY {order} LIMIT ?"
+
+    def _row(self, record: R) -> tuple[Any, ...]:
+        values = tuple(record)
+        crc = checksum(self._name, values)
+        if self._ordinal is not None and values[self._ordinal] >= _TOP:  # type: ignore[operator]
+            values = _signed(values)
+        return (*values, crc)
+
+    def _record(self, row: tuple[Any, ...]) -> R:
+        values = self._values(row)
+        if checksum(self._name, values) != row[-1]:
+            raise StoreError(f"a row of {self._name} is damaged: {row!r}; {REPAIR}")
+        return self._kind(*values)
+
+    def _values(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
+        i = self._ordinal
+        if i is not None and isinstance(row[i], int) and row[i] < 0:
+            return (*row[:i], row[i] + 2 * _TOP, *row[i + 1 : -1])
+        return row[:-1]
+
+
+def _equal(fields: tuple[str, ...]) -> str:
+    return " AND ".join(f'"{field}" IS ?' for field in fields)
+
+
+def _signed(values: tuple[Value, ...]) -> tuple[Value, ...]:
+    return tuple([v - 2 * _TOP if isinstance(v, int) and v >= _TOP else v for v in values])
