@@ -7,6 +7,7 @@ from typing import Any
 
 from netalloc._alloc import IPAllocator
 from netalloc.ipam.addresses import Addresses
+from netalloc.ipam.networks import written
 from netalloc.ports import MemoryBitmaps, Ordinals, PortAllocator
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
@@ -24,7 +25,7 @@ from netalloc.store.records import (
 def plans(tx: Transaction) -> list[Addresses]:
     """The addresses of every network in the store."""
     networks = sorted(tx.table(Network).all())
-    return [Addresses(one.number, IPAllocator(one.spec)) for one in networks]
+    return [Addresses(one.number, IPAllocator(written(one))) for one in networks]
 
 
 def expected_ports(tx: Transaction, prefix: str) -> tuple[MemoryBitmaps, int]:

@@ -14,6 +14,11 @@ def spec(plan: IPAllocator) -> str:
     return f"{first}/{plan.network.prefixlen}"
 
 
+def written(network: Network) -> str:
+    """The subnet of a record, of whichever family."""
+    return network.subnet or network.subnet6 or ""
+
+
 def register(store: Store, bridge: str, plan: IPAllocator) -> int:
     """The number of a bridge's network in the store; a new one is entered for good.
 
@@ -26,7 +31,7 @@ def register(store: Store, bridge: str, plan: IPAllocator) -> int:
         found = _registered(tx, bridge)
     finally:
         tx.rollback()
-    if found is not None and found.spec == spec(plan):
+    if found is not None and written(found) == spec(plan):
         return found.number
     tx = store.begin("register", durable=True)
     try:
@@ -39,24 +44,26 @@ def register(store: Store, bridge: str, plan: IPAllocator) -> int:
 
 
 def _registered(tx: Transaction, bridge: str) -> Network | None:
-    return next((one for one in tx.table(Network).all() if one.bridge == bridge), None)
+    found = tx.table(Network).where("name", equal=(bridge,))
+    return found[0] if found else None
 
 
 def _enter(tx: Transaction, bridge: str, plan: IPAllocator) -> int:
     networks = tx.table(Network)
     found = _registered(tx, bridge)
     if found is not None:
-        if found.spec == spec(plan):
+        if written(found) == spec(plan):
             return found.number
         _forget(tx, found, spec(plan))
     for other in networks.all():
-        theirs = ip_interface(other.spec).network
+        theirs = ip_interface(written(other)).network
         if theirs.version == plan.network.version and theirs.overlaps(plan.network):
             raise InUseError(
                 f"{plan.network} of {bridge} overlaps {theirs} of {other.bridge}", other.bridge
             )
     number = tx.next("network")
-    networks.add((Network(number, bridge, spec(plan)),))
+    subnet, subnet6 = (spec(plan), None) if plan.network.version == 4 else (None, spec(plan))
+    networks.add((Network(number, bridge, bridge, "bridge", subnet, subnet6, "", "", "", 0, 0, 0),))
     return number
 
 
@@ -68,7 +75,7 @@ def _forget(tx: Transaction, network: Network, wanted: str) -> None:
     ):
         if held:
             raise InUseError(
-                f"{network.bridge} is registered with {network.spec}, not {wanted}, and has "
+                f"{network.bridge} is registered with {written(network)}, not {wanted}, and has "
                 f"{held} addresses {how} there",
                 network.bridge,
             )
