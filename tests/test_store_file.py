@@ -55,28 +55,6 @@ def test_a_reboot_ends_leases_and_keeps_reservations(path):
         assert manager.check() == []
 
 
-def test_an_older_file_is_migrated(path):
-    import sqlite3
-
-    from netalloc.store import schema
-
-    with manager_of(path) as manager:
-        manager.allocate("web", key="eth0", ports=(80,))
-    with sqlite3.connect(path, isolation_level=None) as old:
-        for table in ("former", "suspect"):
-            old.execute(f"DROP TABLE {table}")
-        old.execute("PRAGMA user_version = 1")
-        tables = {sql for (sql,) in old.execute("SELECT sql FROM sqlite_schema WHERE sql > ''")}
-    old.close()
-    assert tables == set(schema.statements(1)) < set(schema.statements())
-    with manager_of(path, sticky=60) as manager:
-        (web,) = manager.interfaces()
-        assert (web.owner, web.key, len(web.ports())) == ("web", "eth0", 1)
-        web.release()
-        assert manager.allocate("web", key="eth0").ip == web.ip
-        assert manager.check() == []
-
-
 @pytest.mark.parametrize(
     ("sql", "message"),
     [

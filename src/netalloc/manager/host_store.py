@@ -12,6 +12,7 @@ from threading import Lock
 from typing import Any
 
 from netalloc.errors import InvalidValueError
+from netalloc.ipam.check import rebuild_ports
 from netalloc.ipam.reboot import end_of_boot
 from netalloc.store.memory import MemoryStore
 from netalloc.store.protocol import Store
@@ -65,7 +66,7 @@ def open_store(store: object) -> HostStore:
 
 def callbacks() -> dict[str, Any]:
     """What a file needs to have done by the rules: at a reboot, and after a migration."""
-    return {"end_of_boot": end_of_boot}
+    return {"end_of_boot": end_of_boot, "migrated": rebuild_ports}
 
 
 def private_store() -> HostStore:

@@ -97,6 +97,9 @@ class MemoryTransaction:
         self._counters[counter] = first + n
         return first
 
+    def last(self, counter: str) -> int:
+        return self._counters.get(counter, 1) - 1
+
     def mark_dirty(self, network: int) -> None:
         pass  # this process does not outlive itself
 

@@ -74,6 +74,9 @@ class Transaction(Protocol):
     def next(self, counter: str, n: int = 1) -> int:
         """The first of n numbers, from 1 up, that this counter never gave before."""
 
+    def last(self, counter: str) -> int:
+        """The last number that this counter gave, 0 before the first; of this transaction too."""
+
     def mark_dirty(self, network: int) -> None:
         """Note, so that it outlives this process, that the kernel is about to be changed."""
 

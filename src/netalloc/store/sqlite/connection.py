@@ -130,6 +130,8 @@ def _translated(error: Exception, path: Path) -> StoreError:
     text = str(error)
     if "full" in text:
         return StoreError(f"{path}: no room left on the disk ({text}); nothing was changed")
+    if "UNIQUE" in text:
+        return StoreError(f"{path}: a record of that key is there already ({text})")
     if "unable to open" in text or "readonly" in text:
         return StoreError(f"{path}: {text}: are folder and file there, and writable?")
     if "locked" in text:

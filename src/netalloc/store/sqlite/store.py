@@ -26,23 +26,29 @@ from netalloc.host.boot import boot_id
 from netalloc.store.fork import guard
 from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite.connection import check_length
+from netalloc.store.sqlite.migrations import migrate
 from netalloc.store.sqlite.salvage import damage, damaged_rows
-from netalloc.store.sqlite.schema import VERSION, create, migrate, version_of
+from netalloc.store.sqlite.schema import create, version_of
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.transaction import SqliteTransaction
+from netalloc.store.sqlite.versions import VERSION
 from netalloc.store.sqlite.write_lock import WriteLock, WriterRecord
 
 
-def _keep_all(tx: Transaction) -> None:
-    """What ends with a boot where nothing is said: nothing."""
+def _nothing(tx: Transaction) -> None:
+    """What is done at the end of a boot, and after a migration, where nothing is said."""
 
 
 class SqliteStore:
     """The store in the file at `path`, made when there is none.
 
     A write waits at most `timeout` seconds for its turn. `boot` names the boot of the
-    machine that leases belong to. Safe for threads, and across fork. Raises StoreError for
-    a file that is none of ours, damaged, or older than what was committed to it.
+    machine that leases belong to; in another one `end_of_boot` is called first. `migrated`
+    is called, in the same transaction, when a file of an older version was brought up to
+    date: bitmaps whose layout changed are gone, and to be made from the records.
+
+    Safe for threads, and across fork. Raises StoreError for a file that is none of ours,
+    damaged, or older than what was committed to it.
     """
 
     persistent = True
@@ -53,9 +59,11 @@ class SqliteStore:
         *,
         timeout: float = 10.0,
         boot: str | None = None,
-        end_of_boot: Callable[[Transaction], None] = _keep_all,
+        end_of_boot: Callable[[Transaction], None] = _nothing,
+        migrated: Callable[[Transaction], None] = _nothing,
     ) -> None:
         self._end_of_boot = end_of_boot
+        self._migrated = migrated
         self.path = Path(path)
         self.boot = boot_id() if boot is None else boot
         self.timeout = timeout
@@ -206,27 +214,38 @@ class SqliteStore:
             self._reader = None
         mark = self._lock.enter("make tables")
         try:
-            self._make_tables(mark)
+            connection = self._writer = Session(self.path)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.sync(full=True)
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                self._make_tables(connection, mark)
+            except BaseException:
+                connection.rollback()
+                raise
         finally:
             self._lock.leave()
 
-    def _make_tables(self, mark: WriterRecord | None) -> None:
-        connection = self._writer = Session(self.path)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.sync(full=True)
-        connection.execute("BEGIN IMMEDIATE")
-        try:
-            if not version_of(connection):
-                create(connection, self.boot)
-                mark = WriterRecord(boot=self.boot, sequence=1)
-            else:
-                migrate(connection)
-            connection.execute("COMMIT")
-        except BaseException:
+    def _make_tables(self, connection: Session, mark: WriterRecord | None) -> None:
+        version = version_of(connection)
+        if version == VERSION:  # another process was first
             connection.rollback()
-            raise
-        if mark is not None:
-            self._lock.write(mark)
+        elif not version:
+            create(connection, self.boot)
+            connection.execute("COMMIT")
+            self._lock.write(WriterRecord(boot=self.boot, sequence=1))
+        else:
+            migrate(connection)
+            self._turn.acquire()  # the transaction gives it back
+            tx = SqliteTransaction(self.path, connection, self._turn, self._lock, self._end_of_boot)
+            try:
+                tx.start("make tables", mark, self.boot)
+                tx.brought_over()
+                self._migrated(tx)
+            except BaseException:
+                tx.rollback()
+                raise
+            tx.commit()
 
 
 # Closing a file takes away the process's locks on it (fcntl(2)), and SQLite would write at

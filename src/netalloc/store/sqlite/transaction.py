@@ -9,7 +9,7 @@ from netalloc.errors import StoreError
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Network
 from netalloc.store.sqlite.connection import REPAIR
-from netalloc.store.sqlite.schema import checksum
+from netalloc.store.sqlite.schema import checksum, counters_of, counters_text, write_state
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.write_lock import WriteLock, WriterRecord
 
@@ -53,8 +53,7 @@ class SqliteTransaction:
                 f"{self._path} has {self.sequence} changes, but {mark.sequence} were committed: "
                 f"its log is damaged, or an old copy was put in its place; {REPAIR}"
             )
-        pairs = (item.split("=") for item in counters.split())
-        self._counters = {name: int(value) for name, value in pairs}
+        self._counters = counters_of(counters)
         self._connection.at(self.sequence)
         self._connection.bitmaps.expected = self._counters.get("bitmaps", 0)
         self._written = self._connection.version
@@ -72,6 +71,11 @@ class SqliteTransaction:
             self.dirty = frozenset(network.number for network in self.table(Network).all())
         self._mark(os.getpid(), self.dirty)
 
+    def brought_over(self) -> None:
+        """The file was one of an older version: there is a change, and no kernel part is known."""
+        self._written = -1
+        self.dirty = frozenset(network.number for network in self.table(Network).all())
+
     @property
     def version(self) -> int:
         """A number that grows with every change made so far."""
@@ -81,6 +85,9 @@ class SqliteTransaction:
         first = self._counters.get(counter, 1)
         self._counters[counter] = first + n
         return first
+
+    def last(self, counter: str) -> int:
+        return self._counters.get(counter, 1) - 1
 
     def mark_dirty(self, network: int) -> None:
         self._touched.add(network)
@@ -98,11 +105,8 @@ class SqliteTransaction:
             else:
                 count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
                 self._counters["bitmaps"] = count
-                counters = " ".join(f"{name}={value}" for name, value in self._counters.items())
-                state = (0, self.sequence + 1, self._boot, counters)
-                connection.execute(
-                    "REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*state, checksum("state", state))
-                )
+                text = counters_text(self._counters)
+                write_state(connection, self.sequence + 1, self._boot, text)
                 connection.execute("COMMIT")
                 self.sequence += 1
                 connection.sequence = self.sequence
