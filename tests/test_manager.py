@@ -15,7 +15,7 @@ from netalloc.errors import (
     ExhaustedError,
     InUseError,
     NotAllocatedError,
-    OutOfRangeError,
+    InvalidValueError,
     StaleLeaseError,
 )
 from netalloc.host.sockets import can_bind
@@ -97,7 +97,7 @@ def test_an_address_asked_for_is_given_once_and_its_holder_named(make, backend):
             manager.allocate("web", "10.0.0.4")
         assert caught.value.holder == "db"
         for wrong in ("10.0.0.1", "10.0.0.0", "10.0.0.7", "10.0.1.4", "nonsense"):
-            with pytest.raises(OutOfRangeError, match=wrong):
+            with pytest.raises(InvalidValueError, match=wrong):
                 manager.allocate(ip=wrong)
         assert len(manager.interfaces()) == 1
 
@@ -213,7 +213,7 @@ def test_the_same_owner_and_key_get_the_same_again(make, backend):
         assert len(manager.interfaces()) == 3
         with pytest.raises(InUseError, match="pod"):
             manager.allocate("pod", "10.0.0.6", key="eth0")
-        with pytest.raises(OutOfRangeError, match="eth0"):
+        with pytest.raises(InvalidValueError, match="eth0"):
             manager.allocate(key="eth0")
 
 
@@ -251,7 +251,7 @@ def test_an_allocator_may_be_given_as_the_network(make, backend):
     plan = IPAllocator("10.0.0.1/29", reserved=["10.0.0.2"])
     with make(plan) as manager:
         assert str(manager.allocate().ip) == "10.0.0.3"
-        with pytest.raises(OutOfRangeError, match=r"10\.0\.0\.2"):
+        with pytest.raises(InvalidValueError, match=r"10\.0\.0\.2"):
             manager.allocate(ip="10.0.0.2")
 
 
@@ -282,9 +282,9 @@ def test_threads_never_get_the_same(make, backend):
 def test_bad_wishes_change_nothing(make, backend, wish):
     with make() as manager:
         if wish != 0:
-            with pytest.raises(OutOfRangeError):
+            with pytest.raises(InvalidValueError):
                 manager.allocate(ports=(wish,))
-        with pytest.raises(OutOfRangeError):
+        with pytest.raises(InvalidValueError):
             manager.allocate().allocate_port(0)
         assert len(manager.interfaces()) == 1
 

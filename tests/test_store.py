@@ -12,7 +12,7 @@ from netalloc.errors import (
     ExhaustedError,
     InUseError,
     NotAllocatedError,
-    OutOfRangeError,
+    InvalidValueError,
     StaleLeaseError,
     StoreError,
 )
@@ -152,7 +152,7 @@ def test_a_reserved_address_is_for_its_owner_alone(reopen):
         manager.allocate()
     with pytest.raises(NotAllocatedError, match=r"10\.0\.0\.3"):
         manager.unreserve("10.0.0.3")
-    with pytest.raises(OutOfRangeError):
+    with pytest.raises(InvalidValueError):
         manager.reserve("10.0.0.1")
     assert manager.check() == []
 
@@ -205,7 +205,7 @@ def test_owners_and_labels_are_found(reopen):
     assert ips(manager.find("web")) == ["10.0.0.2", "10.0.0.3"]
     assert ips(manager.find(label=("app", "shop"))) == ["10.0.0.2", "10.0.0.4", "10.0.0.5"]
     assert ips(manager.find("web", "app=shop")) == ["10.0.0.2"]
-    with pytest.raises(OutOfRangeError, match="'app' is not name=value"):
+    with pytest.raises(InvalidValueError, match="'app' is not name=value"):
         manager.find(label="app")
     assert manager.find("web")[0].labels == {"app": "shop", "tier": "front"}
     assert manager.release("web") == 2
@@ -235,7 +235,7 @@ def test_gc_releases_after_two_looks_and_a_grace_period(reopen, clock):
     assert manager.gc(["alive", "again"], grace=10) == []  # both were noted 9 s ago
     clock.sleep(1)
     assert [str(ip) for ip in manager.gc(["alive", "again"], grace=10)] == ["10.0.0.5"]
-    with pytest.raises(OutOfRangeError, match="-1"):
+    with pytest.raises(InvalidValueError, match="-1"):
         manager.gc([], grace=-1)
 
 

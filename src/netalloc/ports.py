@@ -240,7 +240,7 @@ class PortAllocator:
         index = self.ports.index(start)
         for part in (self.ports[index:], self.ports[:index]):
             for port in part:
-                if not any([port in pool for pool in pools]):
+                if not any(port in pool for pool in pools):
                     yield port
 
     def _gap(
@@ -267,9 +267,7 @@ class PortAllocator:
             held = [pool.next_set(block[0]) for pool in pools]
             first = min([port for port in held if port is not None], default=SIZE)
             return first if first <= block[-1] else None
-        return next(
-            (port for port in reversed(block) if any([port in pool for pool in pools])), None
-        )
+        return next((port for port in reversed(block) if any(port in pool for pool in pools)), None)
 
     def _last_refused(self, block: range, protocol: str, ip: IPv4Address | None) -> int | None:
         """The last port that the probe refuses: the next gap begins behind it."""

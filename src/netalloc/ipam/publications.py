@@ -241,5 +241,3 @@ def _words(row: Publication) -> str:
 def _asked(request: PortRequest) -> str:
     count = f" ({request.count} ports)" if request.count > 1 else ""
     return f"{request.host_port or 'any'}/{request.protocol} -> {request.container_port}{count}"
-
-

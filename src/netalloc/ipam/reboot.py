@@ -2,7 +2,6 @@
 
 import time
 
-
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.history import remember
 from netalloc.store.protocol import Transaction

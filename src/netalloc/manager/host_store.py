@@ -8,6 +8,7 @@ memory of one process share one memory store for each namespace.
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -106,7 +107,7 @@ os.register_at_fork(after_in_child=_forget_shared)
 
 
 def _namespace() -> tuple[int, int]:
-    status = os.stat("/proc/thread-self/ns/net")
+    status = Path("/proc/thread-self/ns/net").stat()
     return status.st_dev, status.st_ino
 
 
@@ -115,5 +116,5 @@ def _truth(store: Store) -> str:
     path = getattr(store, "path", None)
     if path is None:
         return f"memory of process {os.getpid()}"
-    lock = os.stat(f"{path}.lock")  # stays when a repair puts another file in the store's place
+    lock = Path(f"{path}.lock").stat()  # stays when a repair puts another file in the store's place
     return f"store {path} ({lock.st_dev}:{lock.st_ino})"

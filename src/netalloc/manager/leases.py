@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from netalloc._alloc import Subnet
-from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
+from netalloc.errors import InUseError, NotAllocatedError, StaleLeaseError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
 from netalloc.ipam.check import check

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from netalloc._alloc import IPAllocator, Subnet
 from netalloc.errors import InvalidValueError
-from netalloc.ipam.addresses import AllocationRequest
 from netalloc.ipam.clock import SECOND
 from netalloc.ipam.history import PastLease, history
 from netalloc.ipam.networks import MODES, Statement, as_network_name
 from netalloc.manager.assembly import assemble
 from netalloc.manager.interface import NetworkInterface
-from netalloc.model import PortRequest, ReconcileResult
+from netalloc.model import AllocationRequest, PortRequest, ReconcileResult
 from netalloc.ports import Probe, as_ports
 from netalloc.store.records import Lease
 from netalloc.values import (

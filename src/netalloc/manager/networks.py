@@ -8,7 +8,7 @@ from threading import RLock
 from types import TracebackType
 from typing import Any, TypeVar
 
-from netalloc.errors import ClosedError, InUseError, InvalidValueError, NotAllocatedError
+from netalloc.errors import ClosedError, InUseError, InvalidValueError
 from netalloc.ipam.networks import NetworkInfo, as_network_name, find, get, info, networks, remove
 from netalloc.manager.assembly import kernel_cleanup
 from netalloc.manager.host_store import open_store
@@ -147,12 +147,13 @@ class Networks(Mapping[str, NetworkInfo]):
         """What is wrong with the store, and with each network's part of the kernel. O(held)."""
         found: dict[str, None] = {}
         for name in self:
-            try:
+
+            def step(name: str = name) -> None:
                 found.update(dict.fromkeys(self.open(name).check()))
-            except NotAllocatedError:
-                continue  # removed meanwhile
-            except Exception as error:
-                found[f"network {name} cannot be opened: {error}"] = None
+
+            failure = attempt(step)
+            if failure is not None and name in self:  # it was not removed meanwhile
+                found[f"network {name} cannot be checked: {failure}"] = None
         return list(found)
 
     def close(self) -> None:

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 from netalloc.errors import StoreError
-from netalloc.ipam.check import expected_ports, layouts, members, plans
-from netalloc.ipam.reboot import end_of_boot
+from netalloc.ipam.check import all_addresses, rebuild
+from netalloc.manager.host_store import callbacks
 from netalloc.manager.leases import LeaseService
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
@@ -71,26 +71,12 @@ def mend(leasing: LeaseService) -> list[str]:
     return [*done, f"kernel: {leasing.committer.reconcile()}"]
 
 
-def rebuild(tx: Transaction) -> None:
-    """Make every bitmap anew from the records."""
-    for addresses in plans(tx):
-        addresses.rebuild(tx)
-    for prefix in layouts(tx) or ["ports"]:
-        wanted, size = expected_ports(tx, prefix)
-        for name in list(tx.names(f"{prefix}/")):
-            tx.drop(name)
-        for name in wanted.names(f"{prefix}/"):
-            bitmap = tx.bitmap(name, size)
-            for ordinal in members(wanted.bitmap(name, size)):
-                bitmap.reserve(ordinal)
-
-
 def _replace(path: Path, found: Salvage, lock: WriteLock, mark: WriterRecord | None) -> list[str]:
     fresh = path.with_name(f"{path.name}.mark_clean")
     for suffix in ("", "-wal", "-shm", ".lock"):
         Path(f"{fresh}{suffix}").unlink(missing_ok=True)
     boot = found.boot or (mark.boot if mark else "")
-    store = SqliteStore(fresh, boot=boot, end_of_boot=end_of_boot)
+    store = SqliteStore(fresh, boot=boot, **callbacks())
     try:
         tx = store.begin("repair", durable=True)
         try:
@@ -168,16 +154,16 @@ def _advance(tx: Transaction, counter: str, first: int) -> None:
 
 def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> list[str]:
     done = []
-    for addresses in plans(tx):
-        plan, number = addresses.plan, addresses.number
+    for addresses in all_addresses(tx):
+        subnet, number = addresses.subnet, addresses.number
         known = {ordinal for network, ordinal in held if network == number}
         for kind in (Reservation, Cooldown):
             known |= {r.ordinal for r in found.records[kind] if r.network == number}
-        known |= {i for start, stop in plan.excluded() for i in range(start, stop)}
+        known |= {i for start, stop in subnet.excluded() for i in range(start, stop)}
         lost = sorted(found.marked.get(f"addresses/{number}", set()) - known)
         now = time.time_ns()
         tx.table(Reservation).add(Reservation(number, i, QUARANTINE, now) for i in lost)
-        done += [f"{plan.address(i)} is reserved: {QUARANTINE}" for i in lost]
+        done += [f"{subnet.address(i)} is reserved: {QUARANTINE}" for i in lost]
     return done
 
 
