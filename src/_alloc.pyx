@@ -4,19 +4,20 @@
 # cython: freethreading_compatible=True
 """The core: sets of ordinals and of addresses, and the conversions. No I/O.
 
-`binding=False` and `always_allow_keywords=False` are worth 27 % of a call. Each file that is
-included here is one idea, and the order is that of reading:
+`binding=False` and `always_allow_keywords=False` are worth 27 % of a call. Each file of
+_alloc/ that is included here is one idea, and the order is that of reading:
 
-    _tree.pxi      the radix tree of bits: one ordinal at a time, and searching
-    _bulk.pxi      many ordinals at a time: ranges, buffers, contiguous runs
-    _codec.pxi     the tree as bytes
-    _bitmap.pxi    Bitmap: the tree as a Python set of ordinals
-    _many.pxi      its methods for many at a time, shared with IPAllocator
-    _address.pxi   addresses: made without the constructor's cost, and the conversions
-    _ip.pxi        IPAllocator: a Bitmap laid over the addresses of a network
-    _network.pxi   which addresses those are, and the ordinal of each
-    _cooldown.pxi  keeping released ones out for a while
-    _saved.pxi     an IPAllocator as bytes
+    tree                the radix tree of bits: one ordinal at a time, and searching
+    tree_bulk           many ordinals at a time: ranges, buffers, contiguous runs
+    tree_codec          the tree as bytes
+    bitmap              Bitmap: the tree as a Python set of ordinals
+    buffers             its methods for many at a time, shared with IPAllocator
+    address_objects     IPv4Address and IPv6Address without the cost of their constructors
+    conversions         parsing, and the functions ip_to_int to network_size
+    subnet              which addresses of a network may be given, and the ordinal of each
+    allocator           IPAllocator: a Bitmap laid over these addresses
+    allocator_cooldown  keeping released ones out for a while
+    allocator_codec     an IPAllocator as bytes
 
 No method releases the GIL: the longest, a million addresses at once, takes about a
 millisecond, and giving it up would cost every short call a lock (29 ns on Python 3.11).
@@ -47,13 +48,14 @@ from netalloc.errors import (
     ExhaustedError, InUseError, NotAllocatedError, OutOfRangeError, StoreError,
 )
 
-include "_tree.pxi"
-include "_bulk.pxi"
-include "_codec.pxi"
-include "_bitmap.pxi"
-include "_many.pxi"
-include "_address.pxi"
-include "_ip.pxi"
-include "_network.pxi"
-include "_cooldown.pxi"
-include "_saved.pxi"
+include "_alloc/tree.pxi"
+include "_alloc/tree_bulk.pxi"
+include "_alloc/tree_codec.pxi"
+include "_alloc/bitmap.pxi"
+include "_alloc/buffers.pxi"
+include "_alloc/address_objects.pxi"
+include "_alloc/conversions.pxi"
+include "_alloc/allocator.pxi"
+include "_alloc/subnet.pxi"
+include "_alloc/allocator_cooldown.pxi"
+include "_alloc/allocator_codec.pxi"

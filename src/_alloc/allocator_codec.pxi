@@ -1,8 +1,8 @@
 # An IPAllocator as bytes:
 #
-#   "NAIP" version:u16 0:u16 5 lengths:u32 network cooldown:f64 bits withheld times crc32:u32
+#   "NAIP" version:u16 0:u16 5 lengths:u32 network cooldown:f64 bits unavailable times crc32:u32
 #
-# `network` is text as the gateway would write it, `bits` and `withheld` are bitmaps, `times`
+# `network` is text as the gateway would write it, `bits` and `unavailable` are bitmaps, `times`
 # an ordinal:u64 and the seconds left:f64 for each address that cools down, oldest first.
 
 cdef list encoded_parts(IPAllocator self):
@@ -14,7 +14,7 @@ cdef list encoded_parts(IPAllocator self):
         str(interface_of(self)).encode(),
         pack("<d", self.cooldown),
         self.bits.to_bytes(),
-        b"" if self.withheld is None else self.withheld.to_bytes(),
+        b"" if self.unavailable is None else self.unavailable.to_bytes(),
         bytes(times),
     ]
 
@@ -37,33 +37,33 @@ cdef list allocator_parts(bytes data):
         head = end
     return parts
 
-cdef int restore(IPAllocator self, bytes bits, bytes withheld, bytes cooling) except -1:
+cdef int restore(IPAllocator self, bytes bits, bytes unavailable, bytes cooling) except -1:
     """Put the saved bitmaps and times in place of the new ones."""
     taken_bits = Bitmap.from_bytes(bits)
-    held_bits = Bitmap.from_bytes(withheld) if withheld else None
+    held_bits = Bitmap.from_bytes(unavailable) if unavailable else None
     times = list(iter_unpack("<Qd", cooling))
     if taken_bits.size != self.size or (held_bits is not None and held_bits.size != self.size):
         raise OutOfRangeError("a bitmap of another size")
     if (times or self.cooling is not None) and held_bits is None:
-        raise OutOfRangeError("cooling addresses that are not withheld")
-    self.bits, self.withheld = taken_bits, held_bits
+        raise OutOfRangeError("cooling addresses that are not unavailable")
+    self.bits, self.unavailable = taken_bits, held_bits
     now = self.clock()
     if self.cooling is not None:
         self.queue.extend((i, now + left) for i, left in times)
         self.cooling.update(self.queue)
-    excluded = 0 if held_bits is None else used(&self.withheld.tree) - len(self.cooling or ())
-    self.reach = self.size - excluded
+    excluded = 0 if held_bits is None else used(&self.unavailable.tree) - len(self.cooling or ())
+    self.capacity = self.size - excluded
     return 0
 
 cdef int check_allocator(IPAllocator self) except -1:
     self.bits._check()
-    if self.withheld is None:
+    if self.unavailable is None:
         return 0
-    self.withheld._check()
-    for i in self.withheld:
-        assert i in self.bits, f"{i} is withheld but not set: {self!r}"
+    self.unavailable._check()
+    for i in self.unavailable:
+        assert i in self.bits, f"{i} is unavailable but not set: {self!r}"
     for i in self.cooling or ():
-        assert i in self.withheld, f"{i} cools but is not withheld: {self!r}"
-    excluded = len(self.withheld) - len(self.cooling or ())
-    assert self.reach == self.bits.size - excluded, f"{excluded} excluded: {self!r}"
+        assert i in self.unavailable, f"{i} cools but is not unavailable: {self!r}"
+    excluded = len(self.unavailable) - len(self.cooling or ())
+    assert self.capacity == self.bits.size - excluded, f"{excluded} excluded: {self!r}"
     return 0

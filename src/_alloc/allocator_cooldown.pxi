@@ -1,4 +1,4 @@
-# Cooling down: a released address stays set in `bits` and is withheld until its time has come.
+# Cooling down: a released address stays set in `bits` and is unavailable until its time has come.
 
 cdef inline bint is_cooling(IPAllocator self, object i):
     return self.cooling is not None and i in self.cooling
@@ -6,13 +6,13 @@ cdef inline bint is_cooling(IPAllocator self, object i):
 cdef object next_cooling(IPAllocator self, object start):
     return min((i for i in self.cooling or () if i >= start), default=self.size)
 
-cdef Status cool(IPAllocator self, word i) except *:
+cdef Status start_cooldown(IPAllocator self, word i) except *:
     """Withhold a taken ordinal until its time has come."""
     cdef Status status
     if not contains(&self.bits.tree, i):
         return FOUND_CLEAR
     cdef tuple entry = (i, self.clock() + self.cooldown)
-    status = tree_reserve(&self.withheld.tree, i)
+    status = tree_reserve(&self.unavailable.tree, i)
     if status == FOUND_SET:
         return FOUND_CLEAR              # it cools already
     if status == OK:
@@ -20,7 +20,7 @@ cdef Status cool(IPAllocator self, word i) except *:
             self.cooling[entry[0]] = entry[1]
             self.queue.append(entry)
         except MemoryError:
-            warm(self, entry[0])        # not i: an int could not be made of it
+            cancel_cooldown(self, entry[0])        # not i: an int could not be made of it
             raise
     return status
 
@@ -29,18 +29,18 @@ cdef int cool_all(IPAllocator self, list ordinals) except -1:
     cdef Py_ssize_t done = 0, k
     try:
         for i in ordinals:
-            if cool(self, i) != OK:
+            if start_cooldown(self, i) != OK:
                 raise MemoryError
             done += 1
     except MemoryError:
         for k in range(done):           # without a slice: there is no memory
-            warm(self, ordinals[k])
+            cancel_cooldown(self, ordinals[k])
         raise
     return 0
 
-cdef int warm(IPAllocator self, object i) except -1:
+cdef int cancel_cooldown(IPAllocator self, object i) except -1:
     """End the cooling of an ordinal, which is then taken; its place in the queue is stale."""
-    if tree_release(&self.withheld.tree, i) == NO_MEMORY:
+    if tree_release(&self.unavailable.tree, i) == NO_MEMORY:
         raise MemoryError
     self.cooling.pop(i, None)
     return 0
@@ -54,7 +54,7 @@ cdef tuple oldest(IPAllocator self):
         self.queue.popleft()
     return None
 
-cdef int thaw(IPAllocator self) except -1:
+cdef int expire_cooldowns(IPAllocator self) except -1:
     """Free what has cooled long enough; each costs a step once."""
     cdef word i
     if not self.queue:
@@ -62,24 +62,24 @@ cdef int thaw(IPAllocator self) except -1:
     now = self.clock()
     while (entry := oldest(self)) is not None and entry[1] <= now:
         i = entry[0]
-        if not ensure(&self.withheld.tree, self.withheld.tree.top + 1):
+        if not preallocate(&self.unavailable.tree, self.unavailable.tree.top + 1):
             raise MemoryError
         if tree_release(&self.bits.tree, i) == NO_MEMORY:
-            trim(&self.withheld.tree)
+            free_spares(&self.unavailable.tree)
             raise MemoryError
-        warm(self, entry[0])
-        trim(&self.withheld.tree)
+        cancel_cooldown(self, entry[0])
+        free_spares(&self.unavailable.tree)
     return 0
 
 cdef object longest_cooling(IPAllocator self, bint early):
     """What is left when nothing is free: the ordinal that has cooled longest, or an error."""
     entry = None if self.cooling is None else oldest(self)
     if entry is None:
-        raise ExhaustedError(f"all {self.reach} addresses of {network_of(self)} are taken")
+        raise ExhaustedError(f"all {self.capacity} addresses of {network_of(self)} are taken")
     if not early:
         wait = max(entry[1] - self.clock(), 0)
         raise ExhaustedError(
-            f"no address of {network_of(self)} is free: {taken(self)} of {self.reach} are "
+            f"no address of {network_of(self)} is free: {taken(self)} of {self.capacity} are "
             f"taken and {len(self.cooling)} cool down, the first for {wait:.3f} s more"
         )
     return entry[0]

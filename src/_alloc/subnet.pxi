@@ -41,7 +41,7 @@ cdef int lay_out(IPAllocator self) except -1:
     if first > last:
         raise OutOfRangeError(f"{interface_of(self)} has no address to give")
     self.bits = Bitmap(last - first + 1)
-    self.reach = self.bits.size
+    self.capacity = self.bits.size
     self.first = first
     self.offset = first if self.v4 else first - self.lowest
     if gateway is not None:
@@ -52,20 +52,20 @@ cdef int withhold(IPAllocator self, word lo, word hi) except -1:
     """Exclude lo..hi for good; some of them may be already."""
     cdef word i, stop
     cdef Tree *t
-    if self.withheld is None:
-        self.withheld = Bitmap(self.size)
-    while next_free(&self.withheld.tree, lo, &i) and i <= hi:
+    if self.unavailable is None:
+        self.unavailable = Bitmap(self.size)
+    while next_free(&self.unavailable.tree, lo, &i) and i <= hi:
         stop = hi
-        if next_set(&self.withheld.tree, i, &lo) and lo <= hi:
+        if next_set(&self.unavailable.tree, i, &lo) and lo <= hi:
             stop = lo - 1
-        for bitmap in (self.bits, self.withheld):
+        for bitmap in (self.bits, self.unavailable):
             t = &(<Bitmap>bitmap).tree
-            if not ensure_fill(t):
+            if not preallocate_fill(t):
                 raise MemoryError
             fill(t, i, stop)
             t.used += stop - i + 1
-            trim(t)
-        self.reach -= stop - i + <object>1
+            free_spares(t)
+        self.capacity -= stop - i + <object>1
         if stop == hi:
             break
         lo = stop + 1
@@ -93,7 +93,7 @@ cdef object acquire_any(IPAllocator self, bint early):
     cdef Status status = OK
     cdef word i
     if self.cooling is not None:
-        thaw(self)
+        expire_cooldowns(self)
     while True:
         i = tree_next(&self.bits.tree, &status)
         if status == NO_MEMORY:
@@ -101,7 +101,7 @@ cdef object acquire_any(IPAllocator self, bint early):
         if status != OK:
             ordinal = longest_cooling(self, early)
             address = address_of(self, ordinal)
-            warm(self, ordinal)
+            cancel_cooldown(self, ordinal)
             return address
         address = address_of(self, i)
         # The collector may have run, and with it code that took this very one.
@@ -116,7 +116,7 @@ cdef inline int ordinal_of(IPAllocator self, object ip, word *out) except -1:
     """The ordinal of an address that may be given; the usual type is read without a call."""
     if self.v4 and is_v4(ip):
         out[0] = as_uint64(<object>number_of_v4(ip)) - self.offset
-        if out[0] <= self.bits.tree.last and self.withheld is None:
+        if out[0] <= self.bits.tree.last and self.unavailable is None:
             return 0
     return parse_ordinal(self, ip, out)
 
@@ -158,26 +158,26 @@ cdef int check_given(IPAllocator self, object n) except -1:
     raise OutOfRangeError(f"{ip} is the routers' anycast address of {network}")
 
 cdef inline bint is_withheld(IPAllocator self, word i):
-    return self.withheld is not None and contains(&self.withheld.tree, i)
+    return self.unavailable is not None and contains(&self.unavailable.tree, i)
 
 cdef object taken(IPAllocator self):
     n = used(&self.bits.tree)
-    return n if self.withheld is None else n - used(&self.withheld.tree)
+    return n if self.unavailable is None else n - used(&self.unavailable.tree)
 
 cdef object next_taken(IPAllocator self, object start):
     """The first ordinal at or after `start` that is taken, or None."""
     cdef object held
     i = self.bits.next_set(start)
-    while i is not None and self.withheld is not None and i in self.withheld:
-        held = self.withheld.next_free(i)
+    while i is not None and self.unavailable is not None and i in self.unavailable:
+        held = self.unavailable.next_free(i)
         i = None if held is None else self.bits.next_set(held)
     return i
 
 cdef object next_not_taken(IPAllocator self, object start):
     """The first ordinal at or after `start` that is not taken, or the size."""
     stop = self.bits.next_free(start)
-    if self.withheld is not None:
-        held = self.withheld.next_set(start)
+    if self.unavailable is not None:
+        held = self.unavailable.next_set(start)
         if held is not None and (stop is None or held < stop):
             stop = held
     return self.size if stop is None else stop

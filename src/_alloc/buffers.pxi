@@ -74,7 +74,7 @@ cdef list acquire_ranges(Bitmap self, object count):
     ahead = scan_ranges(t, t.cursor, t.last, n, ranges, &final)
     if ahead < n:
         scan_ranges(t, 0, t.cursor - 1, n - ahead, ranges, &wrapped)
-    if not ensure_fill(t):
+    if not preallocate_fill(t):
         raise MemoryError
     take_through(t, ahead, final, wrapped, n)
     return ranges
@@ -87,7 +87,7 @@ cdef word find_block(Bitmap self, object count, word *n) except? 0:
         raise OutOfRangeError("a block of 0 has no first")
     if not next_run(&self.tree, n[0], &first):
         raise ExhaustedError(f"no {count} in a row are free, of {self.size}")
-    if not ensure_fill(&self.tree):
+    if not preallocate_fill(&self.tree):
         raise MemoryError
     return first
 

@@ -3,7 +3,7 @@
 # Ordinal 0 is the first such address, so the network and broadcast addresses, and a gateway
 # at either end, are not even in the bitmap: an empty network of any size owns no node. What
 # lies in between and is not to be given (a gateway there, `reserved`, addresses that are
-# cooling down) is set in the bitmap and also in a second one, `withheld`.
+# cooling down) is set in the bitmap and also in a second one, `unavailable`.
 
 cdef object V4 = IPv4Address
 cdef object V6 = IPv6Address
@@ -38,7 +38,7 @@ cdef class IPAllocator:
     """
 
     cdef Bitmap bits
-    cdef Bitmap withheld         # None, or ordinals that are set in `bits` but are not taken
+    cdef Bitmap unavailable         # None, or ordinals that are set in `bits` but are not taken
     cdef dict cooling            # None, or {ordinal: when it is ready}
     cdef object queue            # deque of (ordinal, ready), oldest first; stale where they differ
     cdef object clock
@@ -46,7 +46,7 @@ cdef class IPAllocator:
     cdef bint plain              # IPv4 without cool-down: the short way
     cdef word offset             # ordinal 0 as a number: of 32 bits, in IPv6 the host part
     cdef object first            # ordinal 0 as an address of IPv6, an int
-    cdef object reach            # size less what is excluded for good
+    cdef readonly object capacity  # how many can be taken at a time: size less the excluded
     cdef object lowest           # the network's own address, an int
     cdef object ip               # the address part of `network`, an int: the gateway's, or lowest
     cdef int prefix
@@ -65,9 +65,9 @@ cdef class IPAllocator:
         self.plain = self.v4 and quick_v4_made and self.cooling is None
         for item in (reserved,) if isinstance(reserved, str) else reserved:
             exclude(self, item)
-        if self.cooling is not None and self.withheld is None:
-            self.withheld = Bitmap(self.size)
-        if self.reach <= 0:
+        if self.cooling is not None and self.unavailable is None:
+            self.unavailable = Bitmap(self.size)
+        if self.capacity <= 0:
             raise OutOfRangeError(f"{interface_of(self)} has no address to give")
 
     # ---- one address
@@ -127,7 +127,7 @@ cdef class IPAllocator:
         ordinal_of(self, ip, &i)
         cdef Status status = tree_reserve(&self.bits.tree, i)
         if status == FOUND_SET and self.cooling is not None and i in self.cooling:
-            warm(self, i)
+            cancel_cooldown(self, i)
         elif status != OK:
             refuse(status, ip)
 
@@ -141,7 +141,7 @@ cdef class IPAllocator:
         cdef Status status
         ordinal_of(self, ip, &i)
         if self.cooling is not None:
-            status = cool(self, i)
+            status = start_cooldown(self, i)
         else:
             status = tree_release(&self.bits.tree, i)
         if unlikely(status != OK):
@@ -180,14 +180,14 @@ cdef class IPAllocator:
         (2, IPv4Address('10.0.0.3'))
         """
         if self.cooling is not None:
-            thaw(self)
+            expire_cooldowns(self)
         return acquire_into(self.bits, buffer, self.offset)
 
     @cython.critical_section
     def acquire_many(self, n, /):
         """Take n addresses, as a list in the order given; all or nothing. Raises ExhaustedError."""
         if self.cooling is not None:
-            thaw(self)
+            expire_cooldowns(self)
         if check_available(self.bits, n) == 0:
             return []
         numbers = array("Q", bytes(8 * n))
@@ -214,12 +214,12 @@ cdef class IPAllocator:
         IPv4Address('10.0.0.2')
         """
         if self.cooling is not None:
-            thaw(self)
+            expire_cooldowns(self)
         cdef word count, first = find_block(self.bits, n, &count)
         try:
             address = address_of(self, first)
         except MemoryError:
-            trim(&self.bits.tree)
+            free_spares(&self.bits.tree)
             raise
         take_run(&self.bits.tree, first, count)
         return address
@@ -239,7 +239,7 @@ cdef class IPAllocator:
                 ordinal_of(self, ip, &i)
                 numbers.append(i)
             ips, offset = numbers, 0
-        if self.withheld is None:
+        if self.unavailable is None:
             release_many(self.bits, ips, offset)
             return
         cdef list ordinals = []
@@ -289,31 +289,26 @@ cdef class IPAllocator:
         return None if self.ip == self.lowest else interface_of(self).ip
 
     @property
-    def capacity(self):
-        """How many addresses can be taken at the same time."""
-        return self.reach
-
-    @property
     def available(self):
         """How many are free now; those that cool down are not."""
         with cython.critical_section(self):
             if self.cooling is not None:
-                thaw(self)
+                expire_cooldowns(self)
             return size_of(&self.bits.tree) - used(&self.bits.tree)
 
     @property
     def nbytes(self):
         """Memory in bytes: this object, its bitmaps and, while addresses cool, their times."""
         n = <Py_ssize_t>IPAllocator.__basicsize__ + self.bits.nbytes
-        if self.withheld is not None:
-            n += self.withheld.nbytes
+        if self.unavailable is not None:
+            n += self.unavailable.nbytes
         return n + 200 * len(self.cooling or ())
 
     def __sizeof__(self):
         return self.nbytes
 
     def __repr__(self):
-        return f"<{type(self).__name__} {interface_of(self)}: {taken(self)} of {self.reach} taken>"
+        return f"<{type(self).__name__} {interface_of(self)}: {taken(self)} of {self.capacity} taken>"
 
     # ---- ordinals, for whoever keeps the bits elsewhere
 
@@ -336,13 +331,13 @@ cdef class IPAllocator:
 
     def excluded(self):
         """The ordinals that are never given, as ascending (start, stop)."""
-        if self.withheld is None:
+        if self.unavailable is None:
             return
         stop = 0
-        while (start := self.withheld.next_set(stop)) is not None:
+        while (start := self.unavailable.next_set(stop)) is not None:
             stop = start
-            while stop < self.size and stop in self.withheld and not is_cooling(self, stop):
-                stop = min(self.withheld.next_free(stop) or self.size, next_cooling(self, stop))
+            while stop < self.size and stop in self.unavailable and not is_cooling(self, stop):
+                stop = min(self.unavailable.next_free(stop) or self.size, next_cooling(self, stop))
             if stop > start:
                 yield start, stop
             stop += 1
@@ -365,10 +360,10 @@ cdef class IPAllocator:
 
         Raises StoreError for bytes that are truncated, corrupt, foreign or of a newer version.
         """
-        network, cooldown, bits, withheld, cooling = allocator_parts(bytes(data))
+        network, cooldown, bits, unavailable, cooling = allocator_parts(bytes(data))
         try:
             self = cls(network.decode(), cooldown=unpack("<d", cooldown)[0])
-            restore(self, bits, withheld, cooling)
+            restore(self, bits, unavailable, cooling)
         except (OutOfRangeError, ValueError, StructError) as error:
             raise StoreError(f"an allocator whose parts contradict each other: {error}") from None
         return self

@@ -236,7 +236,7 @@ cdef class Bitmap:
         try:
             ordinal = from_word(first)
         except MemoryError:
-            trim(&self.tree)
+            free_spares(&self.tree)
             raise
         take_run(&self.tree, first, count)
         return ordinal
@@ -318,7 +318,7 @@ cdef class Bitmap:
         cdef word n
         as_ordinal(self, i, &n)
         with cython.critical_section(self):
-            leave(&self.tree)
+            drop_cached_leaf(&self.tree)
             self.tree.cursor = n
 
     @property
@@ -346,7 +346,7 @@ cdef class Bitmap:
         """
         cdef Tree *t = &self.tree
         cdef Py_ssize_t size = HEADER
-        leave(t)
+        drop_cached_leaf(t)
         if t.root != &EMPTY and t.root != &FULL:
             size += encoded_size(t.root, t.top)
         cdef bytes data = PyBytes_FromStringAndSize(NULL, size + TRAILER)
@@ -393,8 +393,8 @@ cdef class Bitmap:
         if t.leaf != &FULL:
             assert t.base == t.cursor & ~<word>LEAF_MASK, state
             assert t.leaf == locate(t, t.base, &level), state
-        if t.hot != &EMPTY:
-            assert t.hot == locate(t, t.hot_base, &level), state
+        if t.last_released != &EMPTY:
+            assert t.last_released == locate(t, t.last_released_base, &level), state
 
 
 cdef word check_node(Tree *t, Node *node, int level, word base, Py_ssize_t *nodes) except? 0:

@@ -42,7 +42,7 @@ cdef void fill_below(Tree *t, Node *node, int level, word lo, word hi) noexcept 
                 free_below(t, node.at.child[k], level - 1)
         else:
             if not node.mixed & bit:
-                node.at.child[k] = make(t, level - 1, start, False)
+                node.at.child[k] = make_node(t, level - 1, start, False)
                 node.mixed |= bit
             child = node.at.child[k]
             if level == 1:
@@ -51,13 +51,13 @@ cdef void fill_below(Tree *t, Node *node, int level, word lo, word hi) noexcept 
                 fill_below(t, child, level - 1, max(lo, start), min(hi, stop))
             if child.full != ALL:
                 continue
-            give_back(t, child)
+            recycle(t, child)
         node.mixed &= ~bit
         node.full |= bit
 
 cdef void fill(Tree *t, word lo, word hi) noexcept nogil:
-    """Set lo..hi, both included; the caller has ensured the nodes and counts `used`."""
-    leave(t)
+    """Set lo..hi, both included; the caller has preallocated and counts `used`."""
+    drop_cached_leaf(t)
     if t.root == &FULL:
         return
     if lo == 0 and hi == t.last:
@@ -66,19 +66,19 @@ cdef void fill(Tree *t, word lo, word hi) noexcept nogil:
         t.root = &FULL
         return
     if t.root == &EMPTY:
-        t.root = make(t, t.top, 0, False)
+        t.root = make_node(t, t.top, 0, False)
     if t.top == 0:
         leaf_fill(t.root, lo, hi)
     else:
         fill_below(t, t.root, t.top, lo, hi)
     if t.root.full == ALL:
-        give_back(t, t.root)
+        recycle(t, t.root)
         t.root = &FULL
 
-cdef inline bint ensure_fill(Tree *t) noexcept nogil:
-    if ensure(t, FILL_PATHS * (t.top + 1)):
+cdef inline bint preallocate_fill(Tree *t) noexcept nogil:
+    if preallocate(t, FILL_PATHS * (t.top + 1)):
         return True
-    trim(t)
+    free_spares(t)
     return False
 
 
@@ -166,7 +166,7 @@ cdef inline void take_through(Tree *t, word ahead, word final, word wrapped, wor
         fill(t, 0, wrapped)
         final = wrapped
     t.used += n
-    trim(t)
+    free_spares(t)
     move_cursor(t, final)
 
 cdef word peek_into(
@@ -184,7 +184,7 @@ cdef word peek_into(
 cdef Status take_into(Tree *t, element *out, word n, word offset) noexcept nogil:
     """Take n ordinals, of which at least n are free, and write them, plus `offset`."""
     cdef word ahead, final = 0, wrapped = 0
-    if not ensure_fill(t):
+    if not preallocate_fill(t):
         return NO_MEMORY
     ahead = peek_into(t, out, n, offset, &final, &wrapped)
     take_through(t, ahead, final, wrapped, n)
@@ -300,10 +300,10 @@ cdef bint next_run(Tree *t, word n, word *found) noexcept nogil:
     )
 
 cdef inline void take_run(Tree *t, word first, word n) noexcept nogil:
-    """Take what next_run found; the caller has ensured the nodes."""
+    """Take what next_run found; the caller has preallocated."""
     fill(t, first, first + (n - 1))
     t.used += n
-    trim(t)
+    free_spares(t)
     move_cursor(t, first + (n - 1))
 
 
@@ -350,7 +350,7 @@ cdef Status release_all(
                 status = FOUND_CLEAR
                 break
             if leaf == &FULL:
-                leaf = enter(t, i)
+                leaf = materialize(t, i)
                 if leaf == NULL:
                     status = NO_MEMORY
                     break
@@ -384,8 +384,8 @@ cdef Status release_all(
             leaf = locate(t, i, &level)
             leaf_set(leaf, i)
             if leaf.full == ALL:
-                settle(t, i)
-        trim(t)
+                collapse(t, i)
+        free_spares(t)
         return status
     if emptied:
         leaf = NULL
@@ -395,11 +395,11 @@ cdef Status release_all(
                 leaf = locate(t, i, &level)
                 base = i & ~<word>LEAF_MASK
                 if leaf != &EMPTY and leaf.mixed == 0 and leaf != t.leaf:
-                    settle(t, i)
+                    collapse(t, i)
                     leaf = &EMPTY
     if n and t.used == t.last + 1:
-        leave(t)
+        drop_cached_leaf(t)
         t.cursor = <word>values[0] - offset
     t.used -= n
-    trim(t)
+    free_spares(t)
     return OK

@@ -120,10 +120,10 @@ cdef Node *decode(Tree *t, Reader *r, int level, word base) noexcept nogil:
     cdef Node *child
     cdef word full, mixed, pad, bit, start
     cdef int k
-    if not ensure(t, 1):
+    if not preallocate(t, 1):
         r.status = NO_MEMORY
         return NULL
-    node = make(t, level, base, False)
+    node = make_node(t, level, base, False)
     if level == 0:
         decode_leaf(t, r, node, base)
     else:
@@ -180,7 +180,7 @@ cdef Status tree_decode(Tree *t, const uint8_t *data, Py_ssize_t size) noexcept 
         r.status = FOUND_CLEAR
     if r.status == OK and (r.left or r.used != t.used or t.cursor > t.last):
         r.status = FOUND_CLEAR
-    trim(t)
+    free_spares(t)
     return r.status
 
 cdef void put_crc(uint8_t *out, uint32_t crc) noexcept nogil:
