@@ -14,6 +14,7 @@ from netalloc.errors import (
     CommandError,
     ExhaustedError,
     InUseError,
+    InvalidValueError,
     NotAllocatedError,
     OutOfRangeError,
     StaleLeaseError,
@@ -98,7 +99,7 @@ def test_an_address_asked_for_is_given_once_and_its_holder_named(make, backend):
             manager.allocate("web", "10.0.0.4")
         assert caught.value.holder == "db"
         for wrong in ("10.0.0.1", "10.0.0.0", "10.0.0.7", "10.0.1.4", "nonsense"):
-            with pytest.raises(OutOfRangeError, match=wrong):
+            with pytest.raises(InvalidValueError, match=wrong):
                 manager.allocate(ip=wrong)
         assert len(manager.interfaces) == 1
 
@@ -249,7 +250,7 @@ def test_two_networks_of_one_store_share_the_ports_and_do_not_overlap(make, back
 
 
 def test_an_allocator_may_be_given_as_the_network(make, backend):
-    plan = IPAllocator("10.0.0.1/29", reserved=["10.0.0.2"])
+    plan = IPAllocator("10.0.0.1/29", exclude=["10.0.0.2"])
     with make(plan) as manager:
         assert str(manager.allocate().ip) == "10.0.0.3"
         with pytest.raises(OutOfRangeError, match=r"10\.0\.0\.2"):

@@ -69,7 +69,12 @@ cdef extern from *:
     {
         return (NA_SLOT(o, na_v4.number) = PyLong_FromLong((long)n)) == NULL ? -1 : 0;
     }
-    static inline void na_number_v6(PyObject *o, PyObject *n)
+    static void na_give_v4(PyObject *o, PyObject *n)
+    {
+        Py_INCREF(n);
+        NA_SLOT(o, na_v4.number) = n;
+    }
+    static void na_give_v6(PyObject *o, PyObject *n)
     {
         Py_INCREF(n);
         NA_SLOT(o, na_v6.number) = n;
@@ -77,42 +82,58 @@ cdef extern from *:
         NA_SLOT(o, na_v6.scope) = Py_None;
     }
 
-    static inline int na_is_v4(PyObject *o)
+    /* What an object holds that is exactly an IPv4Address, if that is a number. */
+    static inline int na_read_v4(PyObject *o, uint64_t *out)
     {
-        return Py_TYPE(o) == na_v4.type && na_v4.number && NA_SLOT(o, na_v4.number) != NULL;
+        return Py_TYPE(o) == na_v4.type && na_v4.number && NA_SLOT(o, na_v4.number) != NULL
+            && na_plain_word(NA_SLOT(o, na_v4.number), out);
     }
-    static inline void *na_number_of_v4(PyObject *o) { return NA_SLOT(o, na_v4.number); }
     #define na_quick_v4 (na_v4.number != 0)
     #define na_quick_v6 (na_v6.number != 0)
     """
     void learn "na_learn"(object v4, object v6)
-    bint quick_v4_made "na_quick_v4", quick_v6_made "na_quick_v6"
+    bint quick_v4 "na_quick_v4", quick_v6 "na_quick_v6"
     object blank_v4 "na_blank_v4"()
     void *new_blank_v4 "na_blank_v4"() noexcept
     void drop "Py_XDECREF"(void *)
     object blank_v6 "na_blank_v6"()
     int number_v4 "na_number_v4"(object address, uint32_t n) except -1
     bint number_raw "!na_number_v4"(void *address, uint32_t n) noexcept
-    void number_v6 "na_number_v6"(object address, object n)
-    bint is_v4 "na_is_v4"(object o)             # exactly an IPv4Address that can be read here
-    void *number_of_v4 "na_number_of_v4"(object address)
+    void give_v4 "na_give_v4"(object address, object n)
+    void give_v6 "na_give_v6"(object address, object n)
+    bint read_v4 "na_read_v4"(object o, word *number) noexcept
 
-cdef extern from "Python.h":
-    const char *PyUnicode_AsUTF8AndSize(object, Py_ssize_t *) except NULL
-
-learn(IPv4Address, IPv6Address)
+cdef object V4 = IPv4Address
+cdef object V6 = IPv6Address
+learn(V4, V6)
 
 cdef inline object v4_address(uint32_t n):
     """IPv4Address(n), at a third of the price."""
-    if not quick_v4_made:
-        return IPv4Address(n)
+    if not quick_v4:
+        return V4(n)
     address = blank_v4()
     number_v4(address, n)
     return address
 
 cdef inline object v6_address(object n):
-    if not quick_v6_made:
-        return IPv6Address(n)
+    if not quick_v6:
+        return V6(n)
     address = blank_v6()
-    number_v6(address, n)
+    give_v6(address, n)
     return address
+
+cdef inline object blank_address(bint v4):
+    """An address without its number, or None where that has to be made with it.
+
+    Making it may run the collector, and with it any code; giving it its number runs none.
+    """
+    if v4:
+        return blank_v4() if quick_v4 else None
+    return blank_v6() if quick_v6 else None
+
+cdef inline int give_number(bint v4, object address, object n) except -1:
+    if v4:
+        give_v4(address, n)
+    else:
+        give_v6(address, n)
+    return 0

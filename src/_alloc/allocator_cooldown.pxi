@@ -1,85 +1,70 @@
-# Cooling down: a released address stays set in `bits` and is unavailable until its time has come.
+# Cooling down: a released address stays set in `bits` and in `unavailable` until its time has
+# come. The caller's clock is Python code that may come back to this allocator, so it is asked
+# before anything is looked at, and once for each call.
 
-cdef inline bint is_cooling(IPAllocator self, object i):
-    return self.cooling is not None and i in self.cooling
+cdef enum:
+    STEP = 8             # cooled ones taken back at each call: more than one, so that it keeps up
 
-cdef object next_cooling(IPAllocator self, object start):
-    return min((i for i in self.cooling or () if i >= start), default=self.size)
+cdef double INFINITY = float("inf")
 
-cdef Status start_cooldown(IPAllocator self, word i) except *:
-    """Withhold a taken ordinal until its time has come."""
-    cdef Status status
-    if not contains(&self.bits.tree, i):
-        return FOUND_CLEAR
-    cdef tuple entry = (i, self.clock() + self.cooldown)
-    status = tree_reserve(&self.unavailable.tree, i)
-    if status == FOUND_SET:
-        return FOUND_CLEAR              # it cools already
-    if status == OK:
-        try:
-            self.cooling[entry[0]] = entry[1]
-            self.queue.append(entry)
-        except MemoryError:
-            cancel_cooldown(self, entry[0])        # not i: an int could not be made of it
-            raise
-    return status
+cdef inline bint nothing_cools(IPAllocator self) noexcept:
+    return self.cooling == NULL or self.cooling.count == 0
 
-cdef int cool_all(IPAllocator self, list ordinals) except -1:
-    """Cool each of these, which are taken, or none."""
-    cdef Py_ssize_t done = 0, k
+cdef double read_clock(IPAllocator self) except? -1:
+    """The time by the caller's clock, which may do anything."""
+    cdef double now
     try:
-        for i in ordinals:
-            if start_cooldown(self, i) != OK:
-                raise MemoryError
-            done += 1
-    except MemoryError:
-        for k in range(done):           # without a slice: there is no memory
-            cancel_cooldown(self, ordinals[k])
+        now = as_float(self.clock(), "the clock's time")
+    except (NetallocError, MemoryError):
         raise
-    return 0
+    except Exception as error:
+        raise InvalidValueError(f"the clock {shown(self.clock)} raised {shown(error)}") from error
+    if not -INFINITY < now < INFINITY:
+        raise InvalidValueError(f"the clock {shown(self.clock)} says it is {now}")
+    return now
 
-cdef int cancel_cooldown(IPAllocator self, object i) except -1:
-    """End the cooling of an ordinal, which is then taken; its place in the queue is stale."""
-    if tree_release(&self.unavailable.tree, i) == NO_MEMORY:
-        raise MemoryError
-    self.cooling.pop(i, None)
-    return 0
+cdef inline double now_if_cooling(IPAllocator self) except? -1:
+    """The time; before all times when nothing cools, for what may begin to in between."""
+    return -INFINITY if nothing_cools(self) else read_clock(self)
 
-cdef tuple oldest(IPAllocator self):
-    """(ordinal, when it is ready) of the longest cooling, or None; drops stale entries."""
-    while self.queue:
-        entry = self.queue[0]
-        if self.cooling.get(entry[0]) == entry[1]:
-            return entry
-        self.queue.popleft()
-    return None
-
-cdef int expire_cooldowns(IPAllocator self) except -1:
-    """Free what has cooled long enough; each costs a step once."""
-    cdef word i
-    if not self.queue:
+cdef int expire(IPAllocator self, double now, word most) except -1:
+    if nothing_cools(self):
         return 0
-    now = self.clock()
-    while (entry := oldest(self)) is not None and entry[1] <= now:
-        i = entry[0]
-        if not preallocate(&self.unavailable.tree, self.unavailable.tree.top + 1):
-            raise MemoryError
-        if tree_release(&self.bits.tree, i) == NO_MEMORY:
-            free_spares(&self.unavailable.tree)
-            raise MemoryError
-        cancel_cooldown(self, entry[0])
-        free_spares(&self.unavailable.tree)
+    if expire_cooldowns(
+        &self.bits.tree, &self.unavailable.tree, self.cooling, now, most
+    ) != OK:
+        raise MemoryError
     return 0
 
-cdef object longest_cooling(IPAllocator self, bint early):
-    """What is left when nothing is free: the ordinal that has cooled longest, or an error."""
-    entry = None if self.cooling is None else oldest(self)
-    if entry is None:
-        raise ExhaustedError(f"all {self.capacity} addresses of {network_of(self)} are taken")
-    if not early:
-        wait = max(entry[1] - self.clock(), 0)
-        raise ExhaustedError(
-            f"no address of {network_of(self)} is free: {taken(self)} of {self.capacity} are "
-            f"taken and {len(self.cooling)} cool down, the first for {wait:.3f} s more"
-        )
-    return entry[0]
+cdef int expire_for(IPAllocator self, double now, word n) except -1:
+    """Take back a few, and as many more as n free addresses need; refuse if that is too few."""
+    cdef Tree *t = &self.bits.tree
+    expire(self, now, STEP)
+    if has_free(t, n):
+        return 0
+    if not nothing_cools(self):
+        expire(self, now, n if t.root == &FULL else n - (t.last - t.used + 1))
+    if not has_free(t, n):
+        refuse_count_of(self, n)
+    return 0
+
+cdef int refuse_count_of(IPAllocator self, word n) except -1:
+    available = size_of(&self.bits.tree) - used(&self.bits.tree)
+    raise ExhaustedError(
+        f"{n} asked for, {available} of the {capacity_of(self)} addresses of "
+        f"{network_of(self)} are free"
+    )
+
+cdef int refuse_exhausted(IPAllocator self) except -1:
+    """Nothing is free; say how much of that is cooling."""
+    cdef uint32_t place = 0 if self.cooling == NULL else queue_oldest(self.cooling)
+    cdef double wait
+    capacity = capacity_of(self)
+    if place == 0:
+        raise ExhaustedError(f"all {capacity} addresses of {network_of(self)} are taken")
+    count, held, wait = self.cooling.count, taken(self), self.cooling.at[place].ready
+    wait = max(wait - read_clock(self), 0.0)
+    raise ExhaustedError(
+        f"no address of {network_of(self)} is free: {held} of {capacity} are "
+        f"taken and {count} cool down, the first for {wait:.3f} s more"
+    )
