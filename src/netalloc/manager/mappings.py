@@ -85,15 +85,21 @@ class ExclusiveMappings:
         """Whether there is a kernel behind it: not so with the null backend."""
         return self._mapper.backend.name in ("nftables", "iptables")
 
-    def forget_neighbours(self, bridge: str, ips: Sequence[IPv4Address | IPv6Address]) -> None:
+    def forget_neighbours(
+        self, bridge: str | None, ips: Sequence[IPv4Address | IPv6Address]
+    ) -> None:
         """Forget at which MAC addresses these were, for they will be at others."""
         old = [ip for ip in ips if isinstance(ip, IPv4Address)]
-        if self.is_real and old:
+        if self.is_real and old and bridge is not None:
             from netalloc.host.neighbours import forget
 
             failure = attempt(lambda: forget(bridge, old))
             if failure:  # a bridge that is gone has no neighbours
                 logger.warning("neighbour entries stay: %s", failure)
+
+    def cleanup(self) -> None:
+        """Remove everything of ours from the kernel."""
+        self._mapper.cleanup()
 
     def close(self) -> None:
         """Remove everything of ours."""
