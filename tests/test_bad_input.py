@@ -11,11 +11,11 @@ from netalloc import (
     ExhaustedError,
     InterfaceError,
     InUseError,
+    InvalidValueError,
     IPAllocator,
     NetallocError,
     NetworkManager,
     NotAllocatedError,
-    InvalidValueError,
     PortAllocator,
     PortMapper,
     StoreError,
@@ -39,7 +39,7 @@ class Host:
 
     def seen(self) -> list[tuple[Any, ...]]:
         found = self.manager.interfaces()
-        return [(one.address, one.owner, one.generation, one.ports) for one in found]
+        return [(one.address, one.owner, one.generation, one.ports()) for one in found]
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_manager_refuses(host: Host, error: type[NetallocError], value: str, s
 ALONE: list[tuple[type[NetallocError], str, Callable[[], object]]] = [
     (InvalidValueError, "10.0.0.1/33", lambda: IPAllocator("10.0.0.1/33")),
     (InvalidValueError, "hello", lambda: IPAllocator("hello")),
-    (InvalidValueError, "10.0.0.1/24", lambda: IPAllocator("10.0.0.1/24", reserved=["10.0.0.0/24"])),
+    (InvalidValueError, "10.0.0.1/24", lambda: IPAllocator("10.0.0.1/24", exclude=["10.0.0.0/24"])),
     (InvalidValueError, "128 host bits", lambda: IPAllocator("::/0")),
     (InvalidValueError, "-1", lambda: IPAllocator("10.0.0.1/24", cooldown=-1)),
     (NotAllocatedError, "10.0.0.9", lambda: IPAllocator("10.0.0.1/24").release("10.0.0.9")),
@@ -116,7 +116,11 @@ ALONE: list[tuple[type[NetallocError], str, Callable[[], object]]] = [
     (InvalidValueError, "ipfw", lambda: PortMapper("ipfw")),
     (InterfaceError, "nosuch", lambda: interface_address("nosuch")),
     (InterfaceError, "nosuch", lambda: NetworkManager("nosuch")),
-    (InvalidValueError, "ipfw", lambda: NetworkManager("br0", network="10.0.0.1/8", backend="ipfw")),
+    (
+        InvalidValueError,
+        "ipfw",
+        lambda: NetworkManager("br0", network="10.0.0.1/8", backend="ipfw"),
+    ),
 ]
 
 

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from netalloc.errors import ExhaustedError, InUseError, NotAllocatedError, InvalidValueError
+from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
 from netalloc.ports import PORTS, PortAllocator
 
 ADDRESSES = st.sampled_from([None, "10.0.0.1", "10.0.0.2", IPv4Address("10.0.0.3")])

@@ -180,10 +180,10 @@ class Addresses:
 
     def end(self, tx: Transaction, leases: Iterable[Lease]) -> None:
         """End leases that are in force: the addresses cool down, or are free at once."""
-        bitmap, table = self.bitmap(tx), tx.table(Lease)
+        bitmap, held = self.bitmap(tx), tx.table(Lease)
         # As they are now: their publications have changed.
-        leases = [table.get(lease.network, lease.ordinal) or lease for lease in leases]
-        table.remove(leases)
+        leases = [held.get(lease.network, lease.ordinal) or lease for lease in leases]
+        held.remove(leases)
         now, wall = self.clock(), time.time_ns()
         labels, reservations, cooling = tx.table(Label), tx.table(Reservation), []
         for lease in leases:
@@ -202,7 +202,9 @@ class Addresses:
                 tx.table(LastHolder).add((had,))
         tx.table(Cooldown).add(cooling)
         if self._sticky:
-            self._forget_expired(tx, now, len(leases) + 1)
+            table = tx.table(LastHolder)
+            oldest = table.where("network", equal=(self.number,), limit=len(leases) + 1)
+            table.remove([had for had in oldest if had.until_ns < now])
         remember(tx, leases, wall)
 
     def reserve(self, tx: Transaction, ip: IP, owner: str | None) -> Reservation:
@@ -223,7 +225,9 @@ class Addresses:
             if tx.table(Cooldown).get(self.number, ordinal) is None:
                 self._take(tx, bitmap, ordinal, owner, allow_cooling=False)
         elif owner is None or held.owner != owner:
-            raise InUseError(f"{ip} is held{_by(held.owner)}", held.owner)
+            raise InUseError(
+                f"{ip} is held by {held.owner or 'a lease without an owner'}", held.owner
+            )
         self._forget_last_holder(tx, ordinal)
         reservation = Reservation(self.number, ordinal, owner, time.time_ns())
         tx.table(Reservation).add((reservation,))
@@ -312,7 +316,9 @@ class Addresses:
         ip = self.subnet.address(ordinal)
         lease = tx.table(Lease).get(self.number, ordinal)
         if lease is not None:
-            raise InUseError(f"{ip} is held{_by(lease.owner)}", lease.owner)
+            raise InUseError(
+                f"{ip} is held by {lease.owner or 'a lease without an owner'}", lease.owner
+            )
         kept = tx.table(Reservation).get(self.number, ordinal)
         if kept is not None:
             if kept.owner is None or kept.owner != owner:
@@ -386,19 +392,10 @@ class Addresses:
         if had is not None:
             tx.table(LastHolder).remove((had,))
 
-    def _forget_expired(self, tx: Transaction, now: int, limit: int) -> None:
-        table = tx.table(LastHolder)
-        oldest = table.where("network", equal=(self.number,), limit=limit)
-        table.remove([had for had in oldest if had.until_ns < now])
-
     def _clear_candidate(self, tx: Transaction, lease: Lease) -> None:
         candidate = tx.table(GcCandidate).get(self.number, lease.ordinal)
         if candidate is not None:
             tx.table(GcCandidate).remove((candidate,))
-
-
-def _by(owner: str | None) -> str:
-    return f" by {owner}" if owner is not None else ""
 
 
 def _for(owner: str | None) -> str:

@@ -195,29 +195,21 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
     name, from a store that is gone, goes.
     """
     tx = store.begin("register", durable=True)
-    try:
+    with ExitStack() as failed:
+        failed.callback(tx.rollback)
         network = find(tx, stated.name)
         if network is not None and network.backend:
-            tx.rollback()
             return None
-    except BaseException:
-        tx.rollback()
-        raise
-    try:
         if network is None:
             network = enter(tx, stated)
         else:
             replace(tx, network, fresh := completed(network, stated))
             network = fresh
+        failed.callback(mappings.cleanup)
         mappings.setup()
         desired = Publications(network.number, subnet_of(network), ports_of(network)).desired(tx)
         mappings.reconcile(desired)
-    except BaseException:
-        try:
-            mappings.cleanup()
-        finally:
-            tx.rollback()
-        raise
+        failed.pop_all()
     try:
         tx.commit()
     except BaseException:

@@ -58,7 +58,7 @@ def make_forward(name: str, bridge: str | None) -> "ForwardAccept":
 
 def choose(name: str) -> str:
     """nftables where the kernel and privileges allow it, otherwise iptables."""
-    from netalloc.portmap.nftables.backend import unavailable
+    from netalloc.portmap.nftables.structure import unavailable
 
     reason = unavailable(name)
     if reason is None:
