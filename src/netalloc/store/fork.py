@@ -11,7 +11,10 @@ from typing import Any, Protocol
 
 
 class Forked(Protocol):
-    """Something with locks to be held while the process forks, in this order."""
+    """Something with locks to be held while the process forks, in this order.
+
+    Its `before_fork`, if it has one, is called when all of them are held.
+    """
 
     def fork_locks(self) -> tuple[Any, ...]: ...
     def after_fork(self) -> None: ...
@@ -33,6 +36,10 @@ def _before() -> None:
         for lock in one.fork_locks():
             lock.acquire()
             _held.append(lock)
+    for one in list(_guarded):
+        close = getattr(one, "before_fork", None)
+        if close is not None:
+            close()
 
 
 def _release() -> None:
