@@ -78,7 +78,7 @@ def elsewhere(where, store, bridge, backend, report):
         check=True,
         cwd=os.path.dirname(__file__),  # noqa: PTH120
     )
-    return json.loads(done.stdout)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def allowed(stores, where, bridge, backend):
@@ -159,12 +159,13 @@ def test_managers_in_memory_of_one_process_share_the_ports_of_the_host(host):
         NetworkManager("br1", network=BRIDGES["br1"]) as other,
     ):
         first, second = one.allocate("a", ports=(80,)), other.allocate("b", ports=(80,))
-        assert first.ports()[0].host_port != second.ports()[0].host_port
+        port = first.ports()[0].host_port
+        assert port != second.ports()[0].host_port
         with pytest.raises(InUseError, match="by a"):
-            second.allocate_port(81, host_port=first.ports()[0].host_port)
+            second.allocate_port(81, host_port=port)
         one.close()
         # What the first one held is free again, and the other goes on.
-        assert second.allocate_port(81, host_port=first.ports()[0].host_port)
+        assert second.allocate_port(81, host_port=port)
         assert other.check() == []
         with NetworkManager("br0", network=BRIDGES["br0"]) as again:
             assert str(again.allocate().ip) == "10.200.0.2"
