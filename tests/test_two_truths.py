@@ -107,7 +107,9 @@ def test_every_pair_of_managers_has_one_truth_or_one_refusal(host, tmp_path, cap
         first, mine = use(path(stores[0], folder), "br0", "nftables")
         try:
             got = elsewhere(where, path(stores[1], folder), bridge, backend, folder / "report")
-            mine += taken(first)  # the first goes on whatever became of the second
+            more = taken(first)  # the first goes on whatever became of the second
+            # What the second one held in memory has ended with it, and may be given again.
+            mine += more if stores[1] != "memory" else []
         finally:
             first.close()
             with Networks(folder / "A.db") as networks:
