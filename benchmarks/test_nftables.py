@@ -19,8 +19,8 @@ from lab import Lab, require_kernel
 from netalloc.host.netlink import ACK, CREATE, EXCLUSIVE, NETLINK_NETFILTER, message
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
+from netalloc.portmap.nftables import elements
 from netalloc.portmap.nftables.backend import Nftables, batch
-from netalloc.portmap.nftables import elements as wire
 
 pytestmark = pytest.mark.root
 
@@ -79,8 +79,8 @@ def bare(sock: socket.socket, mapper: PortMapper) -> Timed:
     begin, end = (message(kind, 0, 1, b"\0\0\0\x0a") for kind in (0x10, 0x11))
     batches = []
     for single in SINGLES:
-        (element,) = wire.plain_elements([wire.entry(single)], wire.DNAT_ANY)
-        body = wire.body("netalloc", wire.DNAT_ANY, [element])
+        (element,) = elements.plain_elements([elements.entry(single)], elements.DNAT_ANY)
+        body = elements.body("netalloc", elements.DNAT_ANY, [element])
         flags = CREATE | EXCLUSIVE | ACK
         batches.append(begin + message(batch.NEW_ELEMENT, flags, 1, body) + end)
 
@@ -127,7 +127,7 @@ def test_nothing_to_do(lab: Lab) -> None:
         ours.map_many(BATCH)
         assert isinstance(ours.backend, Nftables)
         table = ours.backend._table
-        sides = once(ours.reconcile), once(lambda: table.list_map(wire.DNAT_ANY))
+        sides = once(ours.reconcile), once(lambda: table.list_map(elements.DNAT_ANY))
         check(f"reconcile of {FULL} with nothing to do", 2, sides, 20)
 
 

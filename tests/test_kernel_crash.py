@@ -70,7 +70,7 @@ def rounds_of_kill(lab, store, rounds):
     with manager_of(lab, store) as manager:
         manager.release("crowd")
         assert manager.check() == []
-        assert manager._leases.kernel.present() == []
+        assert manager._leases.mappings.present() == []
     return dirty
 
 

@@ -172,17 +172,17 @@ def test_sequence_numbers_start_again_before_they_end(nft):
 
 @pytest.mark.root
 def test_room_grows_on_request_and_a_send_beyond_it_is_an_error(nft, monkeypatch):
-    small = nft.room
+    small = nft.max_message
     huge = netlink.message(GET_GENERATION, 0, 1, bytes(4 * small))
     with pytest.raises(NetlinkError, match="Message too long"):
         nft._send(huge)
     nft._send(bytes(small))  # `room` is exact: this many bytes go through
     with pytest.raises(NetlinkError, match="Message too long"):
         nft._send(bytes(small + 1))
-    assert nft.make_room(len(huge))
+    assert nft.can_send(len(huge))
     nft._send(huge)
     monkeypatch.setattr(NetlinkSocket, "_grow", lambda *_: None)
-    assert not nft.make_room(2**30)
+    assert not nft.can_send(2**30)
 
 
 @pytest.mark.root

@@ -26,9 +26,10 @@ from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkSocket
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.mapper import PortMapper
-from netalloc.portmap.nftables import elements as wire
-from netalloc.portmap.nftables.backend import Nftables, batch, unavailable
+from netalloc.portmap.nftables import elements
+from netalloc.portmap.nftables.backend import Nftables, batch
 from netalloc.portmap.nftables.ruleset import script
+from netalloc.portmap.nftables.structure import unavailable
 from netalloc.portmap.nftables.table import NftTable
 from test_nft_elements import GOLDEN
 
@@ -269,7 +270,7 @@ def test_what_is_as_it_should_be_is_not_loaded_again(make, nft_lab, monkeypatch)
         loads.append(arguments)
         return run(*arguments)
 
-    monkeypatch.setattr("netalloc.portmap.nftables.backend.run", counted)
+    monkeypatch.setattr("netalloc.portmap.nftables.structure.run", counted)
     make().setup()
     assert not make().reconcile([])
     assert not make().reconcile([WEB]).structure
@@ -278,14 +279,14 @@ def test_what_is_as_it_should_be_is_not_loaded_again(make, nft_lab, monkeypatch)
     for change in (
         "add rule ip netalloc portmap counter",
         "flush chain ip netalloc guard",
-        "delete set ip netalloc sealed",
-        "flush set ip netalloc sealed; add element ip netalloc sealed { 7 }",
+        "delete set ip netalloc fingerprint",
+        "flush set ip netalloc fingerprint; add element ip netalloc fingerprint { 7 }",
     ):
         nft_lab.run("nft", change)
         make().setup()
         assert len(loads) == 1, change
         loads.clear()
-        assert seal_removed(ruleset(nft_lab)) == seal_removed(loaded), change
+        assert without_fingerprint(ruleset(nft_lab)) == without_fingerprint(loaded), change
     # Another bridge is another ruleset.
     make(bridge=None).setup()
     assert len(loads) == 1
@@ -294,9 +295,9 @@ def test_what_is_as_it_should_be_is_not_loaded_again(make, nft_lab, monkeypatch)
     assert ruleset(nft_lab) == loaded
 
 
-def seal_removed(text):
+def without_fingerprint(text):
     """The set goes to the end of the table when it is made anew."""
-    head, _, tail = text.partition("\tset sealed {")
+    head, _, tail = text.partition("\tset fingerprint {")
     return head + tail.partition("\t}\n\n")[2]
 
 
@@ -318,7 +319,7 @@ def test_traffic_flows_while_a_successor_sets_up(nft, nft_lab):
     command = ["bash", "-c", f"script=$(cat); {again}"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True) as loader:
         try:
-            loader.stdin.write(script("netalloc", nft._rules))
+            loader.stdin.write(script("netalloc", nft._structure.rules))
             loader.stdin.close()
             # A new socket each time, so that each is a new flow which the rules decide on.
             answers = [lab.reaches(lab.outside, "udp", (lab.address, 8080)) for _ in range(300)]
@@ -497,9 +498,8 @@ def test_unavailable_says_why(nft_lab, monkeypatch, tmp_path):
     with monkeypatch.context() as patched:
         patched.setenv("PATH", str(tmp_path))
         assert "nft is not on PATH" in unavailable()
-    code = (
-        "from netalloc.portmap.nftables.backend import Nftables, unavailable; print(unavailable())"
-    )
+    code = "from netalloc.portmap.nftables.backend import Nftables\n"
+    code += "from netalloc.portmap.nftables.structure import unavailable; print(unavailable())"
     code += "\ntry: Nftables().mappings()\nexcept Exception as error: print(error)"
     found = nft_lab.run("setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
                         sys.executable, "-c", code)  # fmt: skip
@@ -513,8 +513,8 @@ def test_a_namespace_that_limits_a_send_gets_it_in_pieces(nft, monkeypatch, capl
     monkeypatch.setattr(NetlinkSocket, "_grow", lambda *_: None)
     nft.close()
     batch = many(13000)
-    steps = nft._changes(wire.entries(batch), {})
-    assert sum(len(step.body) for step in steps) > 2 * nft._netlink.room
+    steps = nft._changes(elements.entries(batch), {})
+    assert sum(len(step.body) for step in steps) > 2 * nft._netlink.max_message
     with caplog.at_level(logging.WARNING):
         nft.apply(batch)
     assert "they go in pieces" in caplog.text

@@ -7,7 +7,13 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from netalloc.errors import InterfaceError, InUseError, NotAllocatedError, OutOfRangeError
+from netalloc.errors import (
+    InterfaceError,
+    InUseError,
+    InvalidValueError,
+    NotAllocatedError,
+    OutOfRangeError,
+)
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.null import Null
@@ -53,7 +59,7 @@ def test_mappings_are_those_that_were_made(mapper):
     ],
 )
 def test_bad_input_is_named_and_changes_nothing(mapper, arguments):
-    with pytest.raises(OutOfRangeError) as caught:
+    with pytest.raises(InvalidValueError) as caught:
         mapper.map(*arguments)
     values = (arguments[0], *arguments[1], *arguments[2:])
     assert any(repr(value) in str(caught.value) for value in values)
@@ -64,13 +70,14 @@ def test_bad_input_is_named_and_changes_nothing(mapper, arguments):
 def test_bad_blocks(mapper, count):
     with pytest.raises(OutOfRangeError):
         mapper.map(65535, ("10.0.0.2", 65535), count=count)
-    with pytest.raises(OutOfRangeError, match="80 is not 8000"):
-        mapper.map(8000, DEST, count=10)
+    with pytest.raises(OutOfRangeError, match="container port 65535"):
+        mapper.map(8000, ("10.0.0.2", 65535), count=2)
+    assert mapper.mappings == []
 
 
 @pytest.mark.parametrize("arguments", [(0,), (80, "icmp"), (80, "tcp", "nope")])
 def test_bad_unmap(mapper, arguments):
-    with pytest.raises(OutOfRangeError):
+    with pytest.raises(InvalidValueError):
         mapper.unmap(*arguments, missing_ok=True)
 
 

@@ -106,7 +106,7 @@ def test_a_watch_may_end_itself(nft_lab):
 def test_a_failed_repair_is_tried_again(nft_lab, monkeypatch):
     monkeypatch.setattr("netalloc.portmap.watch._FIRST_PAUSE", 0.01)
     found, failed = queue.Queue(), threading.Event()
-    monkeypatch.setattr("netalloc.portmap.watch._log.exception", lambda _: failed.set())
+    monkeypatch.setattr("netalloc.portmap.watch.logger.exception", lambda _: failed.set())
     with PortMapper("nftables", bridge=nft_lab.bridge, network=nft_lab.network) as mapper:
         mapper.watch(found.put)
         nft_lab.run("ip", "link", "set", nft_lab.bridge, "name", "away")

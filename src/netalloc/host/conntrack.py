@@ -27,7 +27,7 @@ from netalloc.host.netlink import (
 )
 from netalloc.model import PortMapping
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
 _GET, _DELETE = (1 << 8 | kind for kind in (1, 2))  # NFNL_SUBSYS_CTNETLINK
@@ -89,7 +89,7 @@ class Flows:
             # EINVAL: no such subsystem; an older kernel's refusal of a filter was met above.
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
                 raise
-            _log.warning("this kernel lists no flows, so that none were flushed: %s", error)
+            logger.warning("this kernel lists no flows, so that none were flushed: %s", error)
 
     def close(self) -> None:
         """Close the socket; the next call opens another one."""

@@ -159,7 +159,7 @@ def _in_thread(work: Callable[[], None]) -> None:
     except RuntimeError:  # no thread could be started
         raise
     except BaseException:
-        # Ctrl-C: whoever tidies up after it must not race the thread. A join that was
+        # Ctrl-C: what tidies up after it must not race the thread. A join that was
         # interrupted takes the thread for ended, hence the event.
         done.wait()
         raise

@@ -1,6 +1,6 @@
 """Forgetting which MAC address an address was last seen at.
 
-Whoever gets a released address next would otherwise be spoken to with the last holder's
+The next holder of a released address would otherwise be spoken to with the last holder's
 MAC address until the entry has grown stale, which takes up to a minute.
 """
 

@@ -131,7 +131,7 @@ class NetlinkSocket:
         self._socket.bind((0, groups))
         self._lock = Lock()
         self._seq = 0
-        self.room = self._room()
+        self.max_message = self._limit()
         self.pid = os.getpid()
 
     @property
@@ -156,16 +156,16 @@ class NetlinkSocket:
                 first, self._seq = 1, count
             return first
 
-    def make_room(self, size: int) -> bool:
+    def can_send(self, size: int) -> bool:
         """Whether one send of `size` bytes fits, after asking the kernel for a larger buffer.
 
         A user namespace may not go past net.core.wmem_max: there a send that is larger
-        than `room` ends with EMSGSIZE.
+        than `max_message` ends with EMSGSIZE.
         """
-        if size > self.room:
+        if size > self.max_message:
             self._grow(_SO_SNDBUFFORCE, socket.SO_SNDBUF, size)
-            self.room = self._room()
-        return size <= self.room
+            self.max_message = self._limit()
+        return size <= self.max_message
 
     def transact(self, batch: bytes, first: int, last: int) -> None:
         """Send messages numbered first to last, of which the last asks for an ACK, in one piece.
@@ -287,7 +287,7 @@ class NetlinkSocket:
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO) from None
 
-    def _room(self) -> int:
+    def _limit(self) -> int:
         # af_netlink.c refuses a message longer than the buffer less 32 bytes.
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32
 
@@ -326,7 +326,7 @@ class LazySocket:
             self._kept = None
 
     def __del__(self) -> None:
-        # Nobody asked for this socket, so nobody has to be warned that it was not closed.
+        # No caller asked for this socket, so none has to be warned that it was not closed.
         self.close()
 
 

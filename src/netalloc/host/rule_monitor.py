@@ -1,7 +1,7 @@
 """Being told by the kernel that firewall rules have changed.
 
 The kernel multicasts every change of nftables, which is also what iptables-nft writes.
-Of iptables-legacy it tells nobody but the audit log, and that in the first network
+Of iptables-legacy it tells only the audit log, and that in the first network
 namespace only, where auditing is switched on.
 """
 
@@ -22,7 +22,7 @@ _GENERATION = 0x0F
 
 
 class RuleMonitor:
-    """Wakes up when somebody else changes one of the named `ip` tables.
+    """Wakes up when another program changes one of the named `ip` tables.
 
     `own` are port ids whose changes do not count: those of our own sockets. It listens
     from its making on, in the network namespace of that moment, so that no change between

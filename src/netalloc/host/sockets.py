@@ -13,7 +13,7 @@ from pathlib import Path
 
 from netalloc.errors import ExhaustedError, InUseError, NetallocError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _KINDS = {
     "tcp": (socket.SOCK_STREAM, socket.IPPROTO_TCP),
@@ -26,7 +26,7 @@ _ABSENT = (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
 
 
 class BoundPort:
-    """A bound socket that accepts nothing; while it is open nobody else can bind the port."""
+    """A bound socket that accepts nothing; while it is open no other socket can have the port."""
 
     def __init__(self, bound: socket.socket | None) -> None:
         self._socket = bound
@@ -56,9 +56,9 @@ def can_bind(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = Non
 
 
 def hold(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = None) -> BoundPort:
-    """Bind the port and keep it, so that nobody on the host can take it later.
+    """Bind the port and keep it, so that no program on the host can take it later.
 
-    Costs one file descriptor. Raises InUseError when somebody has it, be it only for
+    Costs one file descriptor. Raises InUseError when another socket has it, be it only for
     connections in TIME_WAIT; ExhaustedError when no file descriptor is left; NetallocError
     when this process may not bind it.
     """
@@ -107,7 +107,7 @@ def warn_of_overlap(ports: range) -> None:
     if first > last or span in _warned:
         return
     _warned.add(span)
-    _log.warning(
+    logger.warning(
         "host ports %d-%d overlap net.ipv4.ip_local_port_range %d-%d: outgoing connections "
         "of the host may occupy %d-%d; choose other ports, or move the end of that setting",
         *(*span, low, high, first, last),
@@ -117,7 +117,7 @@ def warn_of_overlap(ports: range) -> None:
 def _bind(
     port: int, protocol: str, host_ip: IPv4Address | None, *, reuse: bool
 ) -> socket.socket | None:
-    """A bound socket; None where the kernel has no such protocol, so that nobody can listen."""
+    """A bound socket; None where the kernel has no such protocol, so that none can listen."""
     try:
         made = socket.socket(socket.AF_INET, *_KINDS[protocol])
     except OSError as error:

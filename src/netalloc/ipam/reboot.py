@@ -2,10 +2,8 @@
 
 import time
 
-from netalloc._alloc import IPAllocator
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.history import remember
-from netalloc.ipam.networks import written
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     Cooldown,
@@ -33,4 +31,4 @@ def end_of_boot(tx: Transaction) -> None:
     for name in list(tx.names("ports")):
         tx.drop(name)
     for network in tx.table(Network).all():
-        Addresses(network.number, IPAllocator(written(network))).rebuild(tx)
+        Addresses.of(network).rebuild(tx)

@@ -14,7 +14,7 @@ _Key = tuple[IPv4Address | None, str, int]
 
 
 def host_probe(ports: range) -> Probe:
-    """Whether the host has a port free: nobody listens there and the administrator did not
+    """Whether the host has a port free: nothing listens there and the administrator did not
     reserve it. Warns where the range overlaps that of the host's outgoing connections.
     """
     from netalloc.host.sockets import can_bind, reserved_ports, warn_of_overlap

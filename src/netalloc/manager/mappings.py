@@ -1,4 +1,4 @@
-"""A manager's mappings in the kernel, desired by whoever shares its store."""
+"""A manager's mappings in the kernel, desired by all that share its store."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -11,7 +11,7 @@ from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.watch import Watch
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 @runtime_checkable
@@ -53,8 +53,8 @@ class ExclusiveMappings:
             try:
                 self._mapper.unmap_many(remove)
             except NotAllocatedError as error:
-                # Somebody took them away already, which is what we want.
-                log.warning("%s", error)
+                # Another program took them away already, which is what we want.
+                logger.warning("%s", error)
                 self._mapper.unmap_many(remove, missing_ok=True)
         if add:
             try:
@@ -73,7 +73,7 @@ class ExclusiveMappings:
         on_repair: Callable[[ReconcileResult], None] | None,
         repair: Callable[[], ReconcileResult],
     ) -> Watch:
-        """Repair whenever somebody else changes the rules."""
+        """Repair whenever another program changes the rules."""
         return self._mapper.watch(on_repair, repair=repair)
 
     def present(self) -> list[PortMapping]:
@@ -85,15 +85,21 @@ class ExclusiveMappings:
         """Whether there is a kernel behind it: not so with the null backend."""
         return self._mapper.backend.name in ("nftables", "iptables")
 
-    def forget_neighbours(self, bridge: str, ips: Sequence[IPv4Address | IPv6Address]) -> None:
+    def forget_neighbours(
+        self, bridge: str | None, ips: Sequence[IPv4Address | IPv6Address]
+    ) -> None:
         """Forget at which MAC addresses these were, for they will be at others."""
         old = [ip for ip in ips if isinstance(ip, IPv4Address)]
-        if self.is_real and old:
+        if self.is_real and old and bridge is not None:
             from netalloc.host.neighbours import forget
 
             failure = attempt(lambda: forget(bridge, old))
             if failure:  # a bridge that is gone has no neighbours
-                log.warning("neighbour entries stay: %s", failure)
+                logger.warning("neighbour entries stay: %s", failure)
+
+    def cleanup(self) -> None:
+        """Remove everything of ours from the kernel."""
+        self._mapper.cleanup()
 
     def close(self) -> None:
         """Remove everything of ours."""
@@ -122,7 +128,7 @@ class SharedMappings(ExclusiveMappings):
             present = [mapping for mapping in remove if mapping in there]
             if len(present) == len(remove):
                 raise
-            log.warning("%s", error)
+            logger.warning("%s", error)
             self._mapper.apply(add, present)
 
     def close(self) -> None:

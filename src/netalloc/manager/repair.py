@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
-from netalloc.ipam.check import expected_ports, layouts, members, plans
+from netalloc.ipam.check import all_addresses, rebuild
 from netalloc.manager.leases import LeaseService
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
@@ -26,6 +26,7 @@ from netalloc.store.sqlite import place
 from netalloc.store.sqlite.file import StoreFile
 from netalloc.store.sqlite.salvage import Salvage, copy, lost_generations, salvage
 from netalloc.store.sqlite.store import SqliteStore
+from netalloc.store.sqlite.transaction import SqliteTransaction
 from netalloc.store.sqlite.write_lock import WriteLock
 from netalloc.store.sqlite.writer_record import WriterRecord
 from netalloc.values import as_seconds
@@ -96,20 +97,6 @@ def mend(leasing: LeaseService) -> list[str]:
     return [*done, f"kernel: {leasing.committer.reconcile()}"]
 
 
-def rebuild(tx: Transaction) -> None:
-    """Make every bitmap anew from the records."""
-    for addresses in plans(tx):
-        addresses.rebuild(tx)
-    for prefix in layouts(tx) or ["ports"]:
-        wanted, size = expected_ports(tx, prefix)
-        for name in list(tx.names(f"{prefix}/")):
-            tx.drop(name)
-        for name in wanted.names(f"{prefix}/"):
-            bitmap = tx.bitmap(name, size)
-            for ordinal in members(wanted.bitmap(name, size)):
-                bitmap.reserve(ordinal)
-
-
 def _replace(
     path: Path, fresh: Path, found: Salvage, lock: WriteLock, mark: WriterRecord | None
 ) -> list[str]:
@@ -118,22 +105,20 @@ def _replace(
     boot = found.boot or (mark.boot if mark else "") or boot_id()
     identity = found.counters.get("store", 0) or (mark.store if mark else 0)
     with SqliteStore(fresh, boot=boot) as store:
-        tx = store.begin("repair", durable=True)
-        try:
+
+        def change(tx: SqliteTransaction) -> tuple[list[str], WriterRecord]:
             done = _fill(tx, found)
             networks = frozenset(one.number for one in tx.table(Network).all())
-            identity = tx.identify(identity)
-        except BaseException:
-            tx.rollback()
-            raise
-        tx.commit()
-        sequence = tx.sequence
+            store = tx.identify(identity)
+            return done, WriterRecord(0, "", boot, tx.sequence + 1, networks, store)
+
+        done, record = store.run("repair", change, durable=True)
         store.write_back()
     # A log that stayed would be played into the new file.
     for suffix in place.SIDE_FILES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     fresh.replace(path)
-    lock.write(WriterRecord(0, "", boot, sequence, networks, identity))
+    lock.write(record)
     return done
 
 
@@ -192,16 +177,16 @@ def _advance(tx: Transaction, counter: str, first: int) -> None:
 
 def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> list[str]:
     done = []
-    for addresses in plans(tx):
-        plan, number = addresses.plan, addresses.number
+    for addresses in all_addresses(tx):
+        subnet, number = addresses.subnet, addresses.number
         known = {ordinal for network, ordinal in held if network == number}
         for kind in (Reservation, Cooldown):
             known |= {r.ordinal for r in found.records[kind] if r.network == number}
-        known |= {i for start, stop in plan.excluded() for i in range(start, stop)}
+        known |= {i for start, stop in subnet.excluded() for i in range(start, stop)}
         lost = sorted(found.marked.get(f"addresses/{number}", set()) - known)
         now = time.time_ns()
         tx.table(Reservation).add(Reservation(number, i, QUARANTINE, now) for i in lost)
-        done += [f"{plan.address(i)} is reserved: {QUARANTINE}" for i in lost]
+        done += [f"{subnet.address(i)} is reserved: {QUARANTINE}" for i in lost]
     return done
 
 

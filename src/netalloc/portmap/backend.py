@@ -34,7 +34,7 @@ class Backend(Protocol):
         """Bring the kernel to the desired mappings, touching only what differs."""
 
     def monitor(self) -> RuleMonitor:
-        """Tells when somebody else changes the rules; NetallocError where nobody can tell."""
+        """Tells when another program changes the rules; NetallocError where nothing can tell."""
 
     def close(self) -> None:
         """Give back sockets; the rules stay."""

@@ -44,7 +44,7 @@ def make_backend(
 
         return Nftables(name, bridge=bridge, network=network)
     if backend == "auto":
-        return make_backend(_choose(name), name, bridge, network)
+        return make_backend(choose(name), name, bridge, network)
     raise OutOfRangeError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
 
 
@@ -56,9 +56,9 @@ def make_forward(name: str, bridge: str | None) -> "ForwardAccept":
     return ForwardAccept(name, bridge)
 
 
-def _choose(name: str) -> str:
+def choose(name: str) -> str:
     """nftables where the kernel and privileges allow it, otherwise iptables."""
-    from netalloc.portmap.nftables.backend import unavailable
+    from netalloc.portmap.nftables.structure import unavailable
 
     reason = unavailable(name)
     if reason is None:

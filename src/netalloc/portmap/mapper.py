@@ -217,7 +217,7 @@ count=1, owner=None)
         try:
             self.backend.apply((), batch)
         except NotAllocatedError:
-            # Somebody else took rules of ours away. The wish is that these are gone: take
+            # Another program took rules of ours away. The wish is that these are gone: take
             # away the rest, and say so when none is left.
             present = set(self.backend.mappings())
             lost = [mapping for mapping in batch if mapping not in present]
@@ -252,13 +252,13 @@ count=1, owner=None)
         *,
         repair: Callable[[], ReconcileResult] | None = None,
     ) -> Watch:
-        """Reconcile now, and whenever somebody else changes our rules, within a second.
+        """Reconcile now, and whenever another program changes our rules, within a second.
 
         A thread waits for the kernel to say so, without polling, until the returned watch
         is closed, or `cleanup` or `close` end it. `on_repair` is called in that thread
         with what was found; `repair` takes the place of `reconcile`. Ends a watch that runs
         already. Raises NetallocError where the
-        kernel tells nobody: with iptables-legacy and with the null backend.
+        kernel does not tell: with iptables-legacy and with the null backend.
         """
         self._end_watch()
         monitor = self.backend.monitor()

@@ -1,4 +1,4 @@
-"""Repairing the rules as soon as the kernel says that somebody has changed them."""
+"""Repairing the rules as soon as the kernel says that another program has changed them."""
 
 import logging
 import threading
@@ -9,7 +9,7 @@ from types import TracebackType
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import ReconcileResult
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _SHARE = 4  # rests this many times as long as a repair took, so that a storm costs a fifth
 _REST = 0.5  # seconds, at most: a change is mended within a second
@@ -75,7 +75,7 @@ class Watch:
         try:
             repairs = self._repair()
             if repairs:
-                _log.warning(
+                logger.warning(
                     "rules were changed by others and repaired: %d mappings added, %d removed%s",
                     len(repairs.added),
                     len(repairs.removed),
@@ -84,6 +84,6 @@ class Watch:
                 if self._on_repair is not None:
                     self._on_repair(repairs)
         except Exception:  # a thread that died of it would leave the rules unwatched
-            _log.exception("rules were changed by others and could not be repaired")
+            logger.exception("rules were changed by others and could not be repaired")
             return False
         return True

@@ -22,8 +22,7 @@ from netalloc.errors import (
 from netalloc.host import sysctl
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.portmap.iptables import commands as tables
-from netalloc.portmap.iptables import rules as chains
+from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.commands import iptables, variant
 from netalloc.portmap.iptables.difference import RuleDiff, removal
 from netalloc.portmap.iptables.rules import Rules
@@ -58,8 +57,8 @@ class Iptables:
         bridge: str | None = None,
         network: IPv4Network | None = None,
     ) -> None:
-        self.chain = chains.check_name(name)
-        self.bridge = None if bridge is None else chains.check_bridge(bridge)
+        self.chain = rules.check_name(name)
+        self.bridge = None if bridge is None else rules.check_bridge(bridge)
         self.network = network
         self._marker: str | None = None  # says that route_localnet was off before us
         self._known: ChainState | None = None
@@ -69,13 +68,13 @@ class Iptables:
         """Make the fixed part; a predecessor's mappings stay and keep working.
 
         Raises InterfaceError when there is no such bridge, InUseError when the chains are
-        somebody else's, CommandError when iptables fails: before anything has changed.
+        another program's, CommandError when iptables fails: before anything has changed.
         """
         with self._lock:
             if self.bridge is not None:
                 sysctl.read(*self._localnet)
-            self._refuse_taken(tables.read("nat")["nat"])
-            other, rules = tables.other_variant()
+            self._refuse_taken(commands.read("nat")["nat"])
+            other, rules = commands.other_variant()
             if self.chain in rules:
                 logger.warning(
                     "iptables-%s has a chain %s, too: what it maps stays in effect",
@@ -97,7 +96,7 @@ class Iptables:
             known = self._wanted(())
             for table in ("nat", "raw"):
                 if table in state and (lines := removal(state[table], known[table], self.chain)):
-                    tables.restore({table: lines})
+                    commands.restore({table: lines})
             self._known = None
             self._marker = None
 
@@ -116,7 +115,7 @@ class Iptables:
             while True:
                 try:
                     after, lines = known.change(add, remove, self.chain)
-                    tables.restore({"nat": lines})
+                    commands.restore({"nat": lines})
                     break
                 except NetallocError as error:
                     # What was believed may be out of date; if it is not, that is the answer.
@@ -146,7 +145,7 @@ class Iptables:
         """Tells when anybody changes the tables that our chains are in, ourselves included.
 
         Raises NetallocError with iptables-legacy: its changes show in the audit log of
-        the first network namespace at best, and the kernel tells nobody else.
+        the first network namespace at best, and the kernel tells no one else.
         """
         if variant() == "legacy":
             raise NetallocError(
@@ -165,29 +164,28 @@ class Iptables:
 
     def _read(self) -> dict[str, Rules]:
         # Without a bridge nothing of ours is in table raw, and a look would make it.
-        return tables.read("nat") if self.bridge is None else tables.read("raw", "nat")
+        return commands.read("nat") if self.bridge is None else commands.read("raw", "nat")
 
     def _list(self) -> ChainState:
-        return ChainState.read(tables.read("nat")["nat"], self.chain)
+        return ChainState.read(commands.read("nat")["nat"], self.chain)
 
     def _wanted(self, desired: Iterable[PortMapping]) -> dict[str, Rules]:
-        wanted = chains.fixed(self.chain, self.bridge, self.network, self._marker)
-        chains.hang(wanted["nat"], desired, self.chain)
+        wanted = rules.fixed_rules(self.chain, self.bridge, self.network, self._marker)
+        rules.add_mappings(wanted["nat"], desired, self.chain)
         return wanted
 
     def _refuse_taken(self, nat: Rules) -> None:
-        """InUseError when the chains that are there under our name are somebody else's."""
+        """InUseError when the chains that are there under our name are another program's."""
         if self.chain == "DOCKER" and _docker_runs():
             raise InUseError("chain DOCKER is taken: a Docker daemon runs", "DOCKER")
         if f"{self.chain}/nat" in nat:
             return  # made together with the main one, in one transaction
         for chain in nat:
-            if chains.is_ours(chain, self.chain):
+            if rules.is_ours(chain, self.chain):
                 for rule in nat[chain]:
-                    if chains.parse(rule) is None and not chains.is_jump(rule, self.chain):
-                        raise InUseError(
-                            f"chain {chain} of table nat is somebody else's: it has {rule!r}", chain
-                        )
+                    if rules.parse(rule) is None and not rules.is_jump(rule, self.chain):
+                        what = f"chain {chain} of table nat is another program's"
+                        raise InUseError(f"{what}: it has {rule!r}", chain)
 
     def _find_marker(self, state: dict[str, Rules]) -> bool:
         """Whether route_localnet was off before us, or before a predecessor that crashed."""
@@ -213,7 +211,7 @@ class Iptables:
             lines = {t: difference.lines(t, state[t], wanted[t]) for t in wanted}
             try:
                 if any(lines.values()):
-                    tables.restore(lines)
+                    commands.restore(lines)
                 break
             except CommandError as error:
                 before, state = state, self._read()

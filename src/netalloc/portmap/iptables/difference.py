@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.portmap.iptables import rules as chains
+from netalloc.portmap.iptables import rules
 from netalloc.portmap.iptables.rules import Rules
 
 
@@ -24,14 +24,14 @@ class RuleDiff:
         In a chain of others only the rules in `known` (default: the wanted ones) are ours.
         """
         known = want if known is None else known
-        idle = self._idle(have, want)
+        empty = self._empty(have, want)
         new, delete, add, drop = [], [], [], []
         for chain in want:
-            if chain not in have and chains.is_ours(chain, self.name):
+            if chain not in have and rules.is_ours(chain, self.name):
                 new.append(f"-N {chain}\n")
                 self.structure.append(f"chain {chain} of table {table} was missing")
         for chain in {**have, **want}:
-            ours = chains.is_ours(chain, self.name)
+            ours = rules.is_ours(chain, self.name)
             if not ours and chain not in want:
                 continue
             present, wanted = have.get(chain, []), want.get(chain, [])
@@ -43,7 +43,7 @@ class RuleDiff:
                 surplus = there - right
                 for rule in surplus.elements():
                     delete.append(f"-D {chain} {rule}\n")
-                    if rule.rpartition(" -j ")[2] not in idle:
+                    if rule.rpartition(" -j ")[2] not in empty:
                         self._note(
                             rule, self.removed, f"chain {chain} of table {table} had {rule!r}"
                         )
@@ -54,25 +54,25 @@ class RuleDiff:
                     self._note(rule, self.added, f"chain {chain} of table {table} lacked {rule!r}")
             if ours and chain not in want:
                 drop.append(f"-X {chain}\n")
-                if chain not in idle:
+                if chain not in empty:
                     self.structure.append(f"chain {chain} of table {table} was left over")
         return new + delete + add + drop
 
-    def _idle(self, have: Rules, want: Rules) -> set[str]:
+    def _empty(self, have: Rules, want: Rules) -> set[str]:
         """Groups and leaves that no packet gets anything from: they go, and are no fault.
 
         Two processes that take their last mappings out of a leaf at one time leave it.
         """
-        idle: set[str] = set()
+        empty: set[str] = set()
         for chain in sorted(have, reverse=True):  # small letters, the leaves, come first
-            if chain not in want and chains.in_tree(chain, self.name):
+            if chain not in want and rules.in_tree(chain, self.name):
                 jumps = (rule.rpartition(" -j ")[2] for rule in have[chain])
-                if all(target in idle for target in jumps):
-                    idle.add(chain)
-        return idle
+                if all(target in empty for target in jumps):
+                    empty.add(chain)
+        return empty
 
     def _note(self, rule: str, mappings: list[PortMapping], otherwise: str) -> None:
-        mapping = chains.parse(rule)
+        mapping = rules.parse(rule)
         if mapping is not None:
             mappings.append(mapping)
         else:
@@ -85,7 +85,7 @@ class RuleDiff:
 
 def removal(have: Rules, known: Rules, name: str) -> list[str]:
     """The lines that take all of ours out of a table, as far as it is there."""
-    ours = [chain for chain in have if chains.is_ours(chain, name)]
+    ours = [chain for chain in have if rules.is_ours(chain, name)]
     jumps = [
         f"-D {chain} {rule}\n"
         for chain in known

@@ -9,8 +9,7 @@ first and keeps when it rebuilds its own chains.
 from threading import RLock
 
 from netalloc.errors import CommandError
-from netalloc.portmap.iptables import commands as tables
-from netalloc.portmap.iptables import rules as chains
+from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.difference import RuleDiff, removal
 from netalloc.portmap.iptables.rules import Rules
 
@@ -23,9 +22,9 @@ class ForwardAccept:
     """
 
     def __init__(self, name: str, bridge: str) -> None:
-        self.name = chains.check_name(name)
+        self.name = rules.check_name(name)
         self.chain = f"{name}/fwd"
-        self.bridge = chains.check_bridge(bridge)
+        self.bridge = rules.check_bridge(bridge)
         self._lock = RLock()
 
     def reconcile(self) -> tuple[str, ...]:
@@ -36,25 +35,25 @@ class ForwardAccept:
         """
         with self._lock:
             for attempt in (1, 2, 3):
-                have = tables.read("filter")["filter"]
+                have = commands.read("filter")["filter"]
                 difference = RuleDiff(self.name)
                 lines = difference.lines("filter", have, self._wanted(have), self._jumps)
                 try:
                     if lines:
-                        tables.restore({"filter": lines})
+                        commands.restore({"filter": lines})
                     return tuple(difference.structure)
                 except CommandError:
                     # Another program changed the table in between, and Docker does so often.
-                    if attempt == 3 or tables.read("filter")["filter"] == have:
+                    if attempt == 3 or commands.read("filter")["filter"] == have:
                         raise
             raise AssertionError("the last attempt returns or raises")
 
     def cleanup(self) -> None:
         """Remove chain and jumps; what is missing already is no error."""
         with self._lock:
-            have = tables.read("filter")["filter"]
+            have = commands.read("filter")["filter"]
             if lines := removal(have, self._jumps, self.name):
-                tables.restore({"filter": lines})
+                commands.restore({"filter": lines})
 
     @property
     def _jumps(self) -> Rules:

@@ -78,7 +78,7 @@ def is_ours(chain: str, name: str) -> bool:
     return chain.startswith(name) and bool(re.fullmatch(f"(?:{_SUFFIX})?", chain[len(name) :]))
 
 
-def path(mapping: PortMapping, name: str) -> list[str]:
+def chain_path(mapping: PortMapping, name: str) -> list[str]:
     """The chains from the main one to the one that holds the mapping's rule.
 
     A block stays in the smallest chain that covers all of its ports, so it is one rule.
@@ -103,7 +103,7 @@ def jump(chain: str) -> str:
     protocol = {"t": "tcp", "u": "udp", "s": "sctp"}[suffix[0].lower()]
     bits = GROUP_BITS if suffix[0].isupper() else LEAF_BITS
     first = int(suffix[1:], 32) << bits
-    # Port 0 is nobody's, and the two iptables print a range from 0 differently.
+    # Port 0 is no port, and the two iptables print a range from 0 differently.
     ports = f"{max(first, 1)}:{first + (1 << bits) - 1}"
     return f"-p {protocol} -m {protocol} --dport {ports} -j {chain}"
 
@@ -119,21 +119,21 @@ def is_jump(rule: str, name: str) -> bool:
     return in_tree(target, name) and rule == jump(target)
 
 
-def holder(
+def leaf_chain(
     mapping: PortMapping, name: str, existing: Container[str], make: Callable[[str, str], None]
 ) -> str:
     """The chain for a mapping's rule, after `make(above, chain)` for chains that are missing.
 
     `make` puts the chain into `existing`.
     """
-    way = path(mapping, name)
-    for above, chain in pairwise(way):
+    path = chain_path(mapping, name)
+    for above, chain in pairwise(path):
         if chain not in existing:
             make(above, chain)
-    return way[-1]
+    return path[-1]
 
 
-def hang(nat: Rules, mappings: Iterable[PortMapping], name: str) -> None:
+def add_mappings(nat: Rules, mappings: Iterable[PortMapping], name: str) -> None:
     """Add the rules of all mappings, and the chains they need, to the rules of table nat."""
 
     def make(above: str, chain: str) -> None:
@@ -146,7 +146,7 @@ def hang(nat: Rules, mappings: Iterable[PortMapping], name: str) -> None:
         leaf = mapping.protocol, mapping.host_port >> LEAF_BITS
         rules = leaves.get(leaf) if mapping.count == 1 else None
         if rules is None:
-            rules = nat[holder(mapping, name, nat, make)]
+            rules = nat[leaf_chain(mapping, name, nat, make)]
             if mapping.count == 1:
                 leaves[leaf] = rules
         rules.append(rule(mapping))
@@ -205,7 +205,7 @@ def parse(text: str) -> PortMapping | None:
         return None
 
 
-def fixed(
+def fixed_rules(
     name: str, bridge: str | None, network: IPv4Network | None, marker: str | None
 ) -> dict[str, Rules]:
     """The rules that do not depend on the mappings: by table, by chain.

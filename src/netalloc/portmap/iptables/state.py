@@ -8,7 +8,7 @@ from socket import inet_ntoa
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError
 from netalloc.model import PortMapping
 from netalloc.portmap.desired import describe
-from netalloc.portmap.iptables import rules as chains
+from netalloc.portmap.iptables import rules
 from netalloc.portmap.iptables.rules import Rules
 
 _PIECE = 256  # lines: enough to make the cost of handing them on vanish
@@ -27,11 +27,11 @@ class ChainState:
     def read(cls, nat: Rules, name: str) -> "ChainState":
         """From all rules of table nat."""
         present: dict[Key, PortMapping] = {}
-        sizes = {chain: len(nat[chain]) for chain in nat if chains.is_ours(chain, name)}
+        sizes = {chain: len(nat[chain]) for chain in nat if rules.is_ours(chain, name)}
         for chain in sizes:
             for rule in nat[chain]:
-                mapping = chains.parse(rule)
-                if mapping is not None and chains.path(mapping, name)[-1] == chain:
+                mapping = rules.parse(rule)
+                if mapping is not None and rules.chain_path(mapping, name)[-1] == chain:
                     # The first rule is the one that packets meet.
                     present.setdefault(mapping.key, mapping)
         return cls(present, sizes)
@@ -39,7 +39,7 @@ class ChainState:
     @classmethod
     def of(cls, nat: Rules, mappings: Iterable[PortMapping], name: str) -> "ChainState":
         """From the rules that were written for these mappings."""
-        sizes = {chain: len(nat[chain]) for chain in nat if chains.is_ours(chain, name)}
+        sizes = {chain: len(nat[chain]) for chain in nat if rules.is_ours(chain, name)}
         return cls({mapping.key: mapping for mapping in mappings}, sizes)
 
     def change(
@@ -78,17 +78,17 @@ class ChainState:
         sizes = self.sizes
         touched: set[str] = set()
         for mapping in remove:
-            way = chains.path(mapping, name)
-            touched.update(way[1:])
-            sizes[way[-1]] -= 1
-            yield f"-D {way[-1]} {chains.rule(mapping)}\n"
+            path = rules.chain_path(mapping, name)
+            touched.update(path[1:])
+            sizes[path[-1]] -= 1
+            yield f"-D {path[-1]} {rules.rule(mapping)}\n"
         yield from self._additions(add, name)
         for chain in sorted(touched, reverse=True):  # small letters, the leaves, come first
             if sizes[chain] == 0:
-                above = chains.parent(chain)
+                above = rules.parent(chain)
                 sizes[above] -= 1
                 del sizes[chain]
-                yield f"-D {above} {chains.jump(chain)}\n-X {chain}\n"
+                yield f"-D {above} {rules.jump(chain)}\n-X {chain}\n"
 
     def _additions(self, add: Iterable[PortMapping], name: str) -> Iterator[str]:
         sizes = self.sizes
@@ -96,25 +96,25 @@ class ChainState:
 
         def make(above: str, chain: str) -> None:
             # -N fails where another process was quicker; `:CHAIN` would flush it.
-            lines.append(f"-N {chain}\n-A {above} {chains.jump(chain)}\n")
+            lines.append(f"-N {chain}\n-A {above} {rules.jump(chain)}\n")
             sizes[chain] = 0
             sizes[above] += 1
 
-        bits, dnat = chains.LEAF_BITS, chains.DNAT
+        bits, dnat = rules.LEAF_BITS, rules.DNAT
         leaf, protocol, holder, head = -1, "", "", ""
         for mapping in add:
             port = mapping.host_port
             if mapping.count > 1 or mapping.owner or mapping.host_ip is not None:
                 leaf = -1
-                holder = chains.holder(mapping, name, sizes, make)
-                lines.append(f"-A {holder} {chains.rule(mapping)}\n")
+                holder = rules.leaf_chain(mapping, name, sizes, make)
+                lines.append(f"-A {holder} {rules.rule(mapping)}\n")
             else:
-                # As chains.rule writes it, but in a third of the time: nearly all are of
+                # As rules.rule writes it, but in a third of the time: nearly all are of
                 # this kind, and mappings of one leaf come one after the other.
                 if port >> bits != leaf or mapping.protocol != protocol:
                     leaf, protocol = port >> bits, mapping.protocol
-                    holder = chains.holder(mapping, name, sizes, make)
-                    head = f"-A {holder} {chains.match(protocol)}"
+                    holder = rules.leaf_chain(mapping, name, sizes, make)
+                    head = f"-A {holder} {rules.match(protocol)}"
                 ip, to = mapping.dest
                 ip4 = inet_ntoa(int(ip).to_bytes(4, "big"))
                 lines.append(f"{head} {port} {dnat} {ip4}:{to}\n")

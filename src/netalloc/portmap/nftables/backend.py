@@ -6,7 +6,6 @@ part is a text that nft loads once, the elements go by netlink over a socket tha
 
 import errno
 import logging
-import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from ipaddress import IPv4Network
@@ -19,27 +18,23 @@ from netalloc.errors import (
     NetallocError,
     NotAllocatedError,
 )
-from netalloc.host.command import run
 from netalloc.host.netlink import EXCLUSIVE, NetlinkError, NetlinkSocket
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.bridge_settings import BridgeSettings
 from netalloc.portmap.desired import describe
-from netalloc.portmap.nftables import batch
-from netalloc.portmap.nftables import elements as wire
-from netalloc.portmap.nftables import fingerprint as seal
-from netalloc.portmap.nftables import ruleset as fixed
+from netalloc.portmap.nftables import batch, elements, ruleset
+from netalloc.portmap.nftables.structure import Structure
 from netalloc.portmap.nftables.table import NftTable, overlap
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _PRESENT: Final = (errno.EEXIST, errno.EBUSY)  # the key is there; kernels differ in the word
 _MOVED: Final = (errno.ENOENT, *_PRESENT)
-_PROBE: Final = "netalloc-probe"
-_ATTEMPTS = 20  # at a moving target, before somebody else is to blame
+_ATTEMPTS = 20  # at a moving target, before another program is to blame
 
 
 class Nftables:
@@ -61,12 +56,10 @@ class Nftables:
         bridge: str | None = None,
         network: IPv4Network | None = None,
     ) -> None:
-        self.table = fixed.check_table(name)
+        self.table = ruleset.check_table(name)
         self._table = NftTable(name)
-        self._rules = fixed.rules(bridge, network)
-        self._script = fixed.script(name, self._rules)
+        self._structure = Structure(self._table, bridge, network)
         self._settings = None if bridge is None else BridgeSettings(bridge)
-        self._expected: fixed.Snapshot | None = None
         self._lock = RLock()
 
     @property
@@ -75,7 +68,7 @@ class Nftables:
         return "nftables"
 
     def monitor(self) -> RuleMonitor:
-        """Tells when somebody else changes our table; CommandError without the privilege."""
+        """Tells when another program changes our table; CommandError without the privilege."""
         return RuleMonitor([self.table], own=[self._netlink.portid])
 
     def setup(self) -> None:
@@ -90,13 +83,13 @@ class Nftables:
     def cleanup(self) -> None:
         """Remove the table with all that is in it; none there is no error."""
         with self._lock:
-            self._expected = None
+            self._structure.forget()
             if self._settings is not None:
                 # Before the guard goes: without it the bridge would reach 127.0.0.0/8.
-                alone = not fixed.has_sibling(self._netlink, self.table)
-                self._settings.withdraw(ours=alone and bool(self._snapshot()))
+                alone = not ruleset.has_sibling(self._netlink, self.table)
+                self._settings.withdraw(ours=alone and bool(self._structure.snapshot()))
             try:
-                batch.send(self._netlink, [fixed.table_deletion(self.table)])
+                batch.send(self._netlink, [ruleset.table_deletion(self.table)])
             except NetlinkError as error:
                 if error.errno != errno.ENOENT:
                     raise
@@ -114,26 +107,26 @@ class Nftables:
         a late removal never takes away the mapping of the key's next owner.
         """
         with self._lock:
-            held = wire.entries(add)
-            gone = wire.entries(remove) if remove else {}
+            held = elements.entries(add)
+            gone = elements.entries(remove) if remove else {}
             if remove:
                 self._check_present(gone)
             if len(held) > 1:  # not only of the usual kind
-                for name in wire.BLOCKS & held.keys():
+                for name in elements.BLOCKS & held.keys():
                     self._check_free(name, held[name], gone.get(name, {}))
             steps = self._changes(held, gone)
             if not steps:
                 return
             size = batch.size(steps)
             netlink = self._netlink
-            if netlink.make_room(size):
+            if netlink.can_send(size):
                 self._send(netlink, steps, held, gone)
                 return
-            _log.warning(
+            logger.warning(
                 "%d changes of table ip %s take %d bytes and this user namespace allows %d "
                 "in a transaction (net.core.wmem_max): they go in pieces, and a crash "
                 "between two pieces leaves the first ones done",
-                len(add) + len(remove), self.table, size, netlink.room,
+                len(add) + len(remove), self.table, size, netlink.max_message,
             )  # fmt: skip
             self._apply_in_pieces(add, remove)
 
@@ -143,82 +136,57 @@ class Nftables:
             listing = self._table.list()
         found: list[PortMapping] = []
         for name, entries in listing.items():
-            strange = wire.decode_all(entries, wire.LAYOUTS[name], found)
-            for entry in strange:
-                _log.warning("table ip %s: %s", self.table, _strange(name, entry))
+            foreign = elements.decode_all(entries, elements.MAP_TYPES[name], found)
+            for entry in foreign:
+                logger.warning("table ip %s: %s", self.table, _foreign(name, entry))
         return found
 
     def reconcile(self, desired: Collection[PortMapping]) -> ReconcileResult:
         """Bring ruleset, settings and elements to what they should be, touching what differs.
 
-        Raises CommandError when somebody else changes the same elements all the time.
+        Raises CommandError when another program changes the same elements all the time.
         With nothing to do it costs a listing and a microsecond for each desired mapping.
         """
-        wanted = wire.entries(desired)
+        wanted = elements.entries(desired)
         structure: tuple[str, ...] = ()
         with self._lock:
             for _ in range(_ATTEMPTS):
                 structure += self._restore_structure()
                 try:
-                    added, removed, strange = self._repair(wanted)
+                    added, removed, foreign = self._repair(wanted)
                 except NetlinkError as error:
-                    # Somebody changed an element between our listing and our transaction,
+                    # Another program changed an element between our listing and our transaction,
                     # of which nothing has happened: look again.
                     if error.errno not in _MOVED:
                         raise
                 else:
-                    return ReconcileResult(tuple(added), tuple(removed), structure + tuple(strange))
+                    return ReconcileResult(tuple(added), tuple(removed), structure + tuple(foreign))
         raise CommandError(f"table ip {self.table} was changed during {_ATTEMPTS} repairs")
 
     @property
     def _netlink(self) -> NetlinkSocket:
         return self._table.netlink
 
-    def _snapshot(self) -> fixed.Snapshot:
-        return fixed.snapshot(self._netlink, self.table)
-
     def _restore_structure(self) -> tuple[str, ...]:
-        """Load the fixed part where it is not as it was after the last load; what was wrong."""
-        before = self._snapshot()
+        """Bring the fixed part and the settings to what they should be; what was wrong."""
+        before = self._structure.snapshot()
         if self._settings is not None:
             # Raises InterfaceError while nothing has changed.
             self._settings.look(
-                lambda: bool(before) or fixed.has_sibling(self._netlink, self.table)
+                lambda: bool(before) or ruleset.has_sibling(self._netlink, self.table)
             )
-        if self._expected is None and before and self._is_sealed(before):
-            self._expected = before
-        found: tuple[str, ...] = ()
-        if before != self._expected:
-            self._expected = self._load()
-            found = fixed.differences(before, self._expected, self.table)
+        found = self._structure.restore(before)
         if self._settings is not None:
             found += self._settings.restore()
         return found
 
-    def _is_sealed(self, state: fixed.Snapshot) -> bool:
-        return seal.is_sealed(self._netlink, self.table, seal.digest(state, self._script))
-
-    def _load(self) -> fixed.Snapshot:
-        for _ in range(_ATTEMPTS):
-            try:
-                run(["nft", "-f", "-"], self._script)
-            except CommandError as error:
-                if not self._snapshot():
-                    raise
-                run(["nft", "-f", "-"], fixed.script(self.table, self._rules, replace=True))
-                _log.warning("table ip %s was replaced, for it resisted: %s", self.table, error)
-            after = self._snapshot()
-            # A rule that somebody adds in between must not become part of what we expect.
-            if all(len(after.get(f"rules {c}", ())) == len(r) for c, r in self._rules.items()):
-                seal.seal(self._netlink, self.table, seal.digest(after, self._script))
-                return after
-        raise CommandError(f"table ip {self.table} was changed during {_ATTEMPTS} loads")
-
-    def _repair(self, wanted: wire.Held) -> tuple[list[PortMapping], list[PortMapping], list[str]]:
-        add: wire.Held = {}
+    def _repair(
+        self, wanted: elements.Held
+    ) -> tuple[list[PortMapping], list[PortMapping], list[str]]:
+        add: elements.Held = {}
         extra: dict[str, set[bytes]] = {}
         removed: list[PortMapping] = []
-        strange: list[str] = []
+        foreign: list[str] = []
         for name, present in self._table.list().items():
             held = wanted.get(name, {})
             if held.keys() == present.keys():
@@ -226,22 +194,22 @@ class Nftables:
             add[name] = {entry: m for entry, m in held.items() if entry not in present}
             extra[name] = present.keys() - held.keys()
             gone = {entry: present[entry] for entry in extra[name]}
-            unknown = wire.decode_all(gone, wire.LAYOUTS[name], removed)
-            strange += [_strange(name, entry) for entry in unknown]
+            unknown = elements.decode_all(gone, elements.MAP_TYPES[name], removed)
+            foreign += [_foreign(name, entry) for entry in unknown]
         steps = batch.deletions(self.table, extra) + batch.additions(self.table, add)
-        if steps and self._netlink.make_room(batch.size(steps)):
+        if steps and self._netlink.can_send(batch.size(steps)):
             batch.send(self._netlink, steps)
         else:
             for step in steps:  # each is right by itself, and the next repair goes on from there
                 batch.send(self._netlink, [step])
-        return [m for held in add.values() for m in held.values()], removed, strange
+        return [m for held in add.values() for m in held.values()], removed, foreign
 
     def _send(
         self,
         netlink: NetlinkSocket,
         steps: Sequence[batch.Step],
-        add: wire.Held,
-        remove: wire.Held,
+        add: elements.Held,
+        remove: elements.Held,
     ) -> None:
         try:
             batch.send(netlink, steps)
@@ -273,9 +241,9 @@ class Nftables:
         found = f"it leads to {describe(there)}" if there else "there is none such"
         raise NotAllocatedError(f"{describe(mapping)} is not mapped: {found}")
 
-    def _check_present(self, remove: wire.Held) -> None:
+    def _check_present(self, remove: elements.Held) -> None:
         for name, entries in remove.items():
-            present = self._table.look_up(wire.LAYOUTS[name], list(entries))
+            present = self._table.look_up(elements.MAP_TYPES[name], list(entries))
             for entry, mapping in entries.items():
                 if entry not in present:
                     self._refuse(mapping, removing=True)
@@ -288,11 +256,11 @@ class Nftables:
         The kernel itself refuses a block that starts or ends within another, but not one
         that encloses it.
         """
-        map_ = wire.LAYOUTS[name]
+        map_ = elements.MAP_TYPES[name]
         present = [
             there
             for entry, rest in self._table.list_map(map_).items()
-            if entry not in remove and (there := wire.decode(entry, rest, map_))
+            if entry not in remove and (there := elements.decode(entry, rest, map_))
         ]
         for mapping in add.values():
             for there in present:
@@ -301,7 +269,7 @@ class Nftables:
             present.append(mapping)
 
     def _apply_in_pieces(self, add: Sequence[PortMapping], remove: Sequence[PortMapping]) -> None:
-        done: list[tuple[wire.Held, wire.Held]] = []
+        done: list[tuple[elements.Held, elements.Held]] = []
         try:
             for held, gone, steps in self._pieces(add, remove):
                 self._send(self._netlink, steps, held, gone)
@@ -318,10 +286,10 @@ class Nftables:
 
     def _pieces(
         self, add: Sequence[PortMapping], remove: Sequence[PortMapping]
-    ) -> Iterator[tuple[wire.Held, wire.Held, list[batch.Step]]]:
-        held, gone = wire.entries(add), wire.entries(remove)
+    ) -> Iterator[tuple[elements.Held, elements.Held, list[batch.Step]]]:
+        held, gone = elements.entries(add), elements.entries(remove)
         steps = self._changes(held, gone)
-        if self._netlink.make_room(batch.size(steps)):
+        if self._netlink.can_send(batch.size(steps)):
             yield held, gone, steps
         elif add and remove:
             yield from self._pieces((), remove)
@@ -331,40 +299,12 @@ class Nftables:
             yield from self._pieces(add[:half], remove[:rest])
             yield from self._pieces(add[half:], remove[rest:])
 
-    def _changes(self, add: wire.Held, remove: wire.Held) -> list[batch.Step]:
+    def _changes(self, add: elements.Held, remove: elements.Held) -> list[batch.Step]:
         steps = batch.additions(self.table, add)
         return [*batch.removals(self.table, remove), *steps] if remove else steps
 
 
-def unavailable(name: str | None = None) -> str | None:
-    """Why nftables cannot be used here; None when it can, as where table `name` is in use.
-
-    Otherwise it has the kernel load the whole ruleset and drop it in one transaction, which
-    needs the nft command, the privilege and every feature the rules use: about 10 ms.
-    """
-    if name is not None and _is_in_use(name):
-        return None
-    if shutil.which("nft") is None:
-        return "command not found: nft is not on PATH"
-    text = fixed.script(_PROBE, fixed.rules("probe", IPv4Network("192.0.2.0/24")))
-    try:
-        run(["nft", "-f", "-"], f"{text}delete table ip {_PROBE}\n")
-    except CommandError as error:
-        return str(error)
-    return None
-
-
-def _is_in_use(name: str) -> bool:
-    table = NftTable(name)
-    try:
-        return "chain portmap" in fixed.snapshot(table.netlink, name)
-    except NetlinkError:  # the trial that follows tells why
-        return False
-    finally:
-        table.close()
-
-
-def _find(held: wire.Held, entry: bytes) -> PortMapping:
+def _find(held: elements.Held, entry: bytes) -> PortMapping:
     return next(mappings[entry] for mappings in held.values() if entry in mappings)
 
 
@@ -376,5 +316,5 @@ def _refuse_addition(mapping: PortMapping, there: PortMapping | None) -> NoRetur
     raise InUseError(f"{describe(mapping)} cannot be mapped: {found}", holder)
 
 
-def _strange(name: str, entry: bytes) -> str:
+def _foreign(name: str, entry: bytes) -> str:
     return f"map {name} held {entry.hex()}, which is no mapping"

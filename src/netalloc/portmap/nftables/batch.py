@@ -5,7 +5,7 @@ from collections.abc import Mapping as MappingView
 from typing import Any, Final, NamedTuple
 
 from netalloc.host.netlink import ACK, CREATE, EXCLUSIVE, NetlinkError, NetlinkSocket, message
-from netalloc.portmap.nftables import elements as wire
+from netalloc.portmap.nftables import elements
 
 SUBSYSTEM: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = (SUBSYSTEM | kind for kind in (12, 13, 14))
@@ -36,9 +36,9 @@ class RefusedError(NetlinkError):
         self.entry = entry
 
 
-def additions(table: str, add: wire.Held) -> list[Step]:
+def additions(table: str, add: elements.Held) -> list[Step]:
     """The steps that add; a key that is present ends the transaction."""
-    return _steps(table, NEW_ELEMENT, CREATE | EXCLUSIVE, add, wire.elements)
+    return _steps(table, NEW_ELEMENT, CREATE | EXCLUSIVE, add, elements.encode)
 
 
 def removals(table: str, remove: Entries) -> list[Step]:
@@ -48,13 +48,13 @@ def removals(table: str, remove: Entries) -> list[Step]:
     first: harmless where it is there, and the end of the transaction where its key leads
     elsewhere by now.
     """
-    same = _steps(table, NEW_ELEMENT, CREATE, remove, wire.plain_elements)
+    same = _steps(table, NEW_ELEMENT, CREATE, remove, elements.encode_plain)
     return same + deletions(table, remove)
 
 
 def deletions(table: str, remove: Entries) -> list[Step]:
     """The steps that remove whatever has the keys of these entries."""
-    return _steps(table, DELETE_ELEMENT, 0, remove, wire.key_elements)
+    return _steps(table, DELETE_ELEMENT, 0, remove, elements.encode_keys)
 
 
 def _steps(
@@ -62,16 +62,16 @@ def _steps(
     kind: int,
     flags: int,
     held: MappingView[str, Any],
-    make: Callable[[Any, wire.Layout], list[bytes]],
+    make: Callable[[Any, elements.MapType], list[bytes]],
 ) -> list[Step]:
     steps = []
     for name, entries in held.items():
         if not entries:
             continue
-        map_ = wire.LAYOUTS[name]
+        map_ = elements.MAP_TYPES[name]
         order = list(entries)
-        for piece in wire.split(make(entries, map_)):
-            body = wire.body(table, map_, piece)
+        for piece in elements.split(make(entries, map_)):
+            body = elements.body(table, map_, piece)
             steps.append(Step(kind, flags, body, order[: len(piece)], piece))
             del order[: len(piece)]
     return steps

@@ -18,7 +18,7 @@ from netalloc.model import PortMapping
 NUMBERS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 _NAMES: Final = {number: name for name, number in NUMBERS.items()}
 
-OWNER_ROOM = 253  # bytes: one length byte counts the text, its NUL and two bytes of header
+MAX_OWNER = 251  # bytes: with its header and NUL 254, where the kernel refuses 255 and more
 
 _ELEMENT, _KEY, _DATA, _USERDATA, _KEY_END, _VALUE = 1, 1, 2, 6, 10, 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
@@ -32,7 +32,7 @@ def _header(kind: int, size: int) -> bytes:
     return _pair(8 + size, kind) + _pair(4 + size, _VALUE)
 
 
-class Layout(NamedTuple):
+class MapType(NamedTuple):
     """One map: its name, its type in nft's words, and how an entry is packed."""
 
     name: str
@@ -53,11 +53,11 @@ class Layout(NamedTuple):
         return self.name.endswith("_ip")
 
 
-def _layout(name: str, specific: bool, block: bool) -> Layout:
+def _map_type(name: str, specific: bool, block: bool) -> MapType:
     # Each component is padded to four bytes: address, protocol, port; then address, port.
     key = ("I" if specific else "") + "B3xH2x"
     size = 12 if specific else 8
-    return Layout(
+    return MapType(
         name,
         f"type {'ipv4_addr . ' if specific else ''}inet_proto . inet_service : "
         + ("ipv4_addr; flags interval;" if block else "ipv4_addr . inet_service;"),
@@ -68,20 +68,20 @@ def _layout(name: str, specific: bool, block: bool) -> Layout:
     )
 
 
-DNAT_IP: Final = _layout("dnat_ip", True, False)
-DNAT_ANY: Final = _layout("dnat_any", False, False)
-BLOCK_IP: Final = _layout("block_ip", True, True)
-BLOCK_ANY: Final = _layout("block_any", False, True)
-LAYOUTS: Final = {map_.name: map_ for map_ in (DNAT_IP, DNAT_ANY, BLOCK_IP, BLOCK_ANY)}
+DNAT_IP: Final = _map_type("dnat_ip", True, False)
+DNAT_ANY: Final = _map_type("dnat_any", False, False)
+BLOCK_IP: Final = _map_type("block_ip", True, True)
+BLOCK_ANY: Final = _map_type("block_any", False, True)
+MAP_TYPES: Final = {map_.name: map_ for map_ in (DNAT_IP, DNAT_ANY, BLOCK_IP, BLOCK_ANY)}
 
-BLOCKS: Final = {name for name, map_ in LAYOUTS.items() if map_.block}
+BLOCKS: Final = {name for name, map_ in MAP_TYPES.items() if map_.block}
 
 _ELEMENT_HEADER: Final = {
-    map_.name: _pair(4 + map_.pack.size, _ELEMENT) for map_ in LAYOUTS.values()
+    map_.name: _pair(4 + map_.pack.size, _ELEMENT) for map_ in MAP_TYPES.values()
 }
 
 
-def layout_of(mapping: PortMapping) -> Layout:
+def map_type_of(mapping: PortMapping) -> MapType:
     """The map that a mapping belongs in."""
     if mapping.count == 1:
         return DNAT_ANY if mapping.host_ip is None else DNAT_IP
@@ -94,7 +94,7 @@ def entry(mapping: PortMapping) -> bytes:
     >>> entry(PortMapping(8080, ("10.0.0.2", 80))).hex(" ", 4)  # doctest: +NORMALIZE_WHITESPACE
     '10000100 0c000100 06000000 1f900000 10000200 0c000100 0a000002 00500000'
     """
-    map_ = layout_of(mapping)
+    map_ = map_type_of(mapping)
     ip, port = mapping.dest
     number = NUMBERS[mapping.protocol]
     host = () if mapping.host_ip is None else (int(mapping.host_ip),)
@@ -127,44 +127,44 @@ def entries(mappings: Iterable[PortMapping]) -> Held:
                 mapping
             )
         else:
-            found.setdefault(layout_of(mapping).name, {})[entry(mapping)] = mapping
+            found.setdefault(map_type_of(mapping).name, {})[entry(mapping)] = mapping
     if count != sum(map(len, found.values())):
         raise InUseError("a mapping stands twice in one batch")
     return found
 
 
-def elements(held: dict[bytes, PortMapping], map_: Layout) -> list[bytes]:
+def encode(held: dict[bytes, PortMapping], map_: MapType) -> list[bytes]:
     """The elements of entries of one map, with the owner as the comment that nft shows."""
     plain = _ELEMENT_HEADER[map_.name]
     return [
-        plain + wire if mapping.owner is None else _owned(wire, mapping.owner)
-        for wire, mapping in held.items()
+        plain + entry if mapping.owner is None else _owned(entry, mapping.owner)
+        for entry, mapping in held.items()
     ]
 
 
-def plain_elements(held: Iterable[bytes], map_: Layout) -> list[bytes]:
+def encode_plain(held: Iterable[bytes], map_: MapType) -> list[bytes]:
     """The elements of entries of one map, without owners."""
     plain = _ELEMENT_HEADER[map_.name]
-    return [plain + wire for wire in held]
+    return [plain + entry for entry in held]
 
 
-def key_elements(held: Iterable[bytes], map_: Layout) -> list[bytes]:
+def encode_keys(held: Iterable[bytes], map_: MapType) -> list[bytes]:
     """The elements that name the keys only, as a deletion or a question wants them."""
     size = map_.pack.size - len(map_.data_header) - (4 if map_.block else 8)
     header = _pair(4 + size, _ELEMENT)
-    return [header + wire[:size] for wire in held]
+    return [header + entry[:size] for entry in held]
 
 
-def _owned(wire: bytes, owner: str) -> bytes:
+def _owned(entry: bytes, owner: str) -> bytes:
     comment = _printable(owner)
-    body = wire + attribute(_USERDATA, bytes((_COMMENT, len(comment))) + comment)
+    body = entry + attribute(_USERDATA, bytes((_COMMENT, len(comment))) + comment)
     return _pair(4 + len(body), _ELEMENT) + body
 
 
 def _printable(owner: str) -> bytes:
     """The owner as nft can print it and read it back: it has no way to quote a quote."""
     clean = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
-    short = clean.encode(errors="replace")[: OWNER_ROOM - 1]
+    short = clean.encode(errors="replace")[:MAX_OWNER]
     return short.decode(errors="ignore").encode() + b"\0"
 
 
@@ -181,14 +181,14 @@ def _head(table: str, map_name: str) -> bytes:
     return b"\x02\0\0\0" + text(_LIST_TABLE, table) + text(_LIST_SET, map_name)
 
 
-def body(table: str, map_: Layout, elements: Iterable[bytes] = ()) -> bytes:
+def body(table: str, map_: MapType, elements: Iterable[bytes] = ()) -> bytes:
     """The body of a message about these elements; without any it asks for the whole map."""
     listed = b"".join(elements)
     head = _head(table, map_.name)
     return head + attribute(_LIST_ELEMENTS, listed) if listed else head
 
 
-def listed(body: bytes, map_: Layout, found: dict[bytes, bytes]) -> int:
+def listed(body: bytes, map_: MapType, found: dict[bytes, bytes]) -> int:
     """Put the entries in one message of a listing into `found`, each with what is behind it.
 
     Returns how many there were: more than `found` grew by when some came twice.
@@ -218,40 +218,40 @@ def listed(body: bytes, map_: Layout, found: dict[bytes, bytes]) -> int:
     return count
 
 
-def decode_all(held: dict[bytes, bytes], map_: Layout, into: list[PortMapping]) -> list[bytes]:
+def decode_all(held: dict[bytes, bytes], map_: MapType, into: list[PortMapping]) -> list[bytes]:
     """Append what the entries of a listing stand for; returns those that are no mapping.
 
     About two microseconds for each of the usual kind.
     """
     if map_ is not DNAT_ANY:
-        found = [decode(wire, rest, map_) for wire, rest in held.items()]
+        found = [decode(entry, rest, map_) for entry, rest in held.items()]
         into += [mapping for mapping in found if mapping is not None]
-        return [wire for wire, mapping in zip(held, found, strict=True) if mapping is None]
-    strange = []
+        return [entry for entry, mapping in zip(held, found, strict=True) if mapping is None]
+    foreign = []
     unpack, names, size = map_.pack.unpack, _NAMES, map_.pack.size
-    for wire, rest in held.items():
-        if len(wire) == size:
-            _, number, port, _, ip, dest_port = unpack(wire)
+    for entry, rest in held.items():
+        if len(entry) == size:
+            _, number, port, _, ip, dest_port = unpack(entry)
             if number in names and port and dest_port:
                 dest, owner = (IPv4Address(ip), dest_port), _owner(rest) if rest else None
                 into.append(PortMapping(port, dest, names[number], None, 1, owner))
                 continue
-        strange.append(wire)
-    return strange
+        foreign.append(entry)
+    return foreign
 
 
-def decode(wire: bytes, rest: bytes, map_: Layout) -> PortMapping | None:
+def decode(entry: bytes, rest: bytes, map_: MapType) -> PortMapping | None:
     """The mapping that an entry and the attributes behind it stand for.
 
-    None for what somebody else put there and no mapping can say.
+    None for what another program put there and no mapping can say.
     """
     try:
-        return _decode(map_.pack.unpack(wire), _owner(rest) if rest else None, map_)
+        return _decode(map_.pack.unpack(entry), _owner(rest) if rest else None, map_)
     except (struct.error, OutOfRangeError, KeyError):
         return None
 
 
-def _decode(fields: tuple[Any, ...], owner: str | None, map_: Layout) -> PortMapping | None:
+def _decode(fields: tuple[Any, ...], owner: str | None, map_: MapType) -> PortMapping | None:
     host_ip = None
     if map_.specific:
         host_ip, fields = IPv4Address(fields[1]), fields[1:]

@@ -1,9 +1,9 @@
 """A mark in our table that says: the fixed part is as netalloc has loaded it.
 
 Only nft can turn the readable ruleset into the kernel's form, and starting it costs more
-than all the rest of a short-lived process. So whoever has loaded the ruleset leaves a digest
-of what the kernel then had; who finds the kernel's state to fit it need not load it again.
-Any change by others, and any other version of the ruleset, breaks the seal.
+than all the rest of a short-lived process. So the process that has loaded the ruleset leaves
+a digest of what the kernel then had; one that finds the kernel's state to fit it need not
+load it again. Any change by others, and any other version of the ruleset, makes it differ.
 """
 
 import errno
@@ -11,7 +11,7 @@ from hashlib import blake2s
 
 from netalloc.host.netlink import CREATE, NetlinkError, NetlinkSocket, attribute, text
 from netalloc.portmap.nftables import batch
-from netalloc.portmap.nftables.ruleset import IPV4, SEAL, Snapshot
+from netalloc.portmap.nftables.ruleset import FINGERPRINT, IPV4, Snapshot
 
 _TABLE, _NAME, _ELEMENTS, _ELEMENT, _KEY, _VALUE = 1, 2, 3, 1, 1, 1
 
@@ -22,9 +22,9 @@ def digest(snapshot: Snapshot, script: str) -> bytes:
     return blake2s(state.encode(), digest_size=4).digest()
 
 
-def seal(netlink: NetlinkSocket, table: str, mark: bytes) -> None:
+def leave(netlink: NetlinkSocket, table: str, mark: bytes) -> None:
     """Leave this digest, and no other."""
-    everything = IPV4 + text(_TABLE, table) + text(_NAME, SEAL)  # no elements means all
+    everything = IPV4 + text(_TABLE, table) + text(_NAME, FINGERPRINT)  # no elements means all
     batch.send(
         netlink,
         [
@@ -34,7 +34,7 @@ def seal(netlink: NetlinkSocket, table: str, mark: bytes) -> None:
     )
 
 
-def is_sealed(netlink: NetlinkSocket, table: str, mark: bytes) -> bool:
+def fits(netlink: NetlinkSocket, table: str, mark: bytes) -> bool:
     """Whether this digest was left."""
     try:
         return bool(netlink.call(batch.GET_ELEMENT, _about(table, mark)))
@@ -46,4 +46,4 @@ def is_sealed(netlink: NetlinkSocket, table: str, mark: bytes) -> bool:
 
 def _about(table: str, mark: bytes) -> bytes:
     element = attribute(_ELEMENT, attribute(_KEY, attribute(_VALUE, mark)))
-    return IPV4 + text(_TABLE, table) + text(_NAME, SEAL) + attribute(_ELEMENTS, element)
+    return IPV4 + text(_TABLE, table) + text(_NAME, FINGERPRINT) + attribute(_ELEMENTS, element)

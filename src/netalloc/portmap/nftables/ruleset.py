@@ -7,7 +7,7 @@ from typing import Final
 from netalloc.errors import InUseError, OutOfRangeError
 from netalloc.host.netlink import NetlinkError, NetlinkSocket, attributes, text
 from netalloc.portmap.nftables.batch import SUBSYSTEM, Step
-from netalloc.portmap.nftables.elements import LAYOUTS
+from netalloc.portmap.nftables.elements import MAP_TYPES
 
 GET_TABLE, GET_CHAIN, GET_RULE, GET_SET = (SUBSYSTEM | kind for kind in (1, 4, 7, 10))
 _DELETE_TABLE: Final = SUBSYSTEM | 2
@@ -22,10 +22,10 @@ TAKEN: Final = frozenset(
     )
 )
 
-SEAL: Final = "sealed"  # the set that nft_seal.py writes
+FINGERPRINT: Final = "fingerprint"  # the set that fingerprint.py writes
 
 # The first nat chain that decides wins: -105 comes before the -100 of iptables, which is
-# where a stale rule of somebody else for the same port would be.
+# where a stale rule of another program for the same port would be.
 _BASE_CHAINS: Final = {
     "prerouting": "type nat hook prerouting priority -105; policy accept;",
     "output": "type nat hook output priority -105; policy accept;",
@@ -92,8 +92,8 @@ def script(name: str, chains: dict[str, list[str]], *, replace: bool = False) ->
     """
     lines = [f"table ip {name}", f"delete table ip {name}"] if replace else []
     lines.append(f"table ip {name} {{")
-    lines += [f"  map {map_.name} {{ {map_.declaration} }}" for map_ in LAYOUTS.values()]
-    lines.append(f"  set {SEAL} {{ type mark; }}")
+    lines += [f"  map {map_.name} {{ {map_.declaration} }}" for map_ in MAP_TYPES.values()]
+    lines.append(f"  set {FINGERPRINT} {{ type mark; }}")
     lines += [f"  chain {chain} {{ {_BASE_CHAINS.get(chain, '')} }}" for chain in chains]
     lines.append("}")
     lines += [f"flush chain ip {name} {chain}" for chain in chains]
@@ -120,7 +120,7 @@ def snapshot(netlink: NetlinkSocket, name: str) -> Snapshot:
     _one(netlink, found, "table", GET_TABLE, table, _TABLE_PARTS)
     if not found:
         return found
-    for map_ in LAYOUTS:
+    for map_ in MAP_TYPES:
         _one(netlink, found, f"map {map_}", GET_SET, table + text(2, map_), _SET_PARTS)
     for chain in CHAINS:
         _one(netlink, found, f"chain {chain}", GET_CHAIN, table + text(3, chain), _CHAIN_PARTS)

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from netalloc.errors import CommandError
 from netalloc.host.netlink import NETLINK_NETFILTER, LazySocket, NetlinkError, NetlinkSocket
 from netalloc.model import PortMapping
-from netalloc.portmap.nftables import batch
-from netalloc.portmap.nftables import elements as wire
+from netalloc.portmap.nftables import batch, elements
 
 _ASK_ROOM = 64  # keys to a question: its answers have to fit into the receive buffer
 _LIST_FROM = 1024  # keys from which listing the whole map is cheaper than asking for each
@@ -33,9 +32,9 @@ class NftTable:
 
     def list(self) -> dict[str, dict[bytes, bytes]]:
         """The entries of every map, each with what is behind it."""
-        return {name: self.list_map(map_) for name, map_ in wire.LAYOUTS.items()}
+        return {name: self.list_map(map_) for name, map_ in elements.MAP_TYPES.items()}
 
-    def list_map(self, map_: wire.Layout) -> dict[bytes, bytes]:
+    def list_map(self, map_: elements.MapType) -> dict[bytes, bytes]:
         """All entries of a map; none when the map is missing.
 
         Two things spoil a listing. While the kernel still rehashes a map that has grown,
@@ -44,7 +43,7 @@ class NftTable:
         which on a busy host is every one: so three tries, after which an element may be
         lacking that came or went meanwhile. A repair built on that is refused as a whole.
         """
-        question = wire.body(self.name, map_)
+        question = elements.body(self.name, map_)
         for attempt in range(1, _LISTINGS + 1):
             try:
                 bodies, consistent = self.netlink.dump(batch.GET_ELEMENT, question)
@@ -53,21 +52,21 @@ class NftTable:
                     raise
                 return {}
             found: dict[bytes, bytes] = {}
-            count = sum([wire.listed(body, map_, found) for body in bodies])
+            count = sum([elements.listed(body, map_, found) for body in bodies])
             if count == len(found) and (consistent or attempt >= _INTERRUPTIONS):
                 return found
         raise CommandError(
             f"map {map_.name} of table ip {self.name} changed in each of {_LISTINGS} listings"
         )
 
-    def look_up(self, map_: wire.Layout, entries: Sequence[bytes]) -> dict[bytes, bytes]:
+    def look_up(self, map_: elements.MapType, entries: Sequence[bytes]) -> dict[bytes, bytes]:
         """What the kernel has under the keys of these entries, about 10 µs each."""
         if len(entries) >= _LIST_FROM:
             return self.list_map(map_)
         found: dict[bytes, bytes] = {}
         for first in range(0, len(entries), _ASK_ROOM):
             some = entries[first : first + _ASK_ROOM]
-            body = wire.body(self.name, map_, wire.key_elements(some, map_))
+            body = elements.body(self.name, map_, elements.encode_keys(some, map_))
             try:
                 answers = self.netlink.call(batch.GET_ELEMENT, body)
             except NetlinkError as error:
@@ -79,15 +78,15 @@ class NftTable:
                         found.update(self.look_up(map_, [entry]))
                 continue
             for answer in answers:
-                wire.listed(answer, map_, found)
+                elements.listed(answer, map_, found)
         return found
 
     def holder(self, mapping: PortMapping) -> PortMapping | None:
         """What is mapped where `mapping` would be."""
-        map_ = wire.layout_of(mapping)
-        near = self.list_map(map_) if map_.block else self.look_up(map_, [wire.entry(mapping)])
+        map_ = elements.map_type_of(mapping)
+        near = self.list_map(map_) if map_.block else self.look_up(map_, [elements.entry(mapping)])
         for entry, rest in near.items():
-            there = wire.decode(entry, rest, map_)
+            there = elements.decode(entry, rest, map_)
             if there is not None and overlap(mapping, there):
                 return there
         return None
