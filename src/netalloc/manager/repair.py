@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
 from netalloc.ipam.check import all_addresses, rebuild
-from netalloc.manager.host_store import callbacks
 from netalloc.manager.leases import LeaseService
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
@@ -27,6 +26,7 @@ from netalloc.store.sqlite import place
 from netalloc.store.sqlite.file import StoreFile
 from netalloc.store.sqlite.salvage import Salvage, copy, lost_generations, salvage
 from netalloc.store.sqlite.store import SqliteStore
+from netalloc.store.sqlite.transaction import SqliteTransaction
 from netalloc.store.sqlite.write_lock import WriteLock
 from netalloc.store.sqlite.writer_record import WriterRecord
 from netalloc.values import as_seconds
@@ -104,23 +104,21 @@ def _replace(
     # Of which boot the leases are may be lost: to keep them is the safe side.
     boot = found.boot or (mark.boot if mark else "") or boot_id()
     identity = found.counters.get("store", 0) or (mark.store if mark else 0)
-    with SqliteStore(fresh, boot=boot, **callbacks()) as store:
-        tx = store.begin("repair", durable=True)
-        try:
+    with SqliteStore(fresh, boot=boot) as store:
+
+        def change(tx: SqliteTransaction) -> tuple[list[str], WriterRecord]:
             done = _fill(tx, found)
             networks = frozenset(one.number for one in tx.table(Network).all())
-            identity = tx.identify(identity)
-        except BaseException:
-            tx.rollback()
-            raise
-        tx.commit()
-        sequence = tx.sequence
+            store = tx.identify(identity)
+            return done, WriterRecord(0, "", boot, tx.sequence + 1, networks, store)
+
+        done, record = store.run("repair", change, durable=True)
         store.write_back()
     # A log that stayed would be played into the new file.
     for suffix in place.SIDE_FILES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     fresh.replace(path)
-    lock.write(WriterRecord(0, "", boot, sequence, networks, identity))
+    lock.write(record)
     return done
 
 

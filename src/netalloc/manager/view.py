@@ -66,9 +66,9 @@ class NetworkView:
     def __init__(self, store: "str | os.PathLike[str] | Store") -> None:
         self._owned = isinstance(store, str | os.PathLike | bytes)
         if self._owned:
-            from netalloc.store.sqlite.view import SqliteView
+            from netalloc.store.sqlite.view import open_view
 
-            store = SqliteView(store)  # type: ignore[assignment, arg-type]
+            store = open_view(store)  # type: ignore[arg-type, assignment]
         elif not callable(getattr(store, "read", None)):
             raise InvalidValueError(f"store {shown(store)} is neither a path nor a store")
         self._store: Store = store  # type: ignore[assignment]

@@ -56,12 +56,12 @@ def _before() -> None:
             if held[-1] is not lock:
                 break
         else:
-            for one in _alive():
-                close = getattr(one, "before_fork", None)
-                if close is not None:
-                    close()
-            return
+            break
         _release()
+    for one in _alive():
+        close = getattr(one, "before_fork", None)
+        if close is not None:
+            close()
 
 
 def _release() -> None:

@@ -100,6 +100,11 @@ class Connection:
         return os.path.samestat(now, self._file)
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether something is under way that was neither committed nor undone."""
+        return not self._closed and self._raw.in_transaction
+
+    @property
     def changes(self) -> int:
         """How many rows were changed so far."""
         return self._raw.total_changes
@@ -112,7 +117,7 @@ class Connection:
 
     def rollback(self) -> None:
         """Undo what is not committed; nothing to undo is no error."""
-        if not self._closed and self._raw.in_transaction:
+        if self.in_transaction:
             self.execute("ROLLBACK")
 
     def close(self) -> None:

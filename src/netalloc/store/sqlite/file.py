@@ -24,6 +24,7 @@ from netalloc.errors import StoreError
 from netalloc.store.fork import guard
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.write_lock import WriteLock
+from netalloc.store.turn import in_the_middle
 
 if TYPE_CHECKING:
     from netalloc.store.sqlite.transaction import SqliteTransaction
@@ -37,7 +38,8 @@ class StoreFile:
     """A file, its write lock, and the connections of this process: one to write, one to read.
 
     `turn` is held by the thread that writes, `look` by the one that reads; who needs both
-    takes `look` first. `writing` and `reading` are what these threads are at.
+    takes `look` first. `changing` and `viewing` say that one of them is at it, `writing` and
+    `reading` are its transactions once there is one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,6 +47,7 @@ class StoreFile:
         self.lock = WriteLock(Path(f"{path}.lock"))
         self.turn = RLock()
         self.look = RLock()
+        self.changing = self.viewing = False
         self.writing: SqliteTransaction | None = None
         self.reading: SqliteTransaction | None = None
         self.users = 0
@@ -84,6 +87,24 @@ class StoreFile:
             "anew"
         )
 
+    def undo(self) -> None:
+        """Undo the change that is under way, as far as it came. The caller has `turn`."""
+        transaction, writer = self.writing, self._writer
+        if transaction is not None:
+            transaction.rollback()
+            self.writing = None
+        elif writer is not None:
+            writer.rollback()
+
+    def end_view(self) -> None:
+        """End what is being viewed, as far as it came. The caller has `look`."""
+        transaction, reader = self.reading, self._reader
+        if transaction is not None:
+            transaction.rollback()
+            self.reading = None
+        elif reader is not None:
+            reader.rollback()
+
     def close_connections(self) -> None:
         """Close both. The caller has `look` and `turn`."""
         sessions, self._reader, self._writer = (self._reader, self._writer), None, None
@@ -104,8 +125,8 @@ class StoreFile:
         at it for longer than `timeout` seconds.
         """
         with self.held(timeout):
-            if self.writing is not None or self.reading is not None:
-                raise StoreError(f"this thread is in the middle of using {self.path}")
+            if self.changing or self.viewing:
+                raise in_the_middle("repair", f"using {self.path}")
             self.close_connections()
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -126,7 +147,7 @@ class StoreFile:
 
     def before_fork(self) -> None:
         """Leave nothing to inherit, unless this very thread is in the middle of something."""
-        if self.writing is None and self.reading is None:
+        if not self.changing and not self.viewing:
             self.close_connections()
 
     def after_fork(self) -> None:

@@ -18,9 +18,10 @@ and networks outlive a power cut: their transactions sync.
 
 import os
 from collections.abc import Callable
-from functools import partial
+from threading import get_ident
+from typing import TypeVar
 
-from netalloc.errors import ClosedError, StoreError
+from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.host.boot import boot_id
 from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite import file as files
@@ -34,7 +35,10 @@ from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.transaction import SqliteTransaction
 from netalloc.store.sqlite.versions import VERSION
 from netalloc.store.sqlite.writer_record import WriterRecord
+from netalloc.store.turn import in_the_middle
 from netalloc.values import as_seconds, as_text
+
+T = TypeVar("T")
 
 
 def _nothing(tx: Transaction) -> None:
@@ -69,7 +73,7 @@ class SqliteStore:
         end_of_boot: Callable[[Transaction], None] = _nothing,
         migrated: Callable[[Transaction], None] = _nothing,
     ) -> None:
-        self._closed = True
+        self._left = self._closed = True
         self.timeout = as_seconds(timeout, "timeout")
         self.boot = boot_id() if boot is None else as_text(boot, "boot")
         self.path = place.resolved(path)
@@ -83,46 +87,116 @@ class SqliteStore:
             self.close()
             raise
 
-    def begin(self, operation: str, *, durable: bool = False) -> SqliteTransaction:
-        """Start a change when those before are done; see Store.
-
-        Raises StoreError as well where this very thread is in the middle of a change.
-        """
+    def run(
+        self, operation: str, work: Callable[[SqliteTransaction], T], *, durable: bool = False
+    ) -> T:
+        """Make a change, when those before are done; see Store."""
         file = self._file
-        self._check_open()
-        if not file.turn.acquire(timeout=self.timeout):
-            raise StoreError(
-                f"{operation}: waited {self.timeout:g} s for another thread of this process"
-            )
+        turn = file.turn
+        mine = False
         try:
-            self._check_open()
-            if file.writing is not None:
-                raise StoreError(
-                    f"{operation}: this thread is in the middle of a change already "
-                    f"({file.writing.operation})"
-                )
-            return self._begin(operation, durable)
+            if not turn.acquire(True, self.timeout):
+                raise self._waited(operation)
+            if self._closed or file.changing:
+                raise self._refusal(operation)
+            file.changing = mine = True
+            tx = self._start(operation, durable)
+            result = work(tx)
+            if not tx.over:
+                tx.commit()
+            file.writing = None
+            return result
+        except BaseException:
+            if mine:
+                try:
+                    file.undo()
+                finally:
+                    file.undo()  # where an interrupt ended the first one; otherwise nothing
+            raise
+        finally:
+            try:
+                if mine:
+                    file.lock.give()
+            finally:
+                try:
+                    if mine:
+                        file.changing = False
+                    turn.release()
+                except RuntimeError:
+                    pass  # it did not come in time
+
+    def view(self, work: Callable[[SqliteTransaction], T]) -> T:
+        """What `work` makes of what was committed last; never waits for a writer. See Store."""
+        file = self._file
+        look = file.look
+        mine = False
+        try:
+            if not look.acquire(True, self.timeout):
+                raise self._waited("view")
+            if self._closed or file.viewing:
+                raise self._refusal("view")
+            file.viewing = mine = True
+            return work(self._look())
+        finally:
+            try:
+                if mine:
+                    file.end_view()
+            finally:
+                try:
+                    if mine:
+                        file.viewing = False
+                    look.release()
+                except RuntimeError:
+                    pass  # it did not come in time
+
+    def begin(self, operation: str, *, durable: bool = False) -> SqliteTransaction:
+        """A change step by step; see Store."""
+        file = self._file
+        if not file.turn.acquire(True, self.timeout):
+            raise self._waited(operation)
+        try:
+            if self._closed or file.changing:
+                raise self._refusal(operation)
+            file.changing = True
+            try:
+                tx = self._start(operation, durable)
+            except BaseException:
+                file.undo()
+                file.lock.give()
+                file.changing = False
+                raise
         except BaseException:
             file.turn.release()
             raise
+        tx.ended = self._end_change
+        return tx
 
     def read(self) -> SqliteTransaction:
-        """A view of what was committed last; never waits for a writer."""
+        """A view step by step; see Store."""
         file = self._file
-        self._check_open()
-        if not file.look.acquire(timeout=self.timeout):
-            raise StoreError(f"read: waited {self.timeout:g} s for another thread that reads")
+        if not file.look.acquire(True, self.timeout):
+            raise self._waited("view")
         try:
-            self._check_open()
-            view = self._view()
-            if view is None:  # the first one of this boot
-                self.begin("end of boot").commit()
-                view = self._view()
-                assert view is not None
-            return view
+            if self._closed or file.viewing:
+                raise self._refusal("view")
+            file.viewing = True
+            try:
+                tx = self._look()
+            except BaseException:
+                file.end_view()
+                file.viewing = False
+                raise
         except BaseException:
             file.look.release()
             raise
+        tx.ended = self._end_view
+        return tx
+
+    def refuse_reentry(self, operation: str) -> None:
+        """Raise StoreError where this thread is in the middle of a change of the file."""
+        file = self._file
+        if file.changing and file.writing is not None and file.writing.thread == get_ident():
+            raise in_the_middle(operation)
 
     def needs_recovery(self, network: int) -> bool:
         """Whether a process died, or is right now, in the middle of a kernel change."""
@@ -151,21 +225,24 @@ class SqliteStore:
     def close(self) -> None:
         """Close it, when what other threads are at is done; a second time is no error.
 
-        Every later call is a ClosedError. A change that this very thread has not ended is
-        undone. Raises StoreError where another thread takes longer than `timeout` seconds:
-        the file stays open then, until it is closed again.
+        Every later call is a ClosedError. Raises StoreError where another thread takes longer
+        than `timeout` seconds, and within a change or view of this thread: the file stays open
+        then, until it is closed again.
         """
-        self._closed = True
         if self._left:
             return
-        with self._file.held(self.timeout):
+        self._closed = True
+        file = self._file
+        with file.held(self.timeout):
             if self._left:
                 return
-            for transaction in (self._file.reading, self._file.writing):
+            for transaction in (file.reading, file.writing):
                 if transaction is not None and transaction.owner is self:
+                    if transaction.ended is None:
+                        raise in_the_middle("close")
                     transaction.rollback()
             self._left = True
-        files.leave(self._file)
+        files.leave(file)
 
     def __enter__(self) -> "SqliteStore":
         return self
@@ -177,60 +254,62 @@ class SqliteStore:
         if self._closed:
             raise ClosedError(f"the store {self.path} was closed")
 
-    def _begin(self, operation: str, durable: bool) -> SqliteTransaction:
+    def _refusal(self, operation: str) -> NetallocError:
+        if self._closed:
+            return ClosedError(f"{operation}: the store {self.path} was closed")
+        return in_the_middle(operation)
+
+    def _waited(self, operation: str) -> StoreError:
+        return StoreError(
+            f"{operation}: waited {self.timeout:g} s for another thread of this process"
+        )
+
+    def _start(self, operation: str, durable: bool) -> SqliteTransaction:
         file = self._file
         if not self.path.exists():
             raise file.gone()  # before a lock file is made anew for nothing
         mark = file.lock.enter(operation, self.timeout)
-        try:
-            connection = file.writer()
-            connection.sync(full=durable)
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                tx = self._transaction(connection)
-                tx.start(operation, mark, self.boot)
-            except BaseException:
-                connection.rollback()
-                raise
-            file.writing = tx
-            return tx
-        except BaseException:
-            file.lock.leave()
-            raise
+        connection = file.writer()
+        connection.rollback()  # of a change whose undoing was interrupted
+        connection.sync(full=durable)
+        connection.execute("BEGIN IMMEDIATE")
+        tx = file.writing = self._transaction(connection)
+        tx.start(operation, mark, self.boot)
+        return tx
 
     def _transaction(self, connection: Session) -> SqliteTransaction:
-        return SqliteTransaction(
-            self.path, connection, self._file.lock, self, self._end_writing, self._end_of_boot
-        )
+        return SqliteTransaction(self.path, connection, self._file.lock, self, self._end_of_boot)
 
-    def _end_writing(self) -> None:
-        self._file.writing = None
-        self._file.turn.release()
+    def _look(self) -> SqliteTransaction:
+        tx = self._snapshot()
+        if tx.boot != self.boot:  # the first one of this boot
+            self._file.end_view()
+            self.run("end of boot", lambda tx: None)
+            tx = self._snapshot()
+        return tx
 
-    def _view(self) -> SqliteTransaction | None:
+    def _snapshot(self) -> SqliteTransaction:
         file = self._file
-        # A view within a view of the same thread: from a signal handler, say.
-        nested = file.reading is not None
-        connection = Session(self.path) if nested else file.reader()
+        connection = file.reader()
+        connection.rollback()  # of a view whose end was interrupted
         connection.execute("BEGIN")
-        try:
-            outer = file.reading
-            ended = partial(self._end_reading, outer, connection if nested else None)
-            tx = SqliteTransaction(self.path, connection, None, self, ended)
-            if tx.state(file.lock.peek()) == self.boot:
-                file.reading = tx
-                return tx
-        except BaseException:
-            connection.rollback()
-            raise
-        connection.rollback()
-        return None
+        tx = SqliteTransaction(self.path, connection, None, self)
+        tx.state(file.lock.peek())
+        file.reading = tx
+        return tx
 
-    def _end_reading(self, outer: SqliteTransaction | None, nested: Session | None) -> None:
-        self._file.reading = outer
-        if nested is not None:
-            nested.close()
-        self._file.look.release()
+    def _end_change(self) -> None:
+        file = self._file
+        file.writing = None
+        file.lock.give()
+        file.changing = False
+        file.turn.release()
+
+    def _end_view(self) -> None:
+        file = self._file
+        file.reading = None
+        file.viewing = False
+        file.look.release()
 
     def _prepare(self) -> None:
         """Make the tables, or bring them up to date; usually neither."""
@@ -296,13 +375,15 @@ class SqliteStore:
             self._file.lock.write(WriterRecord(boot=self.boot, sequence=1, store=identity))
         else:
             migrate(connection)
-            self._file.turn.acquire()  # the transaction gives it back
             tx = self._transaction(connection)
+            self._file.changing, self._file.writing = True, tx
             try:
                 tx.start("make tables", mark, self.boot)
                 tx.brought_over(identity)
                 self._migrated(tx)
-            except BaseException:
-                tx.rollback()
-                raise
-            tx.commit()
+                tx.commit()
+            finally:
+                try:
+                    self._file.undo()
+                finally:
+                    self._file.changing = False

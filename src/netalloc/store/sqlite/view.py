@@ -15,7 +15,10 @@ write makes it (sqlite.org/wal.html, "Read-Only Databases").
 """
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import quote
 
 from netalloc.errors import ClosedError, StoreError
@@ -27,7 +30,10 @@ from netalloc.store.sqlite.schema import version_of
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.transaction import SqliteTransaction
 from netalloc.store.sqlite.versions import VERSION
+from netalloc.store.turn import in_the_middle
 from netalloc.values import as_seconds
+
+T = TypeVar("T")
 
 
 class SqliteView:
@@ -47,20 +53,35 @@ class SqliteView:
         self.boot = boot_id()
         self._closed = False
 
-    def read(self) -> SqliteTransaction:
-        """What was committed last, until its rollback(). Costs some 0.3 ms to open the file.
+    def view(self, work: Callable[[SqliteTransaction], T]) -> T:
+        """What `work` makes of what was committed last. Costs some 0.3 ms to open the file.
 
         Raises StoreError for a file that is not there, cannot be read, is damaged or of
-        another version.
+        another version, and within another view of the same thread.
         """
+        tx = self.read()
+        try:
+            return work(tx)
+        finally:
+            tx.rollback()
+
+    def read(self) -> SqliteTransaction:
+        """The same step by step; end it by rollback()."""
         if self._closed:
             raise ClosedError(f"the view of {self.path} was closed")
         file = files.enter(self.path)
-        if not file.look.acquire(timeout=self.timeout):
+        if not file.look.acquire(True, self.timeout):
             files.leave(file)
-            raise StoreError(f"read: waited {self.timeout:g} s for another thread that reads")
+            raise StoreError(f"view: waited {self.timeout:g} s for another thread of this process")
         try:
-            return self._open(file)
+            if file.viewing:
+                raise in_the_middle("view")
+            file.viewing = True
+            try:
+                return self._open(file)
+            except BaseException:
+                file.viewing = False
+                raise
         except BaseException:
             file.look.release()
             files.leave(file)
@@ -94,15 +115,9 @@ class SqliteView:
                     f"{self.path} is of version {version}, and {VERSION} can be read: opening it "
                     "with a NetworkManager brings it up to date"
                 )
-            outer = file.reading
-            tx = SqliteTransaction(
-                self.path,
-                connection,
-                None,
-                self,
-                lambda: self._end(file, connection, outer, found if immutable else None),
-            )
+            tx = SqliteTransaction(self.path, connection, None, self)
             tx.state(None)
+            tx.ended = partial(self._end, file, connection, found if immutable else None)
             file.reading = tx
             return tx
         except BaseException:
@@ -113,10 +128,10 @@ class SqliteView:
         self,
         file: StoreFile,
         connection: Session,
-        outer: SqliteTransaction | None,
         before: os.stat_result | None,
     ) -> None:
-        file.reading = outer
+        file.reading = None
+        file.viewing = False
         try:
             connection.close()
             if before is not None and _fingerprint(self.path.stat()) != _fingerprint(before):
@@ -124,6 +139,11 @@ class SqliteView:
         finally:
             file.look.release()
             files.leave(file)
+
+
+def open_view(path: str | os.PathLike[str], *, timeout: float = 10.0) -> SqliteView:
+    """A view of the store in the file at `path`; see SqliteView."""
+    return SqliteView(path, timeout=timeout)
 
 
 def _uri(path: Path, immutable: bool) -> str:

@@ -26,6 +26,8 @@ import os
 import stat
 import struct
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from netalloc.errors import StoreError
@@ -50,6 +52,7 @@ class WriteLock:
         self.path = path
         self._fd: int | None = None
         self._stale: list[int] = []  # another thread may be reading them
+        self.give: Callable[[], object] = int  # gives the turn back, in one call of C
         self._turns = 0  # how often it may be taken without queueing
 
     def enter(self, operation: str, timeout: float = 10.0) -> WriterRecord | None:
@@ -92,8 +95,7 @@ class WriteLock:
 
     def leave(self) -> None:
         """Let the next one in."""
-        if self._fd is not None:
-            _set(self._fd, _GIVE[_WRITE])
+        self.give()
 
     def peek(self) -> WriterRecord | None:
         """What the file says now, without waiting."""
@@ -110,6 +112,7 @@ class WriteLock:
 
     def close(self) -> None:
         """Give the file back, and the turn with it."""
+        self.give = int
         open_files, self._stale = self._stale, []
         if self._fd is not None:
             open_files.append(self._fd)
@@ -137,6 +140,7 @@ class WriteLock:
     def _open(self) -> int:
         if self._fd is None:
             self._fd = self._opened(os.O_RDWR | os.O_CREAT)
+            self.give = partial(fcntl.fcntl, self._fd, fcntl.F_OFD_SETLK, _GIVE_BOTH)
         return self._fd
 
     def _opened(self, flags: int) -> int:
