@@ -51,7 +51,7 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     place.check_folder(path)
     if place.look_at(path) is None:
         raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
-    place.tighten(path)
+    place.check_beside(path)
     file = files.enter(path)
     try:
         with file.held(timeout):
@@ -59,8 +59,12 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
             try:
                 with file.alone(timeout):
                     return _repair(file, mark)
-            except OSError as error:
-                raise StoreError(f"{path} could not be repaired: {error}") from error
+            except BaseException as error:
+                if mark is None:  # there was no lock file
+                    file.lock.path.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise StoreError(f"{path} could not be repaired: {error.strerror}") from error
+                raise
             finally:
                 file.lock.leave()
     finally:
@@ -69,17 +73,16 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
 
 def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
     path = file.path
-    kept = _copy(path)
     with TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.salvage-") as folder:
         fresh = Path(folder) / path.name
         copy(path, fresh)
         found = salvage(fresh)
         if not found.records[Network]:
             raise StoreError(
-                f"nothing can be read of {path} (a copy is {kept}): put a backup in its place, or, "
-                f"when nothing of it is in use any more, remove it and {file.lock.path} to begin "
-                "anew"
+                f"nothing of a store can be read of {path}: put a backup in its place, or, when "
+                f"nothing of it is in use any more, remove it and {file.lock.path} to begin anew"
             )
+        kept = _copy(path)
         done = [f"a copy of the file as it was: {kept}"]
         done += [f"lost: {what}" for what in found.lost]
         return done + _replace(path, Path(folder) / "repaired", found, file.lock, mark)

@@ -325,10 +325,12 @@ class SqliteStore:
                 )
         else:
             check_length(self.path, found.st_size)
-            place.tighten(self.path)
+            place.check_beside(self.path)
             with taken(self._file.look, self.timeout, self.path):
-                if version_of(self._file.reader()) == VERSION:
-                    return
+                version = version_of(self._file.reader())
+            place.tighten(self.path)  # not before it is known to be a store
+            if version == VERSION:
+                return
         with self._file.held(self.timeout):
             self._make()
 
@@ -340,6 +342,8 @@ class SqliteStore:
             try:
                 if made:
                     place.create(self.path)
+                else:
+                    place.tighten(self.path)
                 connection = file.writer()
                 ((mode,),) = connection.rows("PRAGMA journal_mode = WAL")
                 if mode != "wal":

@@ -105,6 +105,7 @@ class SqliteView:
             raise StoreError(f"{self.path} may not be read by user {os.geteuid()}")
         if not found.st_size:
             raise StoreError(f"{self.path} is empty: no store was made yet")
+        place.check_beside(self.path, owner=False)
         immutable = _is_whole(self.path)
         connection = Session(self.path, _uri(self.path, immutable))
         try:
