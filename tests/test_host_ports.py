@@ -64,7 +64,8 @@ def test_an_address_with_a_prefix_is_an_address_of_the_host(tmp_path):
             "192.0.2.7",
             "None",
         ]
-        web.release_port(49153, host_ip=IPv4Interface("192.0.2.7/8"))
+        port = next(m.host_port for m in web.ports() if str(m.host_ip) == "192.0.2.7")
+        web.release_port(port, host_ip=IPv4Interface("192.0.2.7/8"))
         assert manager.check() == []
 
 
