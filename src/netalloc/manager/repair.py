@@ -79,7 +79,7 @@ def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
         found = salvage(fresh)
         if not found.records[Network]:
             raise StoreError(
-                f"nothing of a store can be read of {path}: put a backup in its place, or, when "
+                f"nothing can be read of {path}: put a backup in its place, or, when "
                 f"nothing of it is in use any more, remove it and {file.lock.path} to begin anew"
             )
         kept = _copy(path)

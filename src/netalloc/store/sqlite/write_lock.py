@@ -98,10 +98,7 @@ class WriteLock:
         self.give()
 
     def peek(self) -> WriterRecord | None:
-        """What the file says now, without waiting."""
-        fd = self._fd
-        if fd is not None:
-            return WriterRecord.parse(_read(fd))
+        """What the file says now, without waiting; safe while another thread closes this."""
         if look_at(self.path) is None:
             return None
         fd = self._opened(os.O_RDONLY)
@@ -109,6 +106,11 @@ class WriteLock:
             return WriterRecord.parse(_read(fd))
         finally:
             os.close(fd)
+
+    def read(self) -> WriterRecord | None:
+        """The same, faster, for a caller that keeps other threads from closing this."""
+        fd = self._fd
+        return self.peek() if fd is None else WriterRecord.parse(_read(fd))
 
     def close(self) -> None:
         """Give the file back, and the turn with it."""
@@ -157,7 +159,7 @@ class WriteLock:
                 raise StoreError(
                     f"{self.path} is no lock file of a store: remove it, or use another path"
                 )
-            if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+            if found.st_mode & 0o777 != 0o600 and found.st_uid == os.geteuid():
                 os.fchmod(fd, 0o600)  # who may read it may lock it
         except BaseException:
             os.close(fd)
