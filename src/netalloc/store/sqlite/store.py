@@ -270,9 +270,7 @@ class SqliteStore:
 
     def _start(self, operation: str, durable: bool) -> SqliteTransaction:
         file = self._file
-        if not self.path.exists():
-            raise file.gone()  # before a lock file is made anew for nothing
-        mark = file.lock.enter(operation, self.timeout)
+        mark = file.lock.enter(operation, self.timeout, file.check_there)
         connection = file.writer()
         connection.rollback()  # of a change whose undoing was interrupted
         connection.sync(full=durable)
