@@ -171,7 +171,7 @@ class Addresses:
         return leases
 
     def in_force(self, tx: Transaction, lease: Lease) -> Lease | None:
-        """That very lease as it is now; None where it has ended, whoever has the address."""
+        """That very lease as it is now; None where it has ended, whatever holds the address."""
         held = tx.table(Lease).get(self.number, lease.ordinal)
         if held is None and lease.ordinal in self.bitmap(tx):
             self._explain(tx, lease.ordinal)

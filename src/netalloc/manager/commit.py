@@ -64,7 +64,7 @@ class Committer:
         self._kernel = kernel
         self._network = network
         self._desired = desired
-        self._closed = False
+        self.closed = False
         self.after_fork()
         guard(self)
 
@@ -84,7 +84,7 @@ class Committer:
 
         It may be run again, in a transaction of its own, when it shared one that failed.
         """
-        if self._closed:
+        if self.closed:
             raise ClosedError(f"{operation}: the manager is closed")
         if not self.store.persistent:
             return self._run_alone(operation, change)
@@ -108,7 +108,7 @@ class Committer:
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that somebody is making."""
-        if self._closed:
+        if self.closed:
             raise ClosedError("the manager is closed")
         tx = self.store.read()
         try:
@@ -129,7 +129,7 @@ class Committer:
 
     def close(self) -> None:
         """Make no change from now on."""
-        self._closed = True
+        self.closed = True
 
     def recover(self) -> None:
         """Reconcile if somebody died in the middle of a change."""
