@@ -72,7 +72,7 @@ def make_store(path):
 
         store.run("make", change)
         store.write_back()
-    for suffix, view in (("-wal", "StoreError"), ("-shm", "ok")):
+    for suffix in ("-wal", "-shm"):
         Path(f"{path}{suffix}").unlink(missing_ok=True)
 
 
@@ -92,7 +92,7 @@ class Setup:
         path = path or self.path
         for suffix in ("", ".lock"):
             shutil.copyfile(f"{self.template}{suffix}", f"{path}{suffix}")
-            os.chmod(f"{path}{suffix}", 0o600)
+            Path(f"{path}{suffix}").chmod(0o600)
         return path
 
 
@@ -514,7 +514,7 @@ def sticky_folder(setup):
 
 @case("StoreError", "StoreError", "ok")
 def read_only_filesystem(setup):
-    mounted(setup, lambda: setup.good())
+    mounted(setup, setup.good)
     namespaces.mount("none", str(setup.folder), "", MS_REMOUNT | MS_BIND | MS_RDONLY, "")
     return setup.path
 
@@ -573,7 +573,7 @@ def tree(folder):
         if stat.S_ISREG(status.st_mode):
             inside = hashlib.sha256(path.read_bytes()).hexdigest()
         elif stat.S_ISLNK(status.st_mode):
-            inside = os.readlink(path)
+            inside = str(path.readlink())
         name = str(path.relative_to(folder))
         found[name] = (oct(status.st_mode), status.st_uid, status.st_nlink, inside)
     return found
@@ -629,7 +629,7 @@ def test_a_path_is_refused_without_a_trace_or_right(template, name, way):
             assert "is damaged" not in outcome, outcome
             assert len(outcome) < 800
             return
-        real = os.path.realpath(os.path.join(setup.cwd, os.fspath(argument)))
+        real = os.path.realpath(setup.cwd / os.fspath(argument))
         for one in changed:
             assert str(folder / one) in [f"{real}{suffix}" for suffix in OURS], one
             assert int(after[one][0], 8) & 0o777 in (0o600, 0o640), (one, after[one])

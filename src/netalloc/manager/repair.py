@@ -79,7 +79,7 @@ def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
         found = salvage(fresh)
         if not found.records[Network]:
             raise StoreError(
-                f"nothing of a store can be read of {path}: put a backup in its place, or, when "
+                f"nothing can be read of {path}: put a backup in its place, or, when "
                 f"nothing of it is in use any more, remove it and {file.lock.path} to begin anew"
             )
         kept = _copy(path)
@@ -138,7 +138,9 @@ def _fill(tx: Transaction, found: Salvage) -> list[str]:
         if kind in (Label, Publication, GcCandidate):
             good = [r for r in good if (r.network, r.ordinal) in held]
         if len(good) < len(records[kind]):
-            done.append(f"dropped {len(records[kind]) - len(good)} of {kind.__name__} of nobody")
+            done.append(
+                f"dropped {len(records[kind]) - len(good)} of {kind.__name__} that belong nowhere"
+            )
         if kind is Lease:
             good = _untwinned([_recount(lease, records[Publication]) for lease in good])
         tx.table(kind).add(good)

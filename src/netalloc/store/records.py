@@ -5,7 +5,7 @@ TABLES says of each kind which fields identify a record and by which ones record
 up besides; an index, or the key, is also usable by its first fields. Networks and
 addresses appear as numbers: the network's own, and the ordinal within it. `*_ns` are
 nanoseconds; `since_ns`, `start_ns` and `end_ns` by the wall clock, for people to read, all
-others by the clock since boot, which nobody can set.
+others by the clock since boot, which cannot be set.
 """
 
 from typing import Any, NamedTuple, TypeAlias

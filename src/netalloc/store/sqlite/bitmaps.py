@@ -8,7 +8,7 @@ from netalloc.store.sqlite.schema import checksum
 
 
 class SqliteBitmaps:
-    """The bitmaps of a file, kept in memory as long as nobody else has written."""
+    """The bitmaps of a file, kept in memory until another process writes."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection

@@ -1,4 +1,4 @@
-"""What one process has open of a store's file: one set of connections, whoever asks for it.
+"""What one process has open of a store's file: one set of connections for all who ask.
 
 The locks that keep SQLite's processes apart are the process's (fcntl(2)): closing any
 descriptor of the file takes all of them away. So all stores of a process over one file share
@@ -76,16 +76,16 @@ class StoreFile:
             if session.is_current:
                 return session
             session.close()  # it was repaired, and another file has taken its place
-        if not self.path.exists():
-            raise self.gone()
+        self.check_there()
         return Session(self.path)
 
-    def gone(self) -> StoreError:
-        """What to raise where there is no file."""
-        return StoreError(
-            f"{self.path} is gone: put a copy back, or remove {self.lock.path} as well to begin "
-            "anew"
-        )
+    def check_there(self) -> None:
+        """Raise StoreError where there is no file."""
+        if not self.path.exists():
+            raise StoreError(
+                f"{self.path} is gone: put a copy back, or remove {self.lock.path} as well to "
+                "begin anew"
+            )
 
     def undo(self) -> None:
         """Undo the change that is under way, as far as it came. The caller has `turn`."""

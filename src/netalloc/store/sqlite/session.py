@@ -31,7 +31,7 @@ class Session(Connection):
         return self.changes + self.bitmaps.changes
 
     def at(self, sequence: int) -> None:
-        """Keep what was read before only if nobody has written since."""
+        """Keep what was read before only if there was no change since."""
         if sequence != self.sequence:
             self.bitmaps.forget()
             self.sequence = sequence

@@ -94,6 +94,7 @@ class SqliteStore:
         file = self._file
         turn = file.turn
         mine = False
+        self._check_open()
         try:
             if not turn.acquire(True, self.timeout):
                 raise self._waited(operation)
@@ -130,6 +131,7 @@ class SqliteStore:
         file = self._file
         look = file.look
         mine = False
+        self._check_open()
         try:
             if not look.acquire(True, self.timeout):
                 raise self._waited("view")
@@ -152,6 +154,7 @@ class SqliteStore:
     def begin(self, operation: str, *, durable: bool = False) -> SqliteTransaction:
         """A change step by step; see Store."""
         file = self._file
+        self._check_open()
         if not file.turn.acquire(True, self.timeout):
             raise self._waited(operation)
         try:
@@ -174,6 +177,7 @@ class SqliteStore:
     def read(self) -> SqliteTransaction:
         """A view step by step; see Store."""
         file = self._file
+        self._check_open()
         if not file.look.acquire(True, self.timeout):
             raise self._waited("view")
         try:
@@ -266,9 +270,7 @@ class SqliteStore:
 
     def _start(self, operation: str, durable: bool) -> SqliteTransaction:
         file = self._file
-        if not self.path.exists():
-            raise file.gone()  # before a lock file is made anew for nothing
-        mark = file.lock.enter(operation, self.timeout)
+        mark = file.lock.enter(operation, self.timeout, file.check_there)
         connection = file.writer()
         connection.rollback()  # of a change whose undoing was interrupted
         connection.sync(full=durable)
@@ -294,7 +296,7 @@ class SqliteStore:
         connection.rollback()  # of a view whose end was interrupted
         connection.execute("BEGIN")
         tx = SqliteTransaction(self.path, connection, None, self)
-        tx.state(file.lock.peek())
+        tx.state(file.lock.read())
         file.reading = tx
         return tx
 

@@ -43,7 +43,7 @@ class SqliteTransaction:
         self._path = path
         self._connection = connection
         self._lock = lock
-        self.over = self._abandoned = self._committing = False
+        self.over = self._abandoned = self._committing = self._said = False
         self._touched = _NONE
         self._counters: dict[str, int] = {}
         self._target = 0  # the sequence number of what is being committed
@@ -97,6 +97,7 @@ class SqliteTransaction:
             self.dirty = self._all_networks()  # nothing is known of the last writer
         else:
             self.dirty = mark.dirty
+        self._said = True  # from here on: a file that was refused has said nothing new
         self._mark(os.getpid(), self.dirty)
 
     def _all_networks(self) -> frozenset[int]:
@@ -203,7 +204,8 @@ class SqliteTransaction:
 
     def _finish(self) -> None:
         """Say that nothing is going on any more, and what is left to be looked at."""
-        self._mark(0, self.dirty | self._touched)
+        if self._said:
+            self._mark(0, self.dirty | self._touched)
         self.over = True
 
     def _check_under_way(self) -> None:

@@ -38,11 +38,15 @@ _QUEUE, _WRITE = 0, 1
 _TURNS = 8
 _PAGE = 4096
 
-# Seconds between two tries. A change takes some 0.1 ms: whoever is next tries as often; those
+# Seconds between two tries. A change takes some 0.1 ms: the one that is next tries as often; those
 # in the queue have longer to wait, and all of them try equally often, so that none is favoured.
 _NEXT = 60e-6
 _QUEUED = 1e-3
 _SOON = 0.02  # from then on the one that is next tries as seldom as the others
+
+
+def _nothing() -> None:
+    """What is done before a lock file is opened, where nothing is said."""
 
 
 class WriteLock:
@@ -50,25 +54,34 @@ class WriteLock:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._name = str(path)  # pathlib's stat() takes twice the time
         self._fd: int | None = None
         self._stale: list[int] = []  # another thread may be reading them
         self.give: Callable[[], object] = int  # gives the turn back, in one call of C
+        self._last: tuple[bytes, WriterRecord | None] = b"", None  # what was written here last
         self._turns = 0  # how often it may be taken without queueing
 
-    def enter(self, operation: str, timeout: float = 10.0) -> WriterRecord | None:
+    def enter(
+        self,
+        operation: str,
+        timeout: float = 10.0,
+        before_opening: Callable[[], None] = _nothing,
+    ) -> WriterRecord | None:
         """Wait for the turn; what the last writer left behind, None for a new lock file.
 
-        Raises StoreError, naming the holder and what it does, after `timeout` seconds.
+        `before_opening` is called before the file is opened, and made where it is missing;
+        what that raises is raised with nothing made. Raises StoreError, naming the holder and
+        what it does, after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while True:
-            fd = self._open()
+            fd = self._open(before_opening)
             try:
                 if not (self._turns and _taken(fd, _WRITE)):
                     self._queue(fd, deadline)
                 self._turns -= 1
                 if self._is_current(fd):
-                    return WriterRecord.parse(_read(fd))
+                    return self._parsed(_read(fd))
             except TimeoutError:
                 self._release(fd)
                 raise StoreError(
@@ -86,6 +99,7 @@ class WriteLock:
         """Say what is going on; it stays when this process dies."""
         assert self._fd is not None
         data = record.line()
+        self._last = data, record
         try:
             done = os.pwrite(self._fd, data, 0)
             while done < len(data):
@@ -98,10 +112,7 @@ class WriteLock:
         self.give()
 
     def peek(self) -> WriterRecord | None:
-        """What the file says now, without waiting."""
-        fd = self._fd
-        if fd is not None:
-            return WriterRecord.parse(_read(fd))
+        """What the file says now, without waiting; safe while another thread closes this."""
         if look_at(self.path) is None:
             return None
         fd = self._opened(os.O_RDONLY)
@@ -109,6 +120,15 @@ class WriteLock:
             return WriterRecord.parse(_read(fd))
         finally:
             os.close(fd)
+
+    def read(self) -> WriterRecord | None:
+        """The same, faster, for a caller that keeps other threads from closing this."""
+        fd = self._fd
+        return self.peek() if fd is None else self._parsed(_read(fd))
+
+    def _parsed(self, data: bytes) -> WriterRecord | None:
+        written, record = self._last
+        return record if data == written else WriterRecord.parse(data)
 
     def close(self) -> None:
         """Give the file back, and the turn with it."""
@@ -137,8 +157,9 @@ class WriteLock:
             return "a process that did not say"
         return f"process {record.pid} ({record.operation})"
 
-    def _open(self) -> int:
+    def _open(self, before_opening: Callable[[], None]) -> int:
         if self._fd is None:
+            before_opening()
             self._fd = self._opened(os.O_RDWR | os.O_CREAT)
             self.give = partial(fcntl.fcntl, self._fd, fcntl.F_OFD_SETLK, _GIVE_BOTH)
         return self._fd
@@ -157,7 +178,7 @@ class WriteLock:
                 raise StoreError(
                     f"{self.path} is no lock file of a store: remove it, or use another path"
                 )
-            if found.st_mode & 0o077 and found.st_uid == os.geteuid():
+            if found.st_mode & 0o777 != 0o600 and found.st_uid == os.geteuid():
                 os.fchmod(fd, 0o600)  # who may read it may lock it
         except BaseException:
             os.close(fd)
@@ -166,7 +187,7 @@ class WriteLock:
 
     def _is_current(self, fd: int) -> bool:
         try:
-            return os.path.samestat(os.fstat(fd), self.path.stat())
+            return os.path.samestat(os.fstat(fd), os.stat(self._name))  # noqa: PTH116
         except FileNotFoundError:
             return False
 

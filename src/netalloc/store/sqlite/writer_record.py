@@ -9,6 +9,7 @@ from typing import NamedTuple
 # is written in one step. A longer one may be cut off between two pages by a kill: then its
 # checksum is wrong, and everything counts as dirty.
 _LENGTH = 512
+_PADDING = b" " * (_LENGTH - 10) + b"\n"  # what is behind a text of no length and its checksum
 _OURS = re.compile(rb"\0*\Z|\d+\|[^|]*\|[^|]*\|\d+\|", re.ASCII)
 
 
@@ -30,26 +31,27 @@ class WriterRecord(NamedTuple):
 
     def line(self) -> bytes:
         """The record as it is written."""
-        dirty = ",".join(_spans(self.dirty))
+        dirty = ",".join(_spans(self.dirty)) if self.dirty else ""
         text = f"{self.pid}|{self.operation}|{self.boot}|{self.sequence}|{dirty}|{self.store}"
-        return f"{text}|{zlib.crc32(text.encode()):08x}".ljust(_LENGTH - 1).encode() + b"\n"
+        data = text.encode()
+        return b"%b|%08x" % (data, zlib.crc32(data)) + (_PADDING[len(data) :] or b"\n")
 
     @classmethod
     def parse(cls, data: bytes) -> "WriterRecord | None":
         """The record in what was read; None for a new file."""
         if not data:
             return None
-        text, _, crc = data.partition(b"\n")[0].decode("utf-8", "replace").strip().rpartition("|")
-        if f"{zlib.crc32(text.encode()):08x}" != crc:
+        text, _, crc = data.partition(b"\n")[0].rstrip().rpartition(b"|")
+        if b"%08x" % zlib.crc32(text) != crc:
             return cls(known=False)
-        pid, operation, boot, sequence, dirty, *more = text.split("|")
-        numbers = frozenset(_numbers(dirty))
+        pid, operation, boot, sequence, dirty, *more = text.decode().split("|")
+        numbers = frozenset(_numbers(dirty)) if dirty else frozenset()
         # The first edition told no store from another.
         return cls(int(pid), operation, boot, int(sequence), numbers, int(more[0] if more else 0))
 
 
 def is_record(data: bytes) -> bool:
-    """Whether that may be the beginning of a lock file, and not of somebody's else."""
+    """Whether that may be the beginning of a lock file, and not another file."""
     return _OURS.match(data) is not None
 
 
