@@ -49,6 +49,11 @@ class Calls:
         except RuntimeError:
             pass  # it knows already
 
+    def after_fork(self) -> None:
+        """In a forked child no other thread is in."""
+        me = get_ident()
+        self.inside = {call: thread for call, thread in self.inside.items() if thread == me}
+
     def close(self) -> None:
         """Let no call in from now on, and wait for those that are in; may be called again.
 

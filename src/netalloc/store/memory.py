@@ -60,7 +60,8 @@ class MemoryStore:
             self._taken = mine = True
             tx.begin()
             result = work(tx)
-            tx.commit()
+            if tx._journal or tx._touched:
+                tx.commit()
             return result
         except BaseException:
             if mine:
