@@ -51,8 +51,9 @@ class Calls:
 
     def after_fork(self) -> None:
         """In a forked child no other thread is in."""
-        me = get_ident()
-        self.inside = {call: thread for call, thread in self.inside.items() if thread == me}
+        for call, thread in tuple(self.inside.items()):
+            if thread != get_ident():
+                self.inside.pop(call, None)
 
     def close(self) -> None:
         """Let no call in from now on, and wait for those that are in; may be called again.

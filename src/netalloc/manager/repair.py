@@ -1,11 +1,12 @@
-"""Mending a store file: a copy is kept, what can be read is taken over, the rest kept shut."""
+"""Repairing a store file: a copy is kept, what can be read is taken over, the rest kept shut."""
 
 import os
-import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from netalloc.errors import StoreError
+from netalloc.host.boot import boot_id
 from netalloc.ipam.check import all_addresses, rebuild
 from netalloc.manager.host_store import callbacks
 from netalloc.manager.leases import LeaseService
@@ -21,42 +22,69 @@ from netalloc.store.records import (
     Publication,
     Reservation,
 )
-from netalloc.store.sqlite.salvage import Salvage, lost_generations, salvage
+from netalloc.store.sqlite import file as files
+from netalloc.store.sqlite import place
+from netalloc.store.sqlite.file import StoreFile
+from netalloc.store.sqlite.salvage import Salvage, copy, lost_generations, salvage
 from netalloc.store.sqlite.store import SqliteStore
-from netalloc.store.sqlite.write_lock import WriteLock, WriterRecord
+from netalloc.store.sqlite.transaction import SqliteTransaction
+from netalloc.store.sqlite.write_lock import WriteLock
+from netalloc.store.sqlite.writer_record import WriterRecord
+from netalloc.values import as_seconds
 
 QUARANTINE = "quarantine: the lease was lost"
 
 
 def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
-    """Mend a store file, whatever is wrong with it; says what was done.
+    """Repair a store file, whatever is wrong with it; says what was done.
 
     A copy of the file as it was is kept beside it. Every record that can be read and has
     the right checksum is taken over. An address that is marked as taken, but whose lease is
-    lost, is reserved (for the owner QUARANTINE) until `unreserve`, for somebody may be using
-    it. Other processes go on with the mended file at their next call, and the next manager
-    makes kernel and store agree. Raises StoreError when a writer does not give way, or when
-    nothing can be read: then the file stays as it is.
+    lost, is reserved (for the owner QUARANTINE) until `unreserve`, for it may be in use. Other
+    processes, and this one, go on with the new file at their next call, and the next manager
+    makes kernel and store agree. A file of an older version becomes one of today.
+
+    Raises StoreError when a writer does not give way, or when nothing can be read: then the
+    file stays as it is.
     """
-    path = Path(path)
-    if not path.exists():
+    timeout = as_seconds(timeout, "timeout")
+    path = place.resolved(path)
+    place.check_folder(path)
+    if place.look_at(path) is None:
         raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
-    lock = WriteLock(Path(f"{path}.lock"), timeout)
+    place.tighten(path)
+    user = object()
+    file = files.enter(path, user)
     try:
-        mark = lock.enter("repair")
-        copy = _copy(path)
-        found = salvage(path)
+        with file.held(timeout):
+            mark = file.lock.enter("repair", timeout)
+            try:
+                with file.alone(timeout):
+                    return _repair(file, mark)
+            except OSError as error:
+                raise StoreError(f"{path} could not be repaired: {error}") from error
+            finally:
+                file.lock.leave()
+    finally:
+        files.leave(file, user)
+
+
+def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
+    path = file.path
+    kept = _copy(path)
+    with TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.salvage-") as folder:
+        fresh = Path(folder) / path.name
+        copy(path, fresh)
+        found = salvage(fresh)
         if not found.records[Network]:
             raise StoreError(
-                f"nothing can be read of {path} (a copy is {copy}): put a backup in its place, or, "
-                f"when nothing of it is in use any more, remove it and {lock.path} to begin anew"
+                f"nothing can be read of {path} (a copy is {kept}): put a backup in its place, or, "
+                f"when nothing of it is in use any more, remove it and {file.lock.path} to begin "
+                "anew"
             )
-        done = [f"a copy of the file as it was: {copy}"]
+        done = [f"a copy of the file as it was: {kept}"]
         done += [f"lost: {what}" for what in found.lost]
-        done += _replace(path, found, lock, mark)
-    finally:
-        lock.close()
-    return done
+        return done + _replace(path, Path(folder) / "repaired", found, file.lock, mark)
 
 
 def mend(leasing: LeaseService) -> list[str]:
@@ -71,31 +99,33 @@ def mend(leasing: LeaseService) -> list[str]:
     return [*done, f"kernel: {leasing.committer.reconcile()}"]
 
 
-def _replace(path: Path, found: Salvage, lock: WriteLock, mark: WriterRecord | None) -> list[str]:
-    fresh = path.with_name(f"{path.name}.mark_clean")
-    for suffix in ("", "-wal", "-shm", ".lock"):
-        Path(f"{fresh}{suffix}").unlink(missing_ok=True)
-    boot = found.boot or (mark.boot if mark else "")
-    store = SqliteStore(fresh, boot=boot, **callbacks())
-    try:
-        tx = store.begin("repair", durable=True)
-        try:
+def _replace(
+    path: Path, fresh: Path, found: Salvage, lock: WriteLock, mark: WriterRecord | None
+) -> list[str]:
+    """Make a new file of what was found, and put it in the place of the old one."""
+    # Of which boot the leases are may be lost: to keep them is the safe side.
+    boot = found.boot or (mark.boot if mark else "") or boot_id()
+    identity = found.counters.get("store", 0) or (mark.store if mark else 0)
+    networks: frozenset[int] = frozenset()
+    sequence = 0
+    with SqliteStore(fresh, boot=boot, **callbacks()) as store:
+
+        def fill(tx: SqliteTransaction) -> list[str]:
+            nonlocal identity, networks, sequence
             done = _fill(tx, found)
             networks = frozenset(one.number for one in tx.table(Network).all())
-        except BaseException:
-            tx.rollback()
-            raise
-        tx.commit()
-        sequence = tx.sequence
+            identity = tx.identify(identity)
+            tx.commit()
+            sequence = tx.sequence
+            return done
+
+        done = store.run("repair", fill, durable=True)
         store.write_back()
-    finally:
-        store.close()
-    Path(f"{fresh}.lock").unlink()
     # A log that stayed would be played into the new file.
-    for suffix in ("-wal", "-shm"):
+    for suffix in place.SIDE_FILES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     fresh.replace(path)
-    lock.write(WriterRecord(0, "", boot, sequence, networks))
+    lock.write(WriterRecord(0, "", boot, sequence, networks, identity))
     return done
 
 
@@ -169,10 +199,11 @@ def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> 
 
 def _copy(path: Path) -> Path:
     number = 1
-    while (copy := path.with_name(f"{path.name}.damaged-{number}")).exists():
+    while os.path.lexists(kept := path.with_name(f"{path.name}.damaged-{number}")):
         number += 1
-    shutil.copyfile(path, copy)
-    log = Path(f"{path}-wal")
-    if log.exists():
-        shutil.copyfile(log, f"{copy}-wal")
-    return copy
+    try:
+        copy(path, kept)
+    except BaseException:
+        place.remove(kept)
+        raise
+    return kept

@@ -20,7 +20,10 @@ _RELEASE = type(RLock()).release
 
 
 class Forked(Protocol):
-    """Something with locks to be held while the process forks, in this order."""
+    """Something with locks to be held while the process forks, in this order.
+
+    Its `before_fork`, if it has one, is called when all of them are held.
+    """
 
     def fork_locks(self) -> tuple[Any, ...]: ...
     def after_fork(self) -> None: ...
@@ -53,8 +56,12 @@ def _before() -> None:
             if held[-1] is not lock:
                 break
         else:
-            return
+            break
         _release()
+    for one in _alive():
+        prepare = getattr(one, "before_fork", None)
+        if prepare is not None:
+            prepare()
 
 
 def _release() -> None:

@@ -424,8 +424,7 @@ class MemoryTable(Generic[R]):
         names = list(self._by)
         by: dict[tuple[str, ...], dict[Any, dict[Any, R]]] = {name: {} for name in names}
         indexes = [
-            (value_of, by[name])
-            for name, (value_of, _) in zip(names, self._indexes, strict=True)
+            (value_of, by[name]) for name, (value_of, _) in zip(names, self._indexes, strict=True)
         ]
         for value_of, index in indexes:
             for key, record in records.items():

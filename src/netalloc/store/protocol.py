@@ -130,9 +130,7 @@ class Store(Protocol):
     def persistent(self) -> bool:
         """Whether it outlives the process."""
 
-    def run(
-        self, operation: str, work: Callable[[Any], T], *, durable: bool = False
-    ) -> T:
+    def run(self, operation: str, work: Callable[[Any], T], *, durable: bool = False) -> T:
         """Make a change, when all that came before are done: `work(tx)`, and what it returns.
 
         `durable`: it outlives a power cut. Raises StoreError, naming who is at it and with

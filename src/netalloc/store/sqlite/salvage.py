@@ -1,14 +1,14 @@
-"""Reading what can still be read of a damaged store file; the file itself is not touched."""
+"""Reading what can still be read of a damaged store file: of a copy, never of the file itself."""
 
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from netalloc.errors import StoreError
 from netalloc.store.records import TABLES, Lease
+from netalloc.store.sqlite import place
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.leaf_bitmap import LEAF
@@ -41,28 +41,35 @@ class Salvage:
     counters: dict[str, int] = field(default_factory=dict)
 
 
+def copy(path: Path, to: Path) -> None:
+    """Copy a store's file and its log. This process has neither open (see StoreFile.alone)."""
+    place.create(to)
+    shutil.copyfile(path, to)
+    log = Path(f"{path}-wal")
+    if log.exists():
+        place.create(Path(f"{to}-wal"))
+        shutil.copyfile(log, f"{to}-wal")
+
+
 def salvage(path: Path) -> Salvage:
-    """Read every record whose checksum is right, and what the bitmaps say."""
+    """Read every record whose checksum is right, and what the bitmaps say, of a copy.
+
+    The copy is changed: what damage did to its header is undone before reading.
+    """
     found = Salvage({kind: [] for kind in TABLES})
-    with TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.salvage-") as folder:
-        copy = Path(folder) / path.name
-        shutil.copyfile(path, copy)
-        log = Path(f"{path}-wal")
-        if log.exists():
-            shutil.copyfile(log, f"{copy}-wal")
-        with copy.open("r+b") as file:
-            for offset, value in _HEADER.items():
-                file.seek(offset)
-                file.write(value)
-        connection = Connection(copy)
-        try:
-            found.lost += [f"the file: {problem}" for problem in damage(connection)]
-            for kind, name, parse in _tables(connection):
-                _read_records(connection, kind, name, parse, found)
-            _read_state(connection, found)
-            _read_bitmaps(connection, found)
-        finally:
-            connection.close()
+    with path.open("r+b") as file:
+        for offset, value in _HEADER.items():
+            file.seek(offset)
+            file.write(value)
+    connection = Connection(path)
+    try:
+        found.lost += [f"the file: {problem}" for problem in damage(connection)]
+        for kind, name, parse in _tables(connection):
+            _read_records(connection, kind, name, parse, found)
+        _read_state(connection, found)
+        _read_bitmaps(connection, found)
+    finally:
+        connection.close()
     return found
 
 

@@ -31,11 +31,14 @@ def table_name(kind: type[Any]) -> str:
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
-def create(connection: Connection, boot: str) -> None:
-    """Make the tables of an empty file; inside a transaction."""
+def create(connection: Connection, boot: str, store: int) -> None:
+    """Make the tables of an empty file; inside a transaction.
+
+    `store` is a number by which this store is told from every other one.
+    """
     for statement in statements():
         connection.execute(statement)
-    write_state(connection, 1, boot, "")
+    write_state(connection, 1, boot, f"store={store}")
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
