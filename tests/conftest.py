@@ -1,11 +1,20 @@
 """What tests share: private hosts, and the refusal to skip in CI."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from lab import VARIANTS, Lab, require_kernel
+
+
+@pytest.fixture(autouse=True, scope="session")
+def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What netalloc keeps in /run goes elsewhere; a private host has a /run of its own."""
+    os.environ["NETALLOC_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("run"))
+    yield
+    del os.environ["NETALLOC_RUNTIME_DIR"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

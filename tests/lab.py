@@ -75,6 +75,7 @@ class Private(AbstractContextManager["Private"]):
 
     def __enter__(self) -> "Private":
         self._cwd = Path.cwd()
+        self._directory = os.environ.pop("NETALLOC_RUNTIME_DIR", None)  # /run is private here
         self._home = [
             (os.open(f"/proc/thread-self/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC), flag)
             for kind, flag in (("net", namespaces.CLONE_NEWNET), ("mnt", namespaces.CLONE_NEWNS))
@@ -94,6 +95,8 @@ class Private(AbstractContextManager["Private"]):
         for fd, flag in self._home:
             namespaces.setns(fd, flag)
             os.close(fd)
+        if self._directory is not None:
+            os.environ["NETALLOC_RUNTIME_DIR"] = self._directory
         os.chdir(self._cwd)  # joining a mount namespace goes to its root
 
 

@@ -336,7 +336,7 @@ OWNER39 = "(SELECT ordinal FROM lease WHERE owner = 'owner39')"
         ),
         (
             "DELETE FROM lease WHERE ordinal = 99",
-            lambda manager: manager.allocate(ip=manager.plan.address(99)),
+            lambda manager: manager.allocate(ip=manager.subnet.address(99)),
             "is marked as taken, but no record says by whom",
         ),
         (

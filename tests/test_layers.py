@@ -1,6 +1,7 @@
 """The arrows of docs/architecture.md: imports run downward, siblings never meet."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -95,6 +96,13 @@ def wrong_sibling(module: Path, target: list[str]) -> list[str]:
         if mine in row and yours in ABOVE.get(package, ()):
             return [f"{'.'.join(target)}: {mine} is below {yours}"]
     return []
+
+
+@pytest.mark.parametrize("page", ["CONTRIBUTING.md", "docs/architecture.md"])
+def test_the_arrows_that_are_drawn_are_the_tested_ones(page: str) -> None:
+    drawn = re.search(r"(?m)^    cli +server +cni\n(?:    .*\n)+", (ROOT / page).read_text())
+    assert drawn is not None
+    assert [set(line.split()) for line in drawn[0].splitlines()] == list(reversed(ROWS))
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)

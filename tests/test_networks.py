@@ -193,7 +193,7 @@ def test_a_refused_constructor_leaves_nothing_registered(path, step):
         {"cooldown": float("nan")},
         {"cooldown": -5},
         {"sticky": float("inf")},
-        {"ports": range(0, 5)},
+        {"ports": range(5)},
         {"ports": range(5, 5)},
         {"exclude": ["10.77.0.0/24"]},
         {"exclude": 5},

@@ -33,8 +33,7 @@ from netalloc.store.records import (
 )
 from netalloc.values import IP
 
-# Cooled-down addresses taken back at each allocation: more than one, so that it keeps up.
-_EXPIRED_AT_ONCE = 8
+_EXPIRED_AT_ONCE = 8  # cooled-down addresses taken back at an allocation: so it keeps up
 
 
 class Addresses:
@@ -172,7 +171,7 @@ class Addresses:
         return leases
 
     def in_force(self, tx: Transaction, lease: Lease) -> Lease | None:
-        """That very lease as it is now; None where it has ended, whoever has the address."""
+        """That very lease as it is now; None where it has ended, whatever holds the address."""
         held = tx.table(Lease).get(self.number, lease.ordinal)
         if held is None and lease.ordinal in self.bitmap(tx):
             self._explain(tx, lease.ordinal)
@@ -374,8 +373,7 @@ class Addresses:
 
     def _exhausted(self, tx: Transaction, what: str, bitmap: StoredBitmap) -> ExhaustedError:
         cooling = tx.table(Cooldown).where("network", equal=(self.number,))
-        free = bitmap.size - len(bitmap)
-        subnet = self.subnet
+        free, subnet = bitmap.size - len(bitmap), self.subnet
         text = f"no {what} left in {subnet.network}: {free} of {subnet.capacity} are free"
         if cooling:
             left = (min(record.ready_ns for record in cooling) - self.clock()) / SECOND

@@ -1,5 +1,6 @@
 """Host ports for leases: which ones, and the mappings that follow."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 
@@ -10,6 +11,8 @@ from netalloc.model import PortMapping, PortRequest
 from netalloc.ports import Ordinals, PortAllocator, Probe
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Lease, Publication
+
+log = logging.getLogger(__name__)
 
 # Says why the host cannot publish that port there, or None: (port, protocol, host address).
 HostCheck = Callable[[int, str, IPv4Address | None], str | None]
@@ -75,8 +78,8 @@ class Publications:
                 host[i] = first
                 self._reserve(change, request, first, check_host)
                 continue
-            if check_host and request.host_ip is not None:
-                self._refuse(0, request.protocol, request.host_ip)
+            if request.host_ip is not None:
+                self._ask_host(0, request, check_host)
             if request.count > 1:
                 blocks.append(i)
             else:
@@ -187,14 +190,21 @@ class Publications:
                 raise InUseError(
                     f"{error}, by {holder}" if holder else str(error), holder
                 ) from None
-            if check_host:
-                self._refuse(port, request.protocol, request.host_ip)
+            self._ask_host(port, request, check_host)
 
-    def _refuse(self, port: int, protocol: str, host_ip: IPv4Address | None) -> None:
-        """Raise InUseError for a port, or for an address alone (port 0), that the host has not."""
-        reason = self._host_check(port, protocol, host_ip) if self._host_check else None
-        if reason is not None:
+    def _ask_host(self, port: int, request: PortRequest, check_host: bool) -> None:
+        """Raise InUseError for a port, or an address alone (port 0), that the host cannot publish.
+
+        Where the caller has asked for no check, it is logged.
+        """
+        if self._host_check is None:
+            return
+        reason = self._host_check(port, request.protocol, request.host_ip)
+        if reason is None:
+            return
+        if check_host:
             raise InUseError(f"{reason} (check_host=False publishes it all the same)", reason)
+        log.warning("published all the same: %s", reason)
 
     def _block(self, request: PortRequest) -> int:
         if abs(self.ports.ports.step) != 1:

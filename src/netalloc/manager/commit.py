@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from threading import get_ident, main_thread
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from netalloc.errors import (
     ClosedError,
@@ -89,7 +89,7 @@ class Committer:
         StoreError within another change of the same thread.
         """
         if self.store.persistent:
-            return self._run_queued(Waiter(operation, change, durable))
+            return cast(T, self._run_queued(Waiter(operation, change, durable)))
         return self._run_alone(operation, change)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
@@ -111,6 +111,11 @@ class Committer:
         """Reconcile if a change was cut off in the middle."""
         if self.store.needs_recovery(self._network):
             self.run("recover", lambda made: None)
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called: every later call is a ClosedError."""
+        return self._calls.closed
 
     def close(self) -> None:
         """Let no call in from now on, and wait for those under way. May be called again.
@@ -190,7 +195,7 @@ class Committer:
         group: list[Waiter] = []
         try:
             waiting = self._queue.waiting()
-            durable = any([caller.durable for caller in waiting])
+            durable = any(caller.durable for caller in waiting)
             work = partial(self._make, group, leader, durable)
             self.store.run(leader.operation, work, durable=durable)
         except Exception as error:
@@ -269,11 +274,12 @@ class Committer:
             for change in made:
                 for step in change.after:
                     attempt(step)
-        if any([change.add or change.remove for change in made]) and not self.inherited:
-            if self.store.needs_recovery(self._network):
-                failure = attempt(partial(self.store.run, "recover", self._repair))
-                if failure is not None:
-                    log.error("the next change has to repair the kernel: %s", failure)
+        if self.inherited or not any(change.add or change.remove for change in made):
+            return
+        if self.store.needs_recovery(self._network):
+            failure = attempt(partial(self.store.run, "recover", self._repair))
+            if failure is not None:
+                log.error("the next change has to repair the kernel: %s", failure)
 
 
 def _run_one(caller: Waiter, made: Change, alone: bool) -> None:

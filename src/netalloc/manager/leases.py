@@ -192,7 +192,7 @@ class LeaseService:
             return dead
 
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:
-        """What a lease publishes; nothing once it has ended, whoever has the address by then."""
+        """What a lease publishes; nothing once it has ended, whatever the address is by then."""
 
         def view(tx: Transaction) -> list[Publication]:
             if self.addresses.in_force(tx, lease) is None:

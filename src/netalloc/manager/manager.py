@@ -1,5 +1,6 @@
 """Interfaces for the containers of one network: values checked, parts put together."""
 
+import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import datetime
@@ -32,8 +33,6 @@ from netalloc.values import (
 )
 
 if TYPE_CHECKING:
-    import os
-
     from netalloc.portmap.backend import Backend
     from netalloc.portmap.watch import Watch
     from netalloc.store.protocol import Store
@@ -133,6 +132,7 @@ class NetworkManager:
         registered: bool = False,
     ) -> None:
         self._closing = RLock()
+        self._process = os.getpid()
         with ExitStack() as opened:
             self._leases = assemble(opened, stated, store, part, probe, registered=registered)
             self._opened = opened.pop_all()  # it is whole: from here on close() gives it back
@@ -158,6 +158,11 @@ class NetworkManager:
     def gateway(self) -> IP | None:
         """The containers' default route; None where the network names no gateway."""
         return self._leases.subnet.gateway
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._leases.committer.closed
 
     # ---- allocation
 
@@ -319,6 +324,8 @@ class NetworkManager:
         error.
         """
         with self._closing:
+            if self._process != os.getpid() and not self._leases.committer.store.persistent:
+                self._opened.pop_all()  # a forked child has nothing to give back
             self._opened.close()
 
     def _interfaces(self, leases: list[Lease]) -> list[NetworkInterface]:

@@ -42,9 +42,11 @@ class ExclusiveMappings:
 
     def __init__(self, mapper: Mapper) -> None:
         self._mapper = mapper
+        self._is_set_up = False
 
     def setup(self) -> None:
         """Make the fixed part; what a crashed predecessor left is removed."""
+        self._is_set_up = True
         self._mapper.setup()
 
     def apply(self, remove: list[PortMapping], add: list[PortMapping]) -> None:
@@ -102,9 +104,10 @@ class ExclusiveMappings:
         self._mapper.cleanup()
 
     def close(self) -> None:
-        """Remove everything of ours."""
+        """Remove everything of ours, if it was set up here; another may have set it up since."""
         try:
-            self._mapper.cleanup()
+            if self._is_set_up:
+                self._mapper.cleanup()
         finally:
             self._mapper.close()
 

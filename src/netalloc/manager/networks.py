@@ -98,7 +98,7 @@ class Networks(Mapping[str, NetworkInfo]):
         with self._lock:
             self._check_open()
             manager = self._managers.get(name)
-            if manager is None or name not in self:
+            if manager is None or manager.closed or name not in self:
                 self._managers.pop(name, None)
                 manager = self._kept(name, NetworkManager.open(name, self._store))
             return manager

@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
 from netalloc.ipam.check import all_addresses, rebuild
-from netalloc.manager.host_store import callbacks
 from netalloc.manager.leases import LeaseService
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
@@ -52,7 +51,7 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     place.check_folder(path)
     if place.look_at(path) is None:
         raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
-    place.tighten(path)
+    place.check_beside(path)
     user = object()
     file = files.enter(path, user)
     try:
@@ -61,8 +60,12 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
             try:
                 with file.alone(timeout):
                     return _repair(file, mark)
-            except OSError as error:
-                raise StoreError(f"{path} could not be repaired: {error}") from error
+            except BaseException as error:
+                if mark is None:  # there was no lock file
+                    file.lock.path.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise StoreError(f"{path} could not be repaired: {error.strerror}") from error
+                raise
             finally:
                 file.lock.leave()
     finally:
@@ -71,17 +74,16 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
 
 def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
     path = file.path
-    kept = _copy(path)
     with TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.salvage-") as folder:
         fresh = Path(folder) / path.name
         copy(path, fresh)
         found = salvage(fresh)
         if not found.records[Network]:
             raise StoreError(
-                f"nothing can be read of {path} (a copy is {kept}): put a backup in its place, or, "
-                f"when nothing of it is in use any more, remove it and {file.lock.path} to begin "
-                "anew"
+                f"nothing of a store can be read of {path}: put a backup in its place, or, when "
+                f"nothing of it is in use any more, remove it and {file.lock.path} to begin anew"
             )
+        kept = _copy(path)
         done = [f"a copy of the file as it was: {kept}"]
         done += [f"lost: {what}" for what in found.lost]
         return done + _replace(path, Path(folder) / "repaired", found, file.lock, mark)
@@ -106,26 +108,21 @@ def _replace(
     # Of which boot the leases are may be lost: to keep them is the safe side.
     boot = found.boot or (mark.boot if mark else "") or boot_id()
     identity = found.counters.get("store", 0) or (mark.store if mark else 0)
-    networks: frozenset[int] = frozenset()
-    sequence = 0
-    with SqliteStore(fresh, boot=boot, **callbacks()) as store:
+    with SqliteStore(fresh, boot=boot) as store:
 
-        def fill(tx: SqliteTransaction) -> list[str]:
-            nonlocal identity, networks, sequence
+        def change(tx: SqliteTransaction) -> tuple[list[str], WriterRecord]:
             done = _fill(tx, found)
             networks = frozenset(one.number for one in tx.table(Network).all())
-            identity = tx.identify(identity)
-            tx.commit()
-            sequence = tx.sequence
-            return done
+            store = tx.identify(identity)
+            return done, WriterRecord(0, "", boot, tx.sequence + 1, networks, store)
 
-        done = store.run("repair", fill, durable=True)
+        done, record = store.run("repair", change, durable=True)
         store.write_back()
     # A log that stayed would be played into the new file.
     for suffix in place.SIDE_FILES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     fresh.replace(path)
-    lock.write(WriterRecord(0, "", boot, sequence, networks, identity))
+    lock.write(record)
     return done
 
 

@@ -68,7 +68,7 @@ class NetworkView:
         if self._owned:
             from netalloc.store.sqlite.view import open_view
 
-            store = open_view(store)  # type: ignore[arg-type]
+            store = open_view(store)  # type: ignore[arg-type, assignment]
         elif not callable(getattr(store, "read", None)):
             raise InvalidValueError(f"store {shown(store)} is neither a path nor a store")
         self._store: Store = store  # type: ignore[assignment]

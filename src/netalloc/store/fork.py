@@ -59,9 +59,9 @@ def _before() -> None:
             break
         _release()
     for one in _alive():
-        prepare = getattr(one, "before_fork", None)
-        if prepare is not None:
-            prepare()
+        close = getattr(one, "before_fork", None)
+        if close is not None:
+            close()
 
 
 def _release() -> None:

@@ -19,7 +19,6 @@ that the transactions of this package keep:
 """
 
 from collections.abc import Callable
-from threading import RLock, get_ident
 from typing import Any, TypeVar
 
 from netalloc.errors import StoreError
@@ -32,71 +31,17 @@ def in_the_middle(operation: str, what: str = "a change of this store") -> Store
     return StoreError(f"{operation}: this thread is in the middle of {what}")
 
 
-class Turn:
-    """Lets one thread at a time in, and none a second time while it is in.
+def holding(lock: Any, timeout: float, late: str, work: Callable[[], T]) -> T:
+    """What `work` returns, with a lock held meanwhile; StoreError(late) where it does not come.
 
-    `lock` may be taken from outside as well, as a fork does, to wait until none is in.
+    A timeout of -1 is none.
     """
-
-    __slots__ = ("lock", "owner", "what")
-
-    def __init__(self, what: str) -> None:
-        self.lock = RLock()
-        self.owner = 0  # the thread that is in
-        self.what = what
-
-    def run(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
-        """What `work` returns; StoreError when the turn does not come in time, or within itself."""
-        lock, me = self.lock, get_ident()
-        mine = False
-        try:
-            if not lock.acquire(True, timeout):
-                raise self._late(operation, timeout)
-            if self.owner:
-                raise in_the_middle(operation, self.what)
-            self.owner = me
-            mine = True
-            return work()
-        finally:
-            try:
-                if mine:
-                    self.owner = 0
-                lock.release()
-            except RuntimeError:
-                pass  # it did not come in time
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether it is this thread that is in."""
-        return self.owner == get_ident()
-
-    def enter(self, operation: str, timeout: float) -> None:
-        """The same in two steps, between which an interrupt may keep it: see Store.begin."""
-        if not self.lock.acquire(True, timeout):
-            raise self._late(operation, timeout)
-        if self.owner:
-            self.lock.release()
-            raise in_the_middle(operation, self.what)
-        self.owner = get_ident()
-
-    def leave(self) -> None:
-        """The second step."""
-        self.owner = 0
-        self.lock.release()
-
-    def _late(self, operation: str, timeout: float) -> StoreError:
-        return StoreError(
-            f"{operation}: waited {timeout:g} s for {self.what} by another thread of this process"
-        )
-
-
-def holding(lock: Any, work: Callable[[], T]) -> T:
-    """What `work` returns, with a lock held that no interrupt leaves behind."""
     try:
-        lock.acquire()
+        if not lock.acquire(True, timeout):
+            raise StoreError(late)
         return work()
     finally:
         try:
             lock.release()
         except RuntimeError:
-            pass  # the interrupt came while waiting
+            pass  # it did not come

@@ -73,14 +73,9 @@ class Connection:
             raise _translated(error, self.path) from error
 
     @property
-    def abort(self) -> Callable[[], None]:
+    def abort(self) -> Callable[[], object]:
         """Rolls back what is under way, if anything is: a function in C."""
         return self._raw.rollback
-
-    @property
-    def under_way(self) -> bool:
-        """Whether a transaction is open."""
-        return not self._closed and self._raw.in_transaction
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
@@ -117,6 +112,11 @@ class Connection:
         return os.path.samestat(now, self._file)
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether something is under way that was neither committed nor undone."""
+        return not self._closed and self._raw.in_transaction
+
+    @property
     def changes(self) -> int:
         """How many rows were changed so far."""
         return self._raw.total_changes
@@ -129,7 +129,7 @@ class Connection:
 
     def rollback(self) -> None:
         """Undo what is not committed; nothing to undo is no error."""
-        if self.under_way:
+        if self.in_transaction:
             self.execute("ROLLBACK")
 
     def close(self) -> None:

@@ -18,41 +18,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import RLock, get_ident
-from typing import TYPE_CHECKING, Any
+from threading import RLock
+from typing import TYPE_CHECKING, TypeVar
 
 from netalloc.errors import StoreError
 from netalloc.store.fork import guard
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.write_lock import WriteLock
-from netalloc.store.turn import Turn, holding
+from netalloc.store.turn import holding, in_the_middle
 
 if TYPE_CHECKING:
     from netalloc.store.sqlite.transaction import SqliteTransaction
+
+T = TypeVar("T")
 
 # The bytes of the file by which SQLite's readers keep it from being rolled into one with its
 # log: SHARED_FIRST and SHARED_SIZE of os.h in SQLite's source.
 _SHARED = struct.pack("@hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
 
 
-_NOTHING = partial(bool)
-
-
 class StoreFile:
     """A file, its write lock, and the connections of this process: one to write, one to read.
 
-    `turn` is of the thread that writes, `look` of the one that reads; what needs both takes
-    `look` first. `writing` and `reading` are what these threads are at. `abort` and
-    `abort_reading` roll back what the connections are at, without a place for an interrupt.
+    `turn` is held by the thread that writes, `look` by the one that reads; who needs both
+    takes `look` first. `changing` and `viewing` are the threads that are at it, 0 where none
+    is, `writing` and `reading` their transactions once there is one. `abort` and `abort_view`
+    roll back whatever a connection is at, each in one call of a function in C.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock = WriteLock(Path(f"{path}.lock"))
-        self.turn = Turn(f"a change of {path}")
-        self.look = Turn(f"reading {path}")
-        self.abort: Callable[[], Any] = _NOTHING
-        self.abort_reading: Callable[[], Any] = _NOTHING
+        self.turn = RLock()
+        self.look = RLock()
+        self.changing = self.viewing = 0
+        self.abort: Callable[[], object] = int
+        self.abort_view: Callable[[], object] = int
         self.writing: SqliteTransaction | None = None
         self.reading: SqliteTransaction | None = None
         self.users: set[int] = set()
@@ -62,13 +63,11 @@ class StoreFile:
         guard(self)
 
     def writer(self) -> Session:
-        """The connection for changes, to the file that is at the path now, and at nothing."""
+        """The connection for changes, to the file that is at the path now."""
         session = self._current(self._writer)
         abort = session.abort
         self._writer = session
         self.abort = abort
-        if session.under_way:  # an interrupt came in the way of undoing it
-            session.rollback()
         return session
 
     def reader(self) -> Session:
@@ -76,9 +75,7 @@ class StoreFile:
         session = self._current(self._reader)
         abort = session.abort
         self._reader = session
-        self.abort_reading = abort
-        if session.under_way:
-            session.rollback()
+        self.abort_view = abort
         return session
 
     def _current(self, session: Session | None) -> Session:
@@ -102,9 +99,27 @@ class StoreFile:
             "anew"
         )
 
+    def undo(self) -> None:
+        """Undo the change that is under way, as far as it came. The caller has `turn`."""
+        transaction, writer = self.writing, self._writer
+        if transaction is not None:
+            transaction.rollback()
+            self.writing = None
+        elif writer is not None:
+            writer.rollback()
+
+    def end_view(self) -> None:
+        """End what is being viewed, as far as it came. The caller has `look`."""
+        transaction, reader = self.reading, self._reader
+        if transaction is not None:
+            transaction.rollback()
+            self.reading = None
+        elif reader is not None:
+            reader.rollback()
+
     def close_connections(self) -> None:
         """Close both. The caller has `look` and `turn`."""
-        self.abort = self.abort_reading = _NOTHING
+        self.abort = self.abort_view = int
         sessions, self._reader, self._writer = (self._reader, self._writer), None, None
         for session in sessions:
             if session is not None:
@@ -123,8 +138,8 @@ class StoreFile:
         at it for longer than `timeout` seconds.
         """
         with self.held(timeout):
-            if self.writing is not None or self.reading is not None:
-                raise StoreError(f"this thread is in the middle of using {self.path}")
+            if self.changing or self.viewing:
+                raise in_the_middle("repair", f"using {self.path}")
             self.close_connections()
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -133,19 +148,47 @@ class StoreFile:
             finally:
                 os.close(fd)
 
+    def while_viewing(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
+        """What `work` returns, while no other thread reads, and this one only here."""
+
+        def viewing() -> T:
+            if self.viewing:
+                raise in_the_middle(operation)
+            return work()
+
+        return holding(self.look, timeout, self._late(operation, timeout), viewing)
+
+    def while_changing(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
+        """What `work` returns, while no other thread writes, and this one only here."""
+
+        def changing() -> T:
+            if self.changing:
+                raise in_the_middle(operation)
+            return work()
+
+        return holding(self.turn, timeout, self._late(operation, timeout), changing)
+
+    def while_idle(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
+        """What `work` returns, while no other thread reads or writes."""
+        changing = partial(self.while_changing, operation, timeout, work)
+        return self.while_viewing(operation, timeout, changing)
+
+    def _late(self, operation: str, timeout: float) -> str:
+        return f"{operation}: waited {timeout:g} s for another thread of this process"
+
     @contextmanager
     def held(self, timeout: float) -> Iterator[None]:
         """No other thread of this process reads or writes."""
-        with taken(self.look, timeout), taken(self.turn, timeout):
+        with taken(self.look, timeout, self.path), taken(self.turn, timeout, self.path):
             yield
 
     def fork_locks(self) -> "tuple[RLock, RLock]":
         """A fork waits for other threads' changes; in the order in which read() takes them."""
-        return self.look.lock, self.turn.lock
+        return self.look, self.turn
 
     def before_fork(self) -> None:
         """Leave nothing to inherit, unless this very thread is in the middle of something."""
-        if self.writing is None and self.reading is None:
+        if not self.changing and not self.viewing:
             self.close_connections()
 
     def after_fork(self) -> None:
@@ -158,7 +201,7 @@ class StoreFile:
             assert session is not None
             session.inherited = self._forked_inside = True
             _inherited.append(session)
-        self.abort = self.abort_reading = _NOTHING
+        self.abort = self.abort_view = int
         self._reader = self._writer = None
         self.lock.close()
 
@@ -180,17 +223,14 @@ def _shared(fd: int) -> bool:
 
 
 @contextmanager
-def taken(turn: Turn, timeout: float) -> Iterator[None]:
-    """Hold a turn. Raises StoreError where another thread has it for longer than that."""
-    if not turn.lock.acquire(timeout=timeout):
-        raise StoreError(f"waited {timeout:g} s for {turn.what} by another thread of this process")
-    before = turn.owner
+def taken(lock: "RLock", timeout: float, path: Path) -> Iterator[None]:
+    """Hold a lock. Raises StoreError where another thread has it for longer than that."""
+    if not lock.acquire(timeout=timeout):
+        raise StoreError(f"waited {timeout:g} s for another thread of this process at {path}")
     try:
-        turn.owner = get_ident()
         yield
     finally:
-        turn.owner = before
-        turn.lock.release()
+        lock.release()
 
 
 class _Registry:
@@ -212,7 +252,7 @@ class _Registry:
             found.users.add(id(user))
             return found
 
-        return holding(self._lock, entered)
+        return holding(self._lock, -1, "", entered)
 
     def leave(self, file: StoreFile, user: object) -> None:
         """The file is used by one less; the last one closes it. Twice is no error."""
@@ -223,7 +263,7 @@ class _Registry:
                 file.close()
                 del self._files[str(file.path)]
 
-        holding(self._lock, left)
+        holding(self._lock, -1, "", left)
 
     def _check_other_names(self, path: Path) -> None:
         """A mount may give one file two names, of which each would have a log of its own."""

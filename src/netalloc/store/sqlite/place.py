@@ -8,10 +8,11 @@ import os
 import stat
 from pathlib import Path
 
-from netalloc.errors import InvalidValueError, StoreError
+from netalloc.errors import InvalidValueError, OutOfRangeError, StoreError
 from netalloc.values import shown
 
 SIDE_FILES = ("-wal", "-shm", "-journal")  # SQLite's own, beside the file
+_PATH_MAX = 4096  # linux/limits.h, with the NUL
 _OTHERS = 0o037  # more than that the group may read is never meant: anybody could lock writers out
 
 _KINDS = {
@@ -28,7 +29,7 @@ def resolved(path: object) -> Path:
     """The absolute path without symbolic links that a store goes by from now on.
 
     Raises InvalidValueError for what is not a path, or one that SQLite would take for
-    something else than a file.
+    something else than a file, and OutOfRangeError for one that is too long.
     """
     try:
         text = os.fspath(path)  # type: ignore[call-overload]
@@ -46,6 +47,10 @@ def resolved(path: object) -> Path:
         )
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise InvalidValueError(f"store {shown(text)} has a NUL or a surrogate in its path")
+    if len(text.encode()) >= _PATH_MAX:
+        raise OutOfRangeError(
+            f"store {shown(text)} is no path: one has {_PATH_MAX - 1} bytes at most"
+        )
     try:
         return Path(os.path.realpath(text))
     except OSError as error:  # a relative one, and the working directory is gone
@@ -78,6 +83,12 @@ def look_at(path: Path, *, owner: bool = True) -> os.stat_result | None:
             f"be a file of user {os.geteuid()}, or of root"
         )
     return found
+
+
+def check_beside(path: Path, *, owner: bool = True) -> None:
+    """Raise StoreError unless SQLite's files beside a store, where they are, could be its own."""
+    for suffix in SIDE_FILES:
+        look_at(Path(f"{path}{suffix}"), owner=owner)
 
 
 def check_folder(path: Path) -> None:

@@ -20,9 +20,10 @@ import os
 import sqlite3
 from collections.abc import Callable
 from functools import partial
-from typing import Any, TypeVar
+from threading import get_ident
+from typing import TypeVar
 
-from netalloc.errors import ClosedError, StoreError
+from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.host.boot import boot_id
 from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite import file as files
@@ -39,7 +40,6 @@ from netalloc.store.turn import in_the_middle
 from netalloc.values import as_seconds, as_text
 
 T = TypeVar("T")
-_NOTHING = partial(bool)
 
 
 def _nothing(tx: Transaction) -> None:
@@ -85,138 +85,145 @@ class SqliteStore:
             self._closed = False
             self._prepare()
         except BaseException:
-            self._closed = False
             self.close()
             raise
 
     def run(
-        self,
-        operation: str,
-        work: Callable[[SqliteTransaction], T],
-        *,
-        durable: bool = False,
+        self, operation: str, work: Callable[[SqliteTransaction], T], *, durable: bool = False
     ) -> T:
-        """Make a change when those before are done; see Store."""
-        self._check_open(operation)
-        return self._file.turn.run(
-            operation, self.timeout, partial(self._run, operation, work, durable)
-        )
-
-    def _run(self, operation: str, work: Callable[[SqliteTransaction], T], durable: bool) -> T:
+        """Make a change, when those before are done; see Store."""
         file = self._file
-        self._check_open(operation)
+        turn, me = file.turn, get_ident()
+        mine = False
         try:
-            tx = self._begin(operation, durable, _NOTHING)
+            if not turn.acquire(True, self.timeout):
+                raise self._waited(operation)
+            if self._closed or file.changing:
+                raise self._refusal(operation)
+            file.changing, mine = me, True
+            tx = self._start(operation, durable)
             result = work(tx)
-            if not tx.committed:
+            if not tx.over:
                 tx.commit()
             return result
+        except BaseException:
+            if mine:
+                file.undo()
+            raise
         finally:
-            # What rollback() does in good order the two functions in C do in any case.
+            # What undo() does in good order, and may be interrupted in, happens in any case.
             try:
-                if file.writing is not None:
-                    file.writing.rollback()
+                if mine:
+                    file.abort()
+            except sqlite3.Error:
+                pass  # the next change finds out what is wrong with the connection
             finally:
                 try:
-                    file.abort()
-                except sqlite3.Error:
-                    pass  # the connection is of no use any more: the next change has another
+                    if mine:
+                        file.writing = None
+                        file.lock.give()
                 finally:
                     try:
-                        file.writing = None
-                        file.lock.free()
-                    except OSError:
-                        pass  # a forked child has given the lock file back
+                        if mine:
+                            file.changing = 0
+                        turn.release()
+                    except RuntimeError:
+                        pass  # it did not come in time
 
     def view(self, work: Callable[[SqliteTransaction], T]) -> T:
-        """See what was committed last; never waits for a writer."""
-        look = self._file.look
-        self._check_open("view")
-        if look.is_mine:
-            return self._view_within(work)
+        """What `work` makes of what was committed last; never waits for a writer. See Store."""
         while True:
-            found = look.run("view", self.timeout, partial(self._view, work))
+            found = self._view(work)
             if found:
                 return found[0]
             self.run("end of boot", _nothing)  # the first one of this boot
 
     def _view(self, work: Callable[[SqliteTransaction], T]) -> "tuple[T] | None":
-        """What it returns; None where the file is still of another boot."""
+        """The result; None where what ends with a boot has to end first."""
         file = self._file
-        self._check_open("view")
+        look, me = file.look, get_ident()
+        mine = False
         try:
-            connection = file.reader()
-            tx = SqliteTransaction(self.path, connection, None, self, _NOTHING)
-            connection.execute("BEGIN")
-            if tx.state(file.lock.peek()) != self.boot:
+            if not look.acquire(True, self.timeout):
+                raise self._waited("view")
+            if self._closed or file.viewing:
+                raise self._refusal("view")
+            file.viewing, mine = me, True
+            tx = self._snapshot()
+            if tx.boot != self.boot:
                 return None
-            file.reading = tx
             return (work(tx),)
         finally:
             try:
-                if file.reading is not None:
-                    file.reading.rollback()
+                if mine:
+                    file.end_view()
             finally:
                 try:
-                    file.reading = None
-                    file.abort_reading()
+                    if mine:
+                        file.reading = None
+                        file.abort_view()
                 except sqlite3.Error:
                     pass
-
-    def _view_within(self, work: Callable[[SqliteTransaction], T]) -> T:
-        """A view within a view of the same thread, from a signal handler, say."""
-        connection = Session(self.path)
-        try:
-            connection.execute("BEGIN")
-            tx = SqliteTransaction(self.path, connection, None, self, _NOTHING)
-            if tx.state(self._file.lock.peek()) != self.boot:
-                raise in_the_middle("view", self._file.look.what)
-            return work(tx)
-        finally:
-            connection.close()
+                finally:
+                    try:
+                        if mine:
+                            file.viewing = 0
+                        look.release()
+                    except RuntimeError:
+                        pass  # it did not come in time
 
     def begin(self, operation: str, *, durable: bool = False) -> SqliteTransaction:
         """A change step by step; see Store."""
         file = self._file
-        self._check_open(operation)
-        file.turn.enter(operation, self.timeout)
+        if not file.turn.acquire(True, self.timeout):
+            raise self._waited(operation)
         try:
-            self._check_open(operation)
-            tx = self._begin(operation, durable, self._end_writing)
-            tx.step_by_step = True
-            return tx
+            if self._closed or file.changing:
+                raise self._refusal(operation)
+            file.changing = get_ident()
+            try:
+                tx = self._start(operation, durable)
+            except BaseException:
+                file.undo()
+                file.lock.give()
+                file.changing = 0
+                raise
         except BaseException:
-            file.turn.leave()
+            file.turn.release()
             raise
+        tx.ended = self._end_change
+        return tx
 
     def read(self) -> SqliteTransaction:
-        """A view step by step."""
+        """A view step by step; see Store."""
+        self.view(_nothing)  # what ends with a boot has ended
         file = self._file
-        self._check_open("view")
-        self.view(lambda tx: None)  # what ends with a boot has ended
-        file.look.enter("view", self.timeout)
+        if not file.look.acquire(True, self.timeout):
+            raise self._waited("view")
         try:
-            self._check_open("view")
-            connection = file.reader()
-            tx = SqliteTransaction(self.path, connection, None, self, self._end_reading)
-            connection.execute("BEGIN")
-            tx.state(file.lock.peek())
-            tx.step_by_step = True
-            file.reading = tx
-            return tx
+            if self._closed or file.viewing:
+                raise self._refusal("view")
+            file.viewing = get_ident()
+            try:
+                tx = self._snapshot()
+            except BaseException:
+                file.end_view()
+                file.viewing = 0
+                raise
         except BaseException:
-            file.abort_reading()
-            file.look.leave()
+            file.look.release()
             raise
+        tx.ended = self._end_view
+        return tx
 
     def refuse_reentry(self, operation: str) -> None:
-        """Raise StoreError where this thread is in the middle of a change of this file."""
-        if self._file.turn.is_mine:
-            raise in_the_middle(operation, self._file.turn.what)
+        """Raise StoreError where this thread is in the middle of a change of the file."""
+        if self._file.changing == get_ident():
+            raise in_the_middle(operation)
 
     def needs_recovery(self, network: int) -> bool:
         """Whether a process died, or is right now, in the middle of a kernel change."""
-        self._check_open("look")
+        self._check_open()
         mark = self._file.lock.peek()
         return mark is None or not mark.known or network in mark.dirty
 
@@ -225,43 +232,42 @@ class SqliteStore:
 
         Raises StoreError while another connection reads.
         """
-        self._check_open("write back")
+        self._check_open()
 
-        def roll() -> None:
+        def write_back() -> None:
             ((busy, _, _),) = self._file.writer().rows("PRAGMA wal_checkpoint(TRUNCATE)")
             if busy:
                 raise StoreError(f"{self.path} is in use, so its log cannot be written back")
 
-        self._file.turn.run("write back", self.timeout, roll)
+        self._file.while_changing("write back", self.timeout, write_back)
 
     def check(self) -> list[str]:
         """What is wrong with the file itself; O(file)."""
-        self._check_open("check")
+        self._check_open()
 
         def look() -> list[str]:
             connection = self._file.reader()
             return damage(connection) or damaged_rows(connection)
 
-        return self._file.look.run("check", self.timeout, look)
+        return self._file.while_viewing("check", self.timeout, look)
 
     def close(self) -> None:
         """Close it, when what other threads are at is done; a second time is no error.
 
-        Every later call is a ClosedError. A change that this very thread has not ended is
-        undone. Raises StoreError where another thread takes longer than `timeout` seconds:
-        the file stays open then, until it is closed again.
+        Every later call is a ClosedError. Raises StoreError where another thread takes longer
+        than `timeout` seconds, and within a change or view of this thread: the file stays open
+        then, until it is closed again.
         """
         file = getattr(self, "_file", None)
-        if file is None:
+        if file is None or id(self) not in file.users:
             return
-        for turn, tx in ((file.look, file.reading), (file.turn, file.writing)):
-            if turn.is_mine and tx is not None and tx.owner is self and tx.step_by_step:
+        for at, tx in ((file.viewing, file.reading), (file.changing, file.writing)):
+            if at == get_ident() and tx is not None and tx.owner is self:
+                if tx.ended is None:
+                    raise in_the_middle("close")
                 tx.rollback()
-        if file.look.is_mine or file.turn.is_mine:
-            raise in_the_middle("close", file.look.what if file.look.is_mine else file.turn.what)
         self._closed = True
-        leave = partial(files.leave, file, self)
-        file.look.run("close", self.timeout, partial(file.turn.run, "close", self.timeout, leave))
+        file.while_idle("close", self.timeout, partial(files.leave, file, self))
 
     def __enter__(self) -> "SqliteStore":
         return self
@@ -269,43 +275,58 @@ class SqliteStore:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _check_open(self, operation: str) -> None:
+    def _check_open(self) -> None:
         if self._closed:
-            raise ClosedError(f"{operation}: the store {self.path} was closed")
+            raise ClosedError(f"the store {self.path} was closed")
 
-    def _begin(self, operation: str, durable: bool, ended: Callable[[], Any]) -> SqliteTransaction:
+    def _refusal(self, operation: str) -> NetallocError:
+        if self._closed:
+            return ClosedError(f"{operation}: the store {self.path} was closed")
+        return in_the_middle(operation)
+
+    def _waited(self, operation: str) -> StoreError:
+        return StoreError(
+            f"{operation}: waited {self.timeout:g} s for another thread of this process"
+        )
+
+    def _start(self, operation: str, durable: bool) -> SqliteTransaction:
         file = self._file
         if not self.path.exists():
             raise file.gone()  # before a lock file is made anew for nothing
         mark = file.lock.enter(operation, self.timeout)
-        try:
-            connection = file.writer()
-            connection.sync(full=durable)
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                tx = self._transaction(connection, ended)
-                tx.start(operation, mark, self.boot)
-            except BaseException:
-                connection.rollback()
-                raise
-            file.writing = tx
-            return tx
-        except BaseException:
-            file.lock.leave()
-            raise
+        connection = file.writer()
+        connection.rollback()  # of a change whose undoing was interrupted
+        connection.sync(full=durable)
+        connection.execute("BEGIN IMMEDIATE")
+        tx = file.writing = self._transaction(connection)
+        tx.start(operation, mark, self.boot)
+        return tx
 
-    def _transaction(self, connection: Session, ended: Callable[[], Any]) -> SqliteTransaction:
-        return SqliteTransaction(
-            self.path, connection, self._file.lock, self, ended, self._end_of_boot
-        )
+    def _transaction(self, connection: Session) -> SqliteTransaction:
+        return SqliteTransaction(self.path, connection, self._file.lock, self, self._end_of_boot)
 
-    def _end_writing(self) -> None:
-        self._file.writing = None
-        self._file.turn.leave()
+    def _snapshot(self) -> SqliteTransaction:
+        file = self._file
+        connection = file.reader()
+        connection.rollback()  # of a view whose end was interrupted
+        connection.execute("BEGIN")
+        tx = SqliteTransaction(self.path, connection, None, self)
+        tx.state(file.lock.peek())
+        file.reading = tx
+        return tx
 
-    def _end_reading(self) -> None:
-        self._file.reading = None
-        self._file.look.leave()
+    def _end_change(self) -> None:
+        file = self._file
+        file.writing = None
+        file.lock.give()
+        file.changing = 0
+        file.turn.release()
+
+    def _end_view(self) -> None:
+        file = self._file
+        file.reading = None
+        file.viewing = 0
+        file.look.release()
 
     def _prepare(self) -> None:
         """Make the tables, or bring them up to date; usually neither."""
@@ -321,14 +342,14 @@ class SqliteStore:
                 )
         else:
             check_length(self.path, found.st_size)
-            place.tighten(self.path)
-            if self._file.look.run("open", self.timeout, self._version) == VERSION:
+            place.check_beside(self.path)
+            version = self._file.while_viewing(
+                "open", self.timeout, lambda: version_of(self._file.reader())
+            )
+            place.tighten(self.path)  # not before it is known to be a store
+            if version == VERSION:
                 return
-        make = partial(self._file.turn.run, "make tables", self.timeout, self._make)
-        self._file.look.run("make tables", self.timeout, make)
-
-    def _version(self) -> int:
-        return version_of(self._file.reader())
+        self._file.while_idle("make tables", self.timeout, self._make)
 
     def _make(self) -> None:
         file = self._file
@@ -338,6 +359,8 @@ class SqliteStore:
             try:
                 if made:
                     place.create(self.path)
+                else:
+                    place.tighten(self.path)
                 connection = file.writer()
                 ((mode,),) = connection.rows("PRAGMA journal_mode = WAL")
                 if mode != "wal":
@@ -366,9 +389,9 @@ class SqliteStore:
                 pass
             finally:
                 try:
-                    file.lock.free()
-                except OSError:
-                    pass
+                    file.lock.give()
+                finally:
+                    pass  # a `try` comes first: see store/turn.py
 
     def _make_tables(self, connection: Session, mark: WriterRecord | None) -> None:
         version = version_of(connection)
@@ -381,12 +404,19 @@ class SqliteStore:
             self._file.lock.write(WriterRecord(boot=self.boot, sequence=1, store=identity))
         else:
             migrate(connection)
-            tx = self._transaction(connection, _NOTHING)
+            tx = self._transaction(connection)
+            self._file.changing, self._file.writing = get_ident(), tx
             try:
                 tx.start("make tables", mark, self.boot)
                 tx.brought_over(identity)
                 self._migrated(tx)
-            except BaseException:
-                tx.rollback()
-                raise
-            tx.commit()
+                tx.commit()
+            finally:
+                try:
+                    self._file.undo()
+                finally:
+                    try:
+                        self._file.writing = None
+                        self._file.changing = 0
+                    finally:
+                        pass

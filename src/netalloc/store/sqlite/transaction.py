@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from threading import get_ident
 from typing import Any
 
 from netalloc.errors import ClosedError, StoreError
@@ -15,13 +16,15 @@ from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.write_lock import WriteLock
 from netalloc.store.sqlite.writer_record import WriterRecord
 
+_NONE: frozenset[int] = frozenset()
 log = logging.getLogger(__name__)
 
 
 class SqliteTransaction:
     """One change of the file, or a view of it; made by SqliteStore and SqliteView.
 
-    `owner` is the store that it belongs to; `ended` is called once, when it is over.
+    `owner` is the store that it belongs to. Where it is made step by step, `ended` is called
+    when it is over.
     """
 
     def __init__(
@@ -30,34 +33,29 @@ class SqliteTransaction:
         connection: Session,
         lock: WriteLock | None,
         owner: object,
-        ended: Callable[[], None],
         end_of_boot: Callable[[Transaction], None] | None = None,
     ) -> None:
-        self._end_of_boot = end_of_boot
-        self.dirty: frozenset[int] = frozenset()
+        self.owner = owner
+        self.thread = get_ident()
+        self.ended: Callable[[], None] | None = None
+        self.dirty = _NONE
         self.operation = ""
+        self.sequence = 0
+        self.boot = ""
+        self._end_of_boot = end_of_boot
         self._path = path
         self._connection = connection
         self._lock = lock
-        self.owner = owner
-        self._ended = ended
-        self.step_by_step = False  # whether it is of begin() or read()
-        self._over = False
-        self._abandoned = False
-        self._touched: set[int] = set()
-        self._done: list[Any] = []
-        self.sequence = 0
-        self.boot = ""
+        self.over = self._abandoned = False
+        self._target = 0  # the sequence number of what is being committed
+        self._done: list[Any] = []  # has something in it from the very moment of the commit
+        self._touched = _NONE
         self._counters: dict[str, int] = {}
         self._written = connection.version
         self.bitmap = connection.bitmaps.bitmap
         self.names = connection.bitmaps.names
         self.drop = connection.bitmaps.drop
         self.table = connection.table
-
-    @property
-    def committed(self) -> bool:
-        return bool(self._done)
 
     def state(self, mark: WriterRecord | None) -> str:
         """Read the state row; the boot it belongs to. Raises StoreError for an old file."""
@@ -69,11 +67,10 @@ class SqliteTransaction:
         if mark is not None:
             self._compare(mark)
         self._connection.at(self.sequence)
+        if self._lock is not None:
+            self._connection.sequence = -1  # until it is committed, or nothing was changed
         self._connection.bitmaps.expected = self._counters.get("bitmaps", 0)
         self._written = self._connection.version
-        # From here on the bitmaps in memory may differ from the file, until the end says they
-        # do not: an interrupt keeps it from saying so.
-        self._connection.sequence = -1
         return self.boot
 
     def _compare(self, mark: WriterRecord) -> None:
@@ -96,7 +93,7 @@ class SqliteTransaction:
         self.operation = operation
         if self.boot != boot:
             self.boot = boot
-            self._written = -1  # which boot it is has to be written in any case
+            self._written = -1
             if self._end_of_boot is not None:
                 self._end_of_boot(self)
             self.dirty = self._all_networks()
@@ -136,84 +133,95 @@ class SqliteTransaction:
 
     def mark_dirty(self, network: int) -> None:
         self._check_under_way()
-        self._touched.add(network)
+        self._touched |= {network}
         self._mark(os.getpid(), self.dirty | self._touched)
 
     def mark_clean(self, network: int) -> None:
         self.dirty -= {network}
-        self._touched.discard(network)
+        self._touched -= {network}
+
+    @property
+    def committed(self) -> bool:
+        """Whether the change is in the file, even where commit() was interrupted after."""
+        return bool(self._done)
 
     def commit(self) -> None:
-        connection = self._connection
         self._check_under_way()
         try:
-            if connection.version == self._written:
-                connection.end_unchanged()
-                self._done.append(None)
-            else:
-                count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
-                self._counters["bitmaps"] = count
-                text = counters_text(self._counters)
-                write_state(connection, self.sequence + 1, self.boot, text)
-                connection.commit(self._done)
-                self.sequence += 1
-            connection.sequence = self.sequence
-            self._touched = set()
+            self._commit()
         except BaseException:
-            connection.rollback()
+            if self.ended is not None:
+                self.rollback()
             raise
+        self._touched = _NONE
         try:
-            self._leave()
-        except StoreError as error:  # it is made: what was to be noted is found out instead
-            log.error("%s was committed, but: %s", self.operation, error)
+            self._finish()
+        except StoreError as error:  # it is made, and the next writer looks at more than it has to
+            log.warning("%s was committed, but: %s", self.operation, error)
+        if self.ended is not None:
+            self.ended()
 
     def rollback(self) -> None:
-        if self._over:
+        if self.over:
             return
         try:
             if self._abandoned:
-                pass  # the connection is the parent's
-            elif self._connection.version == self._written:
-                self._connection.end_unchanged()
-                self._connection.sequence = self.sequence
+                self.over = True
             else:
-                self._connection.rollback()
+                self._undo()
+                self._finish()
         finally:
-            self._leave()
+            if self.ended is not None:
+                self.over = True
+                self.ended()
 
     def abandon(self) -> Session:
         """In a forked child: it is the parent's, and nothing of it may be touched here."""
         self._abandoned = True
         return self._connection
 
+    def _commit(self) -> None:
+        connection = self._connection
+        if connection.version == self._written:
+            connection.end_unchanged()
+            self._done.append(None)
+            connection.sequence = self.sequence
+            return
+        count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
+        self._counters["bitmaps"] = count
+        self._target = self.sequence + 1
+        write_state(connection, self._target, self.boot, counters_text(self._counters))
+        connection.commit(self._done)
+        connection.sequence = self.sequence = self._target
+
+    def _undo(self) -> None:
+        if self.committed:
+            self.sequence = max(self.sequence, self._target)
+            self._touched = _NONE
+        elif self._connection.version == self._written:
+            self._connection.end_unchanged()
+            if self._lock is not None:
+                self._connection.sequence = self.sequence
+        else:
+            self._connection.rollback()
+
+    def _finish(self) -> None:
+        """Say that nothing is going on any more, and what is left to be looked at."""
+        self._mark(0, self.dirty | self._touched)
+        self.over = True
+
     def _check_under_way(self) -> None:
-        if self._over:
+        if self.over:
             raise ClosedError(f"{self.operation or 'this view'} has ended, or its store was closed")
         if self._abandoned:
-            raise StoreError(f"{self.operation} is a change of the process that forked this one")
-
-    def _leave(self) -> None:
-        if self._over:
-            return
-        self._over = True
-        try:
-            if self._lock is not None and not self._abandoned:
-                try:
-                    self._mark(0, self.dirty | self._touched)
-                finally:
-                    self._lock.leave()
-        finally:
-            self._ended()
+            raise StoreError(
+                f"{self.operation}: this process was forked in the middle of a change of its "
+                "parent's"
+            )
 
     def _mark(self, pid: int, dirty: Iterable[int]) -> None:
-        if self._lock is not None:
-            self._lock.write(
-                WriterRecord(
-                    pid,
-                    self.operation if pid else "",
-                    self.boot,
-                    self.sequence,
-                    frozenset(dirty),
-                    self._counters.get("store", 0),
-                )
-            )
+        if self._lock is None:
+            return
+        operation, store = self.operation if pid else "", self._counters.get("store", 0)
+        record = WriterRecord(pid, operation, self.boot, self.sequence, frozenset(dirty), store)
+        self._lock.write(record)

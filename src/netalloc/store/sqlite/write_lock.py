@@ -29,7 +29,6 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.place import look_at
@@ -52,9 +51,8 @@ class WriteLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._fd: int | None = None
-        # Let the next one in: one call of a function in C, so that no interrupt keeps it.
-        self.free: Callable[[], Any] = _NOTHING
         self._stale: list[int] = []  # another thread may be reading them
+        self.give: Callable[[], object] = int  # gives the turn back, in one call of C
         self._turns = 0  # how often it may be taken without queueing
 
     def enter(self, operation: str, timeout: float = 10.0) -> WriterRecord | None:
@@ -82,13 +80,11 @@ class WriteLock:
             # The file was removed and made anew meanwhile: queue at the new one.
             self._release(fd)
             self._stale.append(fd)
-            self.free = _NOTHING
             self._fd = None
 
     def write(self, record: WriterRecord) -> None:
         """Say what is going on; it stays when this process dies."""
-        if self._fd is None:
-            raise StoreError(f"{self.path} is not open: this process was forked in mid-change")
+        assert self._fd is not None
         data = record.line()
         try:
             done = os.pwrite(self._fd, data, 0)
@@ -99,7 +95,7 @@ class WriteLock:
 
     def leave(self) -> None:
         """Let the next one in."""
-        self.free()
+        self.give()
 
     def peek(self) -> WriterRecord | None:
         """What the file says now, without waiting."""
@@ -116,7 +112,7 @@ class WriteLock:
 
     def close(self) -> None:
         """Give the file back, and the turn with it."""
-        self.free = _NOTHING
+        self.give = int
         open_files, self._stale = self._stale, []
         if self._fd is not None:
             open_files.append(self._fd)
@@ -143,10 +139,8 @@ class WriteLock:
 
     def _open(self) -> int:
         if self._fd is None:
-            fd = self._opened(os.O_RDWR | os.O_CREAT)
-            leave = partial(fcntl.fcntl, fd, fcntl.F_OFD_SETLK, _GIVE_BOTH)
-            self._fd = fd
-            self.free = leave
+            self._fd = self._opened(os.O_RDWR | os.O_CREAT)
+            self.give = partial(fcntl.fcntl, self._fd, fcntl.F_OFD_SETLK, _GIVE_BOTH)
         return self._fd
 
     def _opened(self, flags: int) -> int:
@@ -209,7 +203,6 @@ def _flock(kind: int, byte: int, length: int) -> bytes:
 
 
 _TAKE = [_flock(fcntl.F_WRLCK, byte, 1) for byte in (_QUEUE, _WRITE)]
-_NOTHING = partial(bool)
 _GIVE = [_flock(fcntl.F_UNLCK, byte, 1) for byte in (_QUEUE, _WRITE)]
 _GIVE_BOTH = _flock(fcntl.F_UNLCK, _QUEUE, 2)
 
