@@ -128,11 +128,7 @@ def _look(host: HostStore, stated: Statement) -> Network | None:
 
 
 def _read(store: Store, view: Callable[[Transaction], T]) -> T:
-    tx = store.read()
-    try:
-        return view(tx)
-    finally:
-        tx.rollback()
+    return store.view(view)
 
 
 def _with_subnet(stated: Statement, network: Network | None) -> Statement:
@@ -194,9 +190,8 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
     None where another process has registered it since we looked. What the kernel has under its
     name, from a store that is gone, goes.
     """
-    tx = store.begin("register", durable=True)
-    with ExitStack() as failed:
-        failed.callback(tx.rollback)
+
+    def register(tx: Transaction) -> Network | None:
         network = find(tx, stated.name)
         if network is not None and network.backend:
             return None
@@ -205,29 +200,28 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
         else:
             replace(tx, network, fresh := completed(network, stated))
             network = fresh
-        failed.callback(mappings.cleanup)
-        mappings.setup()
-        desired = Publications(network.number, subnet_of(network), ports_of(network)).desired(tx)
-        mappings.reconcile(desired)
-        failed.pop_all()
-    try:
-        tx.commit()
-    except BaseException:
-        mappings.cleanup()
-        raise
-    return network
+        try:
+            mappings.setup()
+            number, subnet = network.number, subnet_of(network)
+            mappings.reconcile(Publications(number, subnet, ports_of(network)).desired(tx))
+            tx.commit()
+        except BaseException:
+            if not tx.committed:
+                mappings.cleanup()
+            raise
+        return network
+
+    return store.run("register", register, durable=True)
 
 
 def _take_back(host: HostStore, network: Network) -> None:
     """Take what a manager in memory held out of the store that it shared."""
-    tx = host.store.begin("close")
-    try:
+
+    def take_back(tx: Transaction) -> None:
         purge(tx, network)
         rebuild_ports(tx)
-    except BaseException:
-        tx.rollback()
-        raise
-    tx.commit()
+
+    host.store.run("close", take_back)
 
 
 def kernel_cleanup(network: Network, store: Store) -> None:

@@ -49,6 +49,12 @@ class Calls:
         except RuntimeError:
             pass  # it knows already
 
+    def after_fork(self) -> None:
+        """In a forked child no other thread is in."""
+        for call, thread in tuple(self.inside.items()):
+            if thread != get_ident():
+                self.inside.pop(call, None)
+
     def close(self) -> None:
         """Let no call in from now on, and wait for those that are in; may be called again.
 

@@ -1,56 +1,53 @@
 """One change of store and kernel together: all of it or nothing, and many callers at once.
 
-A lasting store is written in groups: while one thread commits, those who come meanwhile
+A store in a file is written in groups: while one thread commits, those that come meanwhile
 queue up, and the first of them takes the whole queue into one transaction, one kernel batch
-and one commit. Each of the others sleeps until his change is made: they would be in each
+and one commit. Each of the others sleeps until its change is made: they would be in each
 other's way at a common lock, and groups would stay small. A caller alone pays for itself
 alone, and waits for nobody.
 """
 
 import logging
-from collections.abc import Callable
-from threading import Lock
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from threading import get_ident, main_thread
 from typing import Any, TypeVar, cast
 
-from netalloc.errors import ClosedError
+from netalloc.errors import (
+    ClosedError,
+    CommandError,
+    InUseError,
+    NetallocError,
+    NotAllocatedError,
+)
 from netalloc.ipam.change import Change
+from netalloc.manager.calls import Calls
 from netalloc.manager.mappings import ExclusiveMappings
-from netalloc.manager.undo import undo
+from netalloc.manager.queue import Queue, Waiter
+from netalloc.manager.undo import attempt, undo
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.store.fork import guard
+from netalloc.store import fork
 from netalloc.store.protocol import Store, Transaction
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-
-class Waiter:
-    """A caller in the queue, and what came of his operation."""
-
-    __slots__ = ("after", "change", "done", "durable", "error", "operation", "result", "wake")
-
-    def __init__(self, operation: str, change: Callable[[Change], Any], durable: bool) -> None:
-        self.operation = operation
-        self.change = change
-        self.durable = durable
-        self.done = False
-        self.result: Any = None
-        self.error: Exception | None = None
-        self.after: list[Callable[[], Any]] = []
-        self.wake = Lock()  # released when he is done, or to lead
-        self.wake.acquire()
-
-
-class _SeparatelyError(Exception):
-    """A group cannot be made as one: somebody in it failed half-way."""
+# What a backend raises that has changed nothing. After anything else, which may have come out
+# of a signal handler, the kernel is looked at.
+REFUSALS = (CommandError, InUseError, NotAllocatedError)
 
 
 class Committer:
     """Makes the changes of one network.
 
-    The order is: records, kernel, commit. A kernel that refuses undoes the records; a
-    commit that fails undoes the kernel. `desired(tx)` is what the kernel should have: it is
-    made so before the next change where somebody died between the two.
+    The order is: records, kernel, commit. A kernel that refuses undoes the records; a commit
+    that fails undoes the kernel. `desired(tx)` is what the kernel should have: it is made so
+    at once after an interrupt between the two, and before the next change where that was not
+    to be.
     """
 
     def __init__(
@@ -64,57 +61,40 @@ class Committer:
         self._kernel = kernel
         self._network = network
         self._desired = desired
-        self.closed = False
-        self.after_fork()
-        guard(self)
+        self._calls = Calls("the manager")
+        self._queue = Queue(self._calls)
+        self._process = fork.process
+        fork.guard(self)
 
     def fork_locks(self) -> tuple[()]:
         """The store's are enough."""
         return ()
 
     def after_fork(self) -> None:
-        """In a forked child nobody else is in the queue, and no leader is at work."""
-        self._queue: list[Waiter] = []
-        self._door = Lock()  # of the queue, and of these two
-        self._led = False
-        self._heir: Waiter | None = None
+        """In a forked child no other thread is in the queue, and none leads."""
+        self._calls.after_fork()
+
+    @property
+    def inherited(self) -> bool:
+        """Whether it came by a fork and its store belongs to the parent alone, as does all that
+        the kernel has of it.
+        """
+        return not self.store.persistent and self._process != fork.process
 
     def run(self, operation: str, change: Callable[[Change], T], *, durable: bool = False) -> T:
         """Run the operation; whatever it raises, nothing of it remains.
 
-        It may be run again, in a transaction of its own, when it shared one that failed.
+        After an interrupt it was made wholly or not at all. It may be run again, in a
+        transaction of its own, when it shared one that failed. Raises ClosedError, and
+        StoreError within another change of the same thread.
         """
-        if self.closed:
-            raise ClosedError(f"{operation}: the manager is closed")
-        if not self.store.persistent:
-            return self._run_alone(operation, change)
-        caller = Waiter(operation, change, durable)
-        with self._door:
-            self._queue.append(caller)
-            leads, self._led = not self._led, True
-        if not leads:
-            try:
-                caller.wake.acquire()
-            except BaseException:
-                self._desert(caller)
-                raise
-        if not caller.done:
-            self._lead(caller)
-        if caller.error is not None:
-            raise caller.error
-        for step in caller.after:
-            step()
-        return cast(T, caller.result)
+        if self.store.persistent:
+            return cast(T, self._run_queued(Waiter(operation, change, durable)))
+        return self._run_alone(operation, change)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
-        """Read, without waiting for a change that somebody is making."""
-        if self.closed:
-            raise ClosedError("the manager is closed")
-        tx = self.store.read()
-        try:
-            return view(tx)
-        finally:
-            tx.rollback()
+        """Read, without waiting for a change that is under way in a file."""
+        return self._calls.run(object(), partial(self.store.view, view))
 
     def reconcile(self) -> ReconcileResult:
         """Make the kernel agree with the store; what was repaired."""
@@ -127,147 +107,196 @@ class Committer:
 
         return self.run("reconcile", change)
 
-    def close(self) -> None:
-        """Make no change from now on."""
-        self.closed = True
-
     def recover(self) -> None:
-        """Reconcile if somebody died in the middle of a change."""
+        """Reconcile if a change was cut off in the middle."""
         if self.store.needs_recovery(self._network):
             self.run("recover", lambda made: None)
 
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called: every later call is a ClosedError."""
+        return self._calls.closed
+
+    def close(self) -> None:
+        """Let no call in from now on, and wait for those under way. May be called again.
+
+        Raises StoreError within a call of the same thread.
+        """
+        self._calls.close()
+
     def _run_alone(self, operation: str, change: Callable[[Change], T]) -> T:
         """The same without a queue: a store in memory has no commit worth sharing."""
-        tx = self.store.begin(operation)
-        made = Change(tx)
-        batch = None
-        try:
-            result = change(made)
-            if made.remove or made.add:
-                self._kernel.apply(made.remove, made.add)
-                batch = made.remove, made.add
-            tx.commit()
-        except BaseException as error:
-            failure = self._unmake(tx, [made], batch, error)
-            if failure is error:
+        made: Change | None = None
+        committed = False
+
+        def work(tx: Transaction) -> T:
+            nonlocal made, committed
+            if tx.dirty:
+                self._repair(tx)
+            made = Change(tx)
+            try:
+                result = change(made)
+                self._seal(tx, made.remove, made.add)
+                committed = True
+            except BaseException as error:
+                committed = tx.committed
+                self._undo(tx, (made,), error)
                 raise
-            raise failure from None
-        for step in made.after:
-            step()
-        return result
+            return result
+
+        calls = self._calls
+        try:
+            calls.inside[work] = get_ident()
+            if calls.closed:
+                raise ClosedError("the manager is closed")
+            result = self.store.run(operation, work)
+            assert made is not None
+            for step in made.after:
+                step()
+            return result
+        except BaseException:
+            if made is not None:
+                self._cut_off((made,), committed)
+            raise
+        finally:
+            try:
+                calls.inside.pop(work, None)
+            finally:
+                if calls.closed:
+                    calls.report()
+
+    def _run_queued(self, caller: Waiter) -> Any:
+        """Have the operation made by whoever leads: another thread, or this one."""
+        self.store.refuse_reentry(caller.operation)
+        calls, queue = self._calls, self._queue
+        try:
+            calls.inside[caller] = get_ident()
+            if calls.closed:
+                raise ClosedError("the manager is closed")
+            while not caller.done:
+                if queue.leads(caller):
+                    self._lead(caller)
+                else:
+                    queue.wait(caller)
+            if caller.error is not None:
+                raise caller.error
+            for step in caller.after():
+                step()
+            return caller.result
+        finally:
+            try:
+                calls.inside.pop(caller, None)
+            finally:
+                if calls.closed:
+                    calls.report()
 
     def _lead(self, leader: Waiter) -> None:
-        """Make the changes of everybody who is in the queue by now, and hand on the lead."""
-        with self._door:
-            group, self._queue = self._queue, []
-            self._heir = None
+        """Make the changes of all that are in the queue by now, and hand on the lead."""
+        group: list[Waiter] = []
         try:
-            try:
-                self._make(group)
-            except _SeparatelyError:
-                for caller in group:
-                    self._make([caller])
-        finally:
-            for caller in group:
-                if caller.done and caller is not leader:
-                    caller.wake.release()
-            with self._door:
-                # Some are left where the leader was interrupted.
-                left = [one for one in group if not one.done and one is not leader]
-                self._queue = left + self._queue
-                self._hand_on()
-
-    def _hand_on(self) -> None:
-        """Let the first in the queue lead; at the door."""
-        self._heir = self._queue[0] if self._queue else None
-        self._led = self._heir is not None
-        if self._heir is not None:
-            self._heir.wake.release()
-
-    def _desert(self, caller: Waiter) -> None:
-        """An interrupted caller leaves the queue, and hands on the lead if it is his."""
-        with self._door:
-            if caller in self._queue:
-                self._queue.remove(caller)
-            if self._heir is caller:
-                self._hand_on()
-
-    def _make(self, group: list[Waiter]) -> None:
-        """One transaction for all of them; `error` or `result` and `done` are set in each."""
-        try:
-            durable = any(caller.durable for caller in group)
-            tx = self.store.begin(group[0].operation, durable=durable)
+            waiting = self._queue.waiting()
+            durable = any(caller.durable for caller in waiting)
+            work = partial(self._make, group, leader, durable)
+            self.store.run(leader.operation, work, durable=durable)
         except Exception as error:
+            if not group:  # it was not to be begun, for any of them
+                self._queue.refuse(leader, waiting, error)
+                raise
+            self._cut_off([one.made for one in group if one.made], leader.done)
+            if leader.done or not _shared(error, group):
+                raise
             for caller in group:
-                caller.error, caller.done = error, True
-            return
-        made: list[Change] = []
-        batch: tuple[list[PortMapping], list[PortMapping]] | None = None
+                caller.alone = True
+        except BaseException:
+            self._cut_off([one.made for one in group if one.made], leader.done)
+            raise
+        finally:
+            try:
+                self._queue.leader = None
+            finally:
+                self._queue.hand_on(leader, group)
+
+    def _make(self, group: list[Waiter], leader: Waiter, durable: bool, tx: Transaction) -> None:
+        """One transaction for all of them; `error` or `result` is set in each."""
+        if self._network in tx.dirty:
+            self._repair(tx)
+        group += self._queue.group(leader, durable)
+        made = []
         try:
-            if self._network in tx.dirty:
-                self._mend(tx)
             for caller in group:
-                made.append(Change(tx))
-                self._run(caller, made[-1], len(group) == 1)
+                caller.error = None
+                change = caller.made = Change(tx)
+                made.append(change)
+                _run_one(caller, change, len(group) == 1)
             remove = [mapping for change in made for mapping in change.remove]
             add = [mapping for change in made for mapping in change.add]
-            if remove or add:
-                tx.mark_dirty(self._network)
-                self._apply(tx, remove, add)
-                batch = remove, add
-            tx.commit()
+            self._seal(tx, remove, add)
         except BaseException as error:
-            failure = self._unmake(tx, made, batch, error)
-            if not isinstance(failure, Exception):
-                raise
-            if len(group) > 1:
-                raise _SeparatelyError from failure
-            group[0].error, group[0].done = failure, True
-            return
-        for caller, change in zip(group, made, strict=True):
-            caller.after = change.after
-            caller.done = True
-
-    def _run(self, caller: Waiter, change: Change, alone: bool) -> None:
-        before = change.tx.version
-        try:
-            caller.result = caller.change(change)
-        except Exception as error:
-            if alone or change.undo or change.tx.version != before:
-                raise
-            caller.error = error  # refused before anything changed: the others go on
-
-    def _apply(self, tx: Transaction, remove: list[PortMapping], add: list[PortMapping]) -> None:
-        try:
-            self._kernel.apply(remove, add)
-        except Exception:
-            tx.mark_clean(self._network)  # a batch that fails leaves nothing of it
+            self._undo(tx, made, error)
             raise
 
-    def _mend(self, tx: Transaction) -> None:
+    def _seal(self, tx: Transaction, remove: list[PortMapping], add: list[PortMapping]) -> None:
+        """The kernel's part, and the commit. What fails leaves the kernel as it was, or dirty."""
+        if not (remove or add):
+            tx.commit()
+            return
+        tx.mark_dirty(self._network)
+        try:
+            self._kernel.apply(remove, add)
+        except REFUSALS:
+            tx.mark_clean(self._network)
+            raise
+        try:
+            tx.commit()
+        except Exception as error:
+            if not tx.committed:
+                undo([partial(self._kernel.apply, add, remove)], error)
+                tx.mark_clean(self._network)
+            raise
+
+    def _repair(self, tx: Transaction) -> None:
+        """Make the kernel agree, where a change was cut off between kernel and commit."""
+        if self._network not in tx.dirty:
+            return
         repairs = self._kernel.reconcile(self._desired(tx))
         tx.mark_clean(self._network)
         if repairs:
             log.warning("a change was cut off in the middle; repaired: %s", repairs)
 
-    def _unmake(
-        self,
-        tx: Transaction,
-        made: list[Change],
-        batch: tuple[list[PortMapping], list[PortMapping]] | None,
-        error: BaseException,
-    ) -> BaseException:
-        """Undo all of it; what to raise: the error, with what went wrong here as well."""
-        try:
-            try:
-                undo([step for change in reversed(made) for step in reversed(change.undo)], error)
-            finally:
-                if batch is not None:
-                    remove, add = batch
-                    undo([lambda: self._kernel.apply(add, remove)], error)
-                    tx.mark_clean(self._network)
-        except Exception as group:
-            error = group
-        finally:
-            tx.rollback()
-        return error
+    def _undo(self, tx: Transaction, made: Sequence[Change], error: BaseException) -> None:
+        """Take the steps back that lie outside of store and kernel."""
+        if not tx.committed:
+            undo([step for change in reversed(made) for step in reversed(change.undo)], error)
+
+    def _cut_off(self, made: Sequence[Change], committed: bool) -> None:
+        """After an error: finish what was committed, or make the kernel agree at once."""
+        if committed:
+            for change in made:
+                for step in change.after:
+                    attempt(step)
+        if self.inherited or not any(change.add or change.remove for change in made):
+            return
+        if self.store.needs_recovery(self._network):
+            failure = attempt(partial(self.store.run, "recover", self._repair))
+            if failure is not None:
+                log.error("the next change has to repair the kernel: %s", failure)
+
+
+def _run_one(caller: Waiter, made: Change, alone: bool) -> None:
+    before = made.tx.version
+    try:
+        caller.result = caller.change(made)
+    except NetallocError as error:
+        if alone or made.undo or made.add or made.remove or made.tx.version != before:
+            raise
+        caller.error = error  # refused before anything changed: the others go on
+
+
+def _shared(error: Exception, group: list[Waiter]) -> bool:
+    """Whether the error may be another caller's, so that each is to be run by itself.
+
+    In the main thread what is no error of ours may have come out of a signal handler, and is
+    for this thread alone.
+    """
+    ours = isinstance(error, (NetallocError, ExceptionGroup))
+    return len(group) > 1 and (ours or get_ident() != main_thread().ident)

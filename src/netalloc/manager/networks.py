@@ -111,15 +111,13 @@ class Networks(Mapping[str, NetworkInfo]):
         name = as_network_name(name)
         with self._lock:
             self._check_open()
-            tx = self._store.begin("remove network", durable=True)
-            try:
+
+            def change(tx: Transaction) -> None:
                 network = get(tx, name)
                 remove(tx, network)
                 kernel_cleanup(network, self._store)
-            except BaseException:
-                tx.rollback()
-                raise
-            tx.commit()
+
+            self._store.run("remove network", change, durable=True)
             manager = self._managers.pop(name, None)
         if manager is not None:
             manager.close()
@@ -186,11 +184,7 @@ class Networks(Mapping[str, NetworkInfo]):
 
     def _read(self, view: Callable[[Transaction], T]) -> T:
         self._check_open()
-        tx = self._store.read()
-        try:
-            return view(tx)
-        finally:
-            tx.rollback()
+        return self._store.view(view)
 
     def _check_open(self) -> None:
         if self._closed:

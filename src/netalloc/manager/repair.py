@@ -52,7 +52,8 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     if place.look_at(path) is None:
         raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
     place.check_beside(path)
-    file = files.enter(path)
+    user = object()
+    file = files.enter(path, user)
     try:
         with file.held(timeout):
             mark = file.lock.enter("repair", timeout)
@@ -68,7 +69,7 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
             finally:
                 file.lock.leave()
     finally:
-        files.leave(file)
+        files.leave(file, user)
 
 
 def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:

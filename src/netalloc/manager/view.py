@@ -162,11 +162,7 @@ class NetworkView:
             self._store.close()
 
     def _read(self, view: Callable[[Transaction], T]) -> T:
-        tx = self._store.read()
-        try:
-            return view(tx)
-        finally:
-            tx.rollback()
+        return self._store.view(view)
 
     def __enter__(self) -> "NetworkView":
         return self

@@ -19,8 +19,7 @@ that the transactions of this package keep:
 """
 
 from collections.abc import Callable
-from threading import RLock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from netalloc.errors import StoreError
 
@@ -32,50 +31,17 @@ def in_the_middle(operation: str, what: str = "a change of this store") -> Store
     return StoreError(f"{operation}: this thread is in the middle of {what}")
 
 
-class Turn:
-    """Lets one thread at a time in, and none a second time while it is in.
+def holding(lock: Any, timeout: float, late: str, work: Callable[[], T]) -> T:
+    """What `work` returns, with a lock held meanwhile; StoreError(late) where it does not come.
 
-    `lock` may be taken from outside as well, as a fork does, to wait until nobody is in.
+    A timeout of -1 is none.
     """
-
-    __slots__ = ("lock", "taken", "timeout", "what")
-
-    def __init__(self, what: str, timeout: float) -> None:
-        self.lock = RLock()
-        self.taken = False
-        self.timeout = timeout
-        self.what = what
-
-    def run(self, operation: str, work: Callable[[], T]) -> T:
-        """What `work` returns; StoreError when the turn does not come in time, or within itself."""
-        lock = self.lock
-        mine = False
+    try:
+        if not lock.acquire(True, timeout):
+            raise StoreError(late)
+        return work()
+    finally:
         try:
-            if not lock.acquire(True, self.timeout):
-                raise StoreError(
-                    f"{operation}: waited {self.timeout:g} s for another thread of this process"
-                )
-            if self.taken:
-                raise in_the_middle(operation, self.what)
-            self.taken = mine = True
-            return work()
-        finally:
-            try:
-                if mine:
-                    self.taken = False
-                lock.release()
-            except RuntimeError:
-                pass  # it did not come in time
-
-    def __enter__(self) -> None:
-        """For a change made step by step: see Store.begin."""
-        if not self.lock.acquire(True, self.timeout):
-            raise StoreError(f"waited {self.timeout:g} s for another thread of this process")
-        if self.taken:
-            self.lock.release()
-            raise in_the_middle("begin", self.what)
-        self.taken = True
-
-    def __exit__(self, *_: object) -> None:
-        self.taken = False
-        self.lock.release()
+            lock.release()
+        except RuntimeError:
+            pass  # it did not come

@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,18 @@ class Connection:
             self._raw.execute(sql, values)
         except _FAULTS as error:
             raise _translated(error, self.path) from error
+
+    def commit(self, done: list[Any]) -> None:
+        """Commit, and put something into `done`: one step, which no interrupt divides."""
+        try:
+            done.extend(map(self._raw.execute, ("COMMIT",)))
+        except _FAULTS as error:
+            raise _translated(error, self.path) from error
+
+    @property
+    def abort(self) -> Callable[[], object]:
+        """Rolls back what is under way, if anything is: a function in C."""
+        return self._raw.rollback
 
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""

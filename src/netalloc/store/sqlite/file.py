@@ -14,20 +14,23 @@ import fcntl
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from netalloc.errors import StoreError
 from netalloc.store.fork import guard
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.write_lock import WriteLock
-from netalloc.store.turn import in_the_middle
+from netalloc.store.turn import holding, in_the_middle
 
 if TYPE_CHECKING:
     from netalloc.store.sqlite.transaction import SqliteTransaction
+
+T = TypeVar("T")
 
 # The bytes of the file by which SQLite's readers keep it from being rolled into one with its
 # log: SHARED_FIRST and SHARED_SIZE of os.h in SQLite's source.
@@ -38,8 +41,9 @@ class StoreFile:
     """A file, its write lock, and the connections of this process: one to write, one to read.
 
     `turn` is held by the thread that writes, `look` by the one that reads; who needs both
-    takes `look` first. `changing` and `viewing` say that one of them is at it, `writing` and
-    `reading` are its transactions once there is one.
+    takes `look` first. `changing` and `viewing` are the threads that are at it, 0 where none
+    is, `writing` and `reading` their transactions once there is one. `abort` and `abort_view`
+    roll back whatever a connection is at, each in one call of a function in C.
     """
 
     def __init__(self, path: Path) -> None:
@@ -47,10 +51,12 @@ class StoreFile:
         self.lock = WriteLock(Path(f"{path}.lock"))
         self.turn = RLock()
         self.look = RLock()
-        self.changing = self.viewing = False
+        self.changing = self.viewing = 0
+        self.abort: Callable[[], object] = int
+        self.abort_view: Callable[[], object] = int
         self.writing: SqliteTransaction | None = None
         self.reading: SqliteTransaction | None = None
-        self.users = 0
+        self.users: set[int] = set()
         self._writer: Session | None = None
         self._reader: Session | None = None
         self._forked_inside = False
@@ -58,13 +64,19 @@ class StoreFile:
 
     def writer(self) -> Session:
         """The connection for changes, to the file that is at the path now."""
-        self._writer = self._current(self._writer)
-        return self._writer
+        session = self._current(self._writer)
+        abort = session.abort
+        self._writer = session
+        self.abort = abort
+        return session
 
     def reader(self) -> Session:
         """The connection for reading. The caller has `look`."""
-        self._reader = self._current(self._reader)
-        return self._reader
+        session = self._current(self._reader)
+        abort = session.abort
+        self._reader = session
+        self.abort_view = abort
+        return session
 
     def _current(self, session: Session | None) -> Session:
         if self._forked_inside:
@@ -107,6 +119,7 @@ class StoreFile:
 
     def close_connections(self) -> None:
         """Close both. The caller has `look` and `turn`."""
+        self.abort = self.abort_view = int
         sessions, self._reader, self._writer = (self._reader, self._writer), None, None
         for session in sessions:
             if session is not None:
@@ -135,6 +148,34 @@ class StoreFile:
             finally:
                 os.close(fd)
 
+    def while_viewing(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
+        """What `work` returns, while no other thread reads, and this one only here."""
+
+        def viewing() -> T:
+            if self.viewing:
+                raise in_the_middle(operation)
+            return work()
+
+        return holding(self.look, timeout, self._late(operation, timeout), viewing)
+
+    def while_changing(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
+        """What `work` returns, while no other thread writes, and this one only here."""
+
+        def changing() -> T:
+            if self.changing:
+                raise in_the_middle(operation)
+            return work()
+
+        return holding(self.turn, timeout, self._late(operation, timeout), changing)
+
+    def while_idle(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
+        """What `work` returns, while no other thread reads or writes."""
+        changing = partial(self.while_changing, operation, timeout, work)
+        return self.while_viewing(operation, timeout, changing)
+
+    def _late(self, operation: str, timeout: float) -> str:
+        return f"{operation}: waited {timeout:g} s for another thread of this process"
+
     @contextmanager
     def held(self, timeout: float) -> Iterator[None]:
         """No other thread of this process reads or writes."""
@@ -160,6 +201,7 @@ class StoreFile:
             assert session is not None
             session.inherited = self._forked_inside = True
             _inherited.append(session)
+        self.abort = self.abort_view = int
         self._reader = self._writer = None
         self.lock.close()
 
@@ -199,24 +241,29 @@ class _Registry:
         self._files: dict[str, StoreFile] = {}
         guard(self)
 
-    def enter(self, path: Path) -> StoreFile:
-        """The file at a resolved path, which is used once more from now on."""
-        with self._lock:
+    def enter(self, path: Path, user: object) -> StoreFile:
+        """The file at a resolved path, which one more uses from now on."""
+
+        def entered() -> StoreFile:
             found = self._files.get(str(path))
             if found is None:
                 self._check_other_names(path)
                 found = self._files[str(path)] = StoreFile(path)
-            found.users += 1
+            found.users.add(id(user))
             return found
 
-    def leave(self, file: StoreFile) -> None:
-        """The file is used once less; the last one closes it."""
-        with self._lock:
-            file.users -= 1
-            if file.users:
-                return
-            del self._files[str(file.path)]
-            file.close()
+        return holding(self._lock, -1, "", entered)
+
+    def leave(self, file: StoreFile, user: object) -> None:
+        """The file is used by one less; the last one closes it. Twice is no error."""
+
+        def left() -> None:
+            file.users.discard(id(user))
+            if not file.users and self._files.get(str(file.path)) is file:
+                file.close()
+                del self._files[str(file.path)]
+
+        holding(self._lock, -1, "", left)
 
     def _check_other_names(self, path: Path) -> None:
         """A mount may give one file two names, of which each would have a log of its own."""

@@ -17,7 +17,9 @@ and networks outlive a power cut: their transactions sync.
 """
 
 import os
+import sqlite3
 from collections.abc import Callable
+from functools import partial
 from threading import get_ident
 from typing import TypeVar
 
@@ -27,7 +29,6 @@ from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
 from netalloc.store.sqlite.connection import check_length
-from netalloc.store.sqlite.file import taken
 from netalloc.store.sqlite.migrations import migrate
 from netalloc.store.sqlite.salvage import damage, damaged_rows
 from netalloc.store.sqlite.schema import create, version_of
@@ -73,15 +74,15 @@ class SqliteStore:
         end_of_boot: Callable[[Transaction], None] = _nothing,
         migrated: Callable[[Transaction], None] = _nothing,
     ) -> None:
-        self._left = self._closed = True
+        self._closed = True
         self.timeout = as_seconds(timeout, "timeout")
         self.boot = boot_id() if boot is None else as_text(boot, "boot")
         self.path = place.resolved(path)
         self._end_of_boot = end_of_boot
         self._migrated = migrated
-        self._file = files.enter(self.path)
-        self._left = self._closed = False
         try:
+            self._file = files.enter(self.path, self)
+            self._closed = False
             self._prepare()
         except BaseException:
             self.close()
@@ -92,7 +93,7 @@ class SqliteStore:
     ) -> T:
         """Make a change, when those before are done; see Store."""
         file = self._file
-        turn = file.turn
+        turn, me = file.turn, get_ident()
         mine = False
         self._check_open()
         try:
@@ -100,36 +101,48 @@ class SqliteStore:
                 raise self._waited(operation)
             if self._closed or file.changing:
                 raise self._refusal(operation)
-            file.changing = mine = True
+            file.changing, mine = me, True
             tx = self._start(operation, durable)
             result = work(tx)
             if not tx.over:
                 tx.commit()
-            file.writing = None
             return result
         except BaseException:
             if mine:
-                try:
-                    file.undo()
-                finally:
-                    file.undo()  # where an interrupt ended the first one; otherwise nothing
+                file.undo()
             raise
         finally:
+            # What undo() does in good order, and may be interrupted in, happens in any case.
             try:
                 if mine:
-                    file.lock.give()
+                    file.abort()
+            except sqlite3.Error:
+                pass  # the next change finds out what is wrong with the connection
             finally:
                 try:
                     if mine:
-                        file.changing = False
-                    turn.release()
-                except RuntimeError:
-                    pass  # it did not come in time
+                        file.writing = None
+                        file.lock.give()
+                finally:
+                    try:
+                        if mine:
+                            file.changing = 0
+                        turn.release()
+                    except RuntimeError:
+                        pass  # it did not come in time
 
     def view(self, work: Callable[[SqliteTransaction], T]) -> T:
         """What `work` makes of what was committed last; never waits for a writer. See Store."""
+        while True:
+            found = self._view(work)
+            if found:
+                return found[0]
+            self.run("end of boot", _nothing)  # the first one of this boot
+
+    def _view(self, work: Callable[[SqliteTransaction], T]) -> "tuple[T] | None":
+        """The result; None where what ends with a boot has to end first."""
         file = self._file
-        look = file.look
+        look, me = file.look, get_ident()
         mine = False
         self._check_open()
         try:
@@ -137,8 +150,11 @@ class SqliteStore:
                 raise self._waited("view")
             if self._closed or file.viewing:
                 raise self._refusal("view")
-            file.viewing = mine = True
-            return work(self._look())
+            file.viewing, mine = me, True
+            tx = self._snapshot()
+            if tx.boot != self.boot:
+                return None
+            return (work(tx),)
         finally:
             try:
                 if mine:
@@ -146,10 +162,17 @@ class SqliteStore:
             finally:
                 try:
                     if mine:
-                        file.viewing = False
-                    look.release()
-                except RuntimeError:
-                    pass  # it did not come in time
+                        file.reading = None
+                        file.abort_view()
+                except sqlite3.Error:
+                    pass
+                finally:
+                    try:
+                        if mine:
+                            file.viewing = 0
+                        look.release()
+                    except RuntimeError:
+                        pass  # it did not come in time
 
     def begin(self, operation: str, *, durable: bool = False) -> SqliteTransaction:
         """A change step by step; see Store."""
@@ -160,13 +183,13 @@ class SqliteStore:
         try:
             if self._closed or file.changing:
                 raise self._refusal(operation)
-            file.changing = True
+            file.changing = get_ident()
             try:
                 tx = self._start(operation, durable)
             except BaseException:
                 file.undo()
                 file.lock.give()
-                file.changing = False
+                file.changing = 0
                 raise
         except BaseException:
             file.turn.release()
@@ -176,6 +199,7 @@ class SqliteStore:
 
     def read(self) -> SqliteTransaction:
         """A view step by step; see Store."""
+        self.view(_nothing)  # what ends with a boot has ended
         file = self._file
         self._check_open()
         if not file.look.acquire(True, self.timeout):
@@ -183,12 +207,12 @@ class SqliteStore:
         try:
             if self._closed or file.viewing:
                 raise self._refusal("view")
-            file.viewing = True
+            file.viewing = get_ident()
             try:
-                tx = self._look()
+                tx = self._snapshot()
             except BaseException:
                 file.end_view()
-                file.viewing = False
+                file.viewing = 0
                 raise
         except BaseException:
             file.look.release()
@@ -198,8 +222,7 @@ class SqliteStore:
 
     def refuse_reentry(self, operation: str) -> None:
         """Raise StoreError where this thread is in the middle of a change of the file."""
-        file = self._file
-        if file.changing and file.writing is not None and file.writing.thread == get_ident():
+        if self._file.changing == get_ident():
             raise in_the_middle(operation)
 
     def needs_recovery(self, network: int) -> bool:
@@ -214,17 +237,23 @@ class SqliteStore:
         Raises StoreError while another connection reads.
         """
         self._check_open()
-        with taken(self._file.turn, self.timeout, self.path):
+
+        def write_back() -> None:
             ((busy, _, _),) = self._file.writer().rows("PRAGMA wal_checkpoint(TRUNCATE)")
             if busy:
                 raise StoreError(f"{self.path} is in use, so its log cannot be written back")
 
+        self._file.while_changing("write back", self.timeout, write_back)
+
     def check(self) -> list[str]:
         """What is wrong with the file itself; O(file)."""
         self._check_open()
-        with taken(self._file.look, self.timeout, self.path):
+
+        def look() -> list[str]:
             connection = self._file.reader()
             return damage(connection) or damaged_rows(connection)
+
+        return self._file.while_viewing("check", self.timeout, look)
 
     def close(self) -> None:
         """Close it, when what other threads are at is done; a second time is no error.
@@ -233,20 +262,16 @@ class SqliteStore:
         than `timeout` seconds, and within a change or view of this thread: the file stays open
         then, until it is closed again.
         """
-        if self._left:
+        file = getattr(self, "_file", None)
+        if file is None or id(self) not in file.users:
             return
+        for at, tx in ((file.viewing, file.reading), (file.changing, file.writing)):
+            if at == get_ident() and tx is not None and tx.owner is self:
+                if tx.ended is None:
+                    raise in_the_middle("close")
+                tx.rollback()
         self._closed = True
-        file = self._file
-        with file.held(self.timeout):
-            if self._left:
-                return
-            for transaction in (file.reading, file.writing):
-                if transaction is not None and transaction.owner is self:
-                    if transaction.ended is None:
-                        raise in_the_middle("close")
-                    transaction.rollback()
-            self._left = True
-        files.leave(file)
+        file.while_idle("close", self.timeout, partial(files.leave, file, self))
 
     def __enter__(self) -> "SqliteStore":
         return self
@@ -282,14 +307,6 @@ class SqliteStore:
     def _transaction(self, connection: Session) -> SqliteTransaction:
         return SqliteTransaction(self.path, connection, self._file.lock, self, self._end_of_boot)
 
-    def _look(self) -> SqliteTransaction:
-        tx = self._snapshot()
-        if tx.boot != self.boot:  # the first one of this boot
-            self._file.end_view()
-            self.run("end of boot", lambda tx: None)
-            tx = self._snapshot()
-        return tx
-
     def _snapshot(self) -> SqliteTransaction:
         file = self._file
         connection = file.reader()
@@ -304,13 +321,13 @@ class SqliteStore:
         file = self._file
         file.writing = None
         file.lock.give()
-        file.changing = False
+        file.changing = 0
         file.turn.release()
 
     def _end_view(self) -> None:
         file = self._file
         file.reading = None
-        file.viewing = False
+        file.viewing = 0
         file.look.release()
 
     def _prepare(self) -> None:
@@ -328,13 +345,13 @@ class SqliteStore:
         else:
             check_length(self.path, found.st_size)
             place.check_beside(self.path)
-            with taken(self._file.look, self.timeout, self.path):
-                version = version_of(self._file.reader())
+            version = self._file.while_viewing(
+                "open", self.timeout, lambda: version_of(self._file.reader())
+            )
             place.tighten(self.path)  # not before it is known to be a store
             if version == VERSION:
                 return
-        with self._file.held(self.timeout):
-            self._make()
+        self._file.while_idle("make tables", self.timeout, self._make)
 
     def _make(self) -> None:
         file = self._file
@@ -368,7 +385,15 @@ class SqliteStore:
                         file.lock.path.unlink(missing_ok=True)
                 raise
         finally:
-            file.lock.leave()
+            try:
+                file.abort()
+            except sqlite3.Error:
+                pass
+            finally:
+                try:
+                    file.lock.give()
+                finally:
+                    pass  # a `try` comes first: see store/turn.py
 
     def _make_tables(self, connection: Session, mark: WriterRecord | None) -> None:
         version = version_of(connection)
@@ -382,7 +407,7 @@ class SqliteStore:
         else:
             migrate(connection)
             tx = self._transaction(connection)
-            self._file.changing, self._file.writing = True, tx
+            self._file.changing, self._file.writing = get_ident(), tx
             try:
                 tx.start("make tables", mark, self.boot)
                 tx.brought_over(identity)
@@ -392,4 +417,8 @@ class SqliteStore:
                 try:
                     self._file.undo()
                 finally:
-                    self._file.changing = False
+                    try:
+                        self._file.writing = None
+                        self._file.changing = 0
+                    finally:
+                        pass

@@ -1,9 +1,11 @@
 """One change of a store file, or a view of it."""
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from threading import get_ident
+from typing import Any
 
 from netalloc.errors import ClosedError, StoreError
 from netalloc.store.protocol import Transaction
@@ -15,6 +17,7 @@ from netalloc.store.sqlite.write_lock import WriteLock
 from netalloc.store.sqlite.writer_record import WriterRecord
 
 _NONE: frozenset[int] = frozenset()
+log = logging.getLogger(__name__)
 
 
 class SqliteTransaction:
@@ -43,10 +46,11 @@ class SqliteTransaction:
         self._path = path
         self._connection = connection
         self._lock = lock
-        self.over = self._abandoned = self._committing = self._said = False
+        self.over = self._abandoned = self._said = False
+        self._target = 0  # the sequence number of what is being committed
+        self._done: list[Any] = []  # has something in it from the very moment of the commit
         self._touched = _NONE
         self._counters: dict[str, int] = {}
-        self._target = 0  # the sequence number of what is being committed
         self._written = connection.version
         self.bitmap = connection.bitmaps.bitmap
         self.names = connection.bitmaps.names
@@ -140,21 +144,21 @@ class SqliteTransaction:
     @property
     def committed(self) -> bool:
         """Whether the change is in the file, even where commit() was interrupted after."""
-        if not self._committing or self._connection.in_transaction:
-            return False
-        # An error may have come after the commit, or the commit have been the error.
-        return self._connection.rows("SELECT sequence FROM state") == [(self._target,)]
+        return bool(self._done)
 
     def commit(self) -> None:
         self._check_under_way()
         try:
             self._commit()
-            self._touched = _NONE
-            self._finish()
         except BaseException:
             if self.ended is not None:
                 self.rollback()
             raise
+        self._touched = _NONE
+        try:
+            self._finish()
+        except StoreError as error:  # it is made, and the next writer looks at more than it has to
+            log.warning("%s was committed, but: %s", self.operation, error)
         if self.ended is not None:
             self.ended()
 
@@ -181,19 +185,19 @@ class SqliteTransaction:
         connection = self._connection
         if connection.version == self._written:
             connection.end_unchanged()
+            self._done.append(None)
             connection.sequence = self.sequence
             return
         count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
         self._counters["bitmaps"] = count
         self._target = self.sequence + 1
         write_state(connection, self._target, self.boot, counters_text(self._counters))
-        self._committing = True
-        connection.execute("COMMIT")
+        connection.commit(self._done)
         connection.sequence = self.sequence = self._target
 
     def _undo(self) -> None:
         if self.committed:
-            self.sequence = self._target
+            self.sequence = max(self.sequence, self._target)
             self._touched = _NONE
         elif self._connection.version == self._written:
             self._connection.end_unchanged()

@@ -18,6 +18,7 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import get_ident
 from typing import TypeVar
 from urllib.parse import quote
 
@@ -69,22 +70,23 @@ class SqliteView:
         """The same step by step; end it by rollback()."""
         if self._closed:
             raise ClosedError(f"the view of {self.path} was closed")
-        file = files.enter(self.path)
+        user = object()
+        file = files.enter(self.path, user)
         if not file.look.acquire(True, self.timeout):
-            files.leave(file)
+            files.leave(file, user)
             raise StoreError(f"view: waited {self.timeout:g} s for another thread of this process")
         try:
             if file.viewing:
                 raise in_the_middle("view")
-            file.viewing = True
+            file.viewing = get_ident()
             try:
-                return self._open(file)
+                return self._open(file, user)
             except BaseException:
-                file.viewing = False
+                file.viewing = 0
                 raise
         except BaseException:
             file.look.release()
-            files.leave(file)
+            files.leave(file, user)
             raise
 
     def close(self) -> None:
@@ -97,7 +99,7 @@ class SqliteView:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self, file: StoreFile) -> SqliteTransaction:
+    def _open(self, file: StoreFile, user: object) -> SqliteTransaction:
         found = place.look_at(self.path, owner=False)
         if found is None:
             raise StoreError(f"{self.path} is not there: no store was made yet, or it is gone")
@@ -118,7 +120,7 @@ class SqliteView:
                 )
             tx = SqliteTransaction(self.path, connection, None, self)
             tx.state(None)
-            tx.ended = partial(self._end, file, connection, found if immutable else None)
+            tx.ended = partial(self._end, file, user, connection, found if immutable else None)
             file.reading = tx
             return tx
         except BaseException:
@@ -128,18 +130,19 @@ class SqliteView:
     def _end(
         self,
         file: StoreFile,
+        user: object,
         connection: Session,
         before: os.stat_result | None,
     ) -> None:
         file.reading = None
-        file.viewing = False
+        file.viewing = 0
         try:
             connection.close()
             if before is not None and _fingerprint(self.path.stat()) != _fingerprint(before):
                 raise StoreError(f"{self.path} was written to while it was read: read it again")
         finally:
             file.look.release()
-            files.leave(file)
+            files.leave(file, user)
 
 
 def open_view(path: str | os.PathLike[str], *, timeout: float = 10.0) -> SqliteView:
