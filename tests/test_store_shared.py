@@ -291,6 +291,14 @@ def test_a_record_that_was_cut_off_counts_as_everything_dirty(path):
             assert store.run("next", lambda tx: tx.dirty) == {1}
 
 
+def test_a_record_that_cannot_be_read_is_no_new_store(path):
+    Path(f"{path}.lock").write_bytes(b"7|x|boot|3|1,3,5")
+    path.unlink()
+    with pytest.raises(StoreError, match="something was committed to it"):
+        SqliteStore(path)
+    assert not path.exists()
+
+
 def test_waits_that_end_are_over(path):
     """Twenty that time out leave no thread and no file, and none takes the lock afterwards."""
     with Other(path) as other, SqliteStore(path, timeout=0.02) as store:
@@ -303,9 +311,12 @@ def test_waits_that_end_are_over(path):
                 add(store, 1)
         assert (threading.active_count(), open_files(path)) == (threads, files)
         assert other.tell("end") == "done"
+        with Other(path) as third:
+            assert third.tell("add 2") == "done"
         with SqliteStore(path) as patient:
-            add(patient, 2)
-        assert other.tell("add 3") == "done"
+            add(patient, 3)
+            assert other.tell("add 4") == "done"
+            assert ordinals(patient) == [0, 2, 3, 4]
 
 
 @pytest.mark.parametrize("byte", [0, 1])
@@ -327,6 +338,8 @@ def test_an_interrupted_wait_never_takes_the_lock(path, byte):
             signal.setitimer(signal.ITIMER_REAL, 0.01)
             with pytest.raises(Interrupt):
                 lock.enter("wait", 5.0)
+        with pytest.raises(StoreError, match="waited 0.01 s"):
+            lock.enter("wait", 0.01)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
@@ -357,13 +370,20 @@ def test_a_child_that_was_forked_within_a_change_keeps_no_lock(path):
                         except StoreError:
                             pass
                     os.read(read, 1)  # until the parent is done with all of this
-                    os._exit(0)
                 except BaseException:
                     os._exit(1)
+                raise KeyError("the child's way out")
             tx.table(Reservation).add((Reservation(1, 1, "x", 1),))
             return child
 
-        child = store.run("fork", change)
+        try:
+            child = store.run("fork", change)
+        except KeyError:
+            try:
+                add(store, 9)
+            except StoreError as error:
+                os._exit(0 if "forked in the middle" in str(error) else 3)
+            os._exit(4)
         os.close(read)
         with Other(path) as other:
             assert other.tell("add 2") == "done"
