@@ -4,8 +4,12 @@ import pickle
 import random
 from array import array
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, ip_network
+from typing import Any
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import reference
 from netalloc import (
@@ -55,7 +59,7 @@ def against_the_oracle(network: str, steps: int) -> None:
     """Random acquire, release and reserve; the share taken wanders up and down."""
     chosen = random.Random(network)
     ours, theirs = IPAllocator(network), reference.IPAllocator(network)
-    first, last = theirs.first - 1, theirs.last + 1
+    first, last = theirs.lowest - 1, theirs.highest + 1
     held: list[IPv4Address] = []
     most = min(ours.capacity, 20_000)
     rising = True
@@ -97,6 +101,91 @@ def test_random_steps(network: str) -> None:
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_million_random_steps(network: str) -> None:
     against_the_oracle(network, 1_000_000)
+
+
+class Machine(RuleBasedStateMachine):
+    """Any order of any steps beside the oracle: exclusions, and a cool-down or none."""
+
+    @initialize(
+        network=st.sampled_from(["10.0.0.1/28", "10.0.0.9/26", "10.0.0.0/29", "10.0.0.77/20"]),
+        exclude=st.lists(st.sampled_from(["10.0.0.3", "10.0.0.4/31", "10.0.0.6"]), max_size=3),
+        cooldown=st.sampled_from([0.0, 30.0]),
+    )
+    def start(self, network: str, exclude: list[str], cooldown: float) -> None:
+        self.now = 1000.0
+        options: dict[str, Any] = {"exclude": exclude, "cooldown": cooldown}
+        self.ours = IPAllocator(network, clock=lambda: self.now, **options)
+        self.theirs = reference.IPAllocator(network, clock=lambda: self.now, **options)
+
+    def both(self, method: str, *arguments: Any, **options: Any) -> Any:
+        results = []
+        for side in (self.ours, self.theirs):
+            try:
+                results.append(getattr(side, method)(*arguments, **options))
+            except NetallocError as error:
+                results.append(type(error))
+        assert results[0] == results[1], f"{method}{arguments}{options}: {self.ours!r}"
+        return results[0]
+
+    def some(self, share: float) -> IPv4Address:
+        held = sorted(self.theirs.taken)
+        return held[int(share * (len(held) - 1))] if held else IPv4Address("10.0.0.5")
+
+    @rule(allow_cooling=st.booleans())
+    def acquire(self, allow_cooling: bool) -> None:
+        self.both("acquire", allow_cooling=allow_cooling)
+
+    @rule(n=st.integers(0, 30) | st.integers(0, 4100))
+    def acquire_many(self, n: int) -> None:
+        self.both("acquire_many", n)
+
+    @rule(low=st.integers(-2, 70), allow_cooling=st.booleans())
+    def reserve(self, low: int, allow_cooling: bool) -> None:
+        self.both("reserve", IPv4Address(0x0A000000 + low), allow_cooling=allow_cooling)
+
+    @rule(share=st.floats(0, 1))
+    def release(self, share: float) -> None:
+        self.both("release", self.some(share))
+
+    @rule(low=st.integers(-2, 70))
+    def release_anything(self, low: int) -> None:
+        self.both("release", IPv4Address(0x0A000000 + low))
+
+    @rule(share=st.floats(0, 1), n=st.integers(0, 400), buffer=st.booleans())
+    def release_many(self, share: float, n: int, buffer: bool) -> None:
+        held = sorted(self.theirs.taken)
+        start = int(share * len(held))
+        given = held[start : start + n]
+        self.theirs.release_many(given)
+        self.ours.release_many(array("I", map(int, given)) if buffer else given)
+
+    @rule(share=st.floats(0, 1))
+    def release_twice(self, share: float) -> None:
+        self.both("release_many", [self.some(share)] * 2)
+
+    @rule(seconds=st.sampled_from([0.5, 15.0, 30.0]))
+    def time_passes(self, seconds: float) -> None:
+        self.now += seconds
+
+    @rule()
+    def through_bytes(self) -> None:
+        """It comes back without its clock, so the oracle goes on with the old one."""
+        again = IPAllocator.from_bytes(self.ours.to_bytes())
+        again._check()
+        assert list(again) == list(self.ours)
+        assert again.excluded() == self.ours.excluded()
+
+    @invariant()
+    def same(self) -> None:
+        if hasattr(self, "ours"):
+            self.ours._check()
+            assert list(self.ours) == sorted(self.theirs.taken)
+            assert self.ours.available == self.theirs.available
+            assert self.ours.capacity == self.theirs.most
+
+
+TestMachine = Machine.TestCase
+TestMachine.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
 
 
 # ---- which addresses

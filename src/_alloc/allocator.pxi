@@ -488,14 +488,14 @@ cdef bytes own_ordinals(IPAllocator self, object ips):
     cdef Py_ssize_t k, n
     cdef bytes copy
     cdef word *at
-    cdef list items
     if not PyObject_CheckBuffer(ips):
-        items = listed(ips, "addresses")
-        copy = PyBytes_FromStringAndSize(NULL, 8 * len(items))
-        at = <word *>PyBytes_AS_STRING(copy)
-        for k in range(len(items)):
-            ordinal_of(self, items[k], at + k)
-        return copy
+        numbers = array("Q")
+        iterator = opened(ips, "addresses")
+        while (ip := next_of(iterator, "addresses")) is not END:
+            ordinal_of(self, ip, &i)
+            numbers.append(from_word(i))
+            check_length(&self.bits.tree, len(numbers))
+        return numbers.tobytes()
     open_items(ips, &view, 0, &limit)
     try:
         n = view.len // view.itemsize

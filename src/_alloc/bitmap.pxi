@@ -190,7 +190,7 @@ cdef class Bitmap:
         >>> list(b)
         [0, 3]
         """
-        release_many(self, ordinals if PyObject_CheckBuffer(ordinals) else words_of(ordinals))
+        release_many(self, ordinals if PyObject_CheckBuffer(ordinals) else words_of(self, ordinals))
 
     # ---- looking
 

@@ -143,14 +143,22 @@ cdef word find_block(Bitmap self, word n) except? 0:
 
 # ---- releasing many
 
-cdef object words_of(object values):
+cdef object words_of(Bitmap self, object values):
     """An iterable of integers as a buffer of 64-bit ones."""
     cdef word i
     out = array("Q")
-    for value in listed(values, "ordinals"):
+    iterator = opened(values, "ordinals")
+    while (value := next_of(iterator, "ordinals")) is not END:
         as_word(value, &i)
         out.append(from_word(i))
+        check_length(&self.tree, len(out))
     return out
+
+cdef inline int check_length(Tree *t, Py_ssize_t n) except -1:
+    """Refuse more items than are taken: an iterator may have no end."""
+    if unlikely(t.root != &FULL and <word>n > t.used) or unlikely(<word>(n - 1) > t.last):
+        raise NotAllocatedError(f"the first {n} items are more than are allocated")
+    return 0
 
 cdef int release_many(Bitmap self, object values) except -1:
     """Free a buffer of ordinals, or none of them."""

@@ -229,14 +229,15 @@ cdef int exclude_all(Subnet self, object items) except -1:
     cdef Bitmap barred
     if isinstance(items, (str, V4, V6, IPv4Network, IPv6Network)):
         items = (items,)
-    cdef list runs = [ordinals_of(self, item) for item in listed(items, "exclude")]
-    if not runs:
-        return 0
-    barred = Bitmap(self.size) if self.barred is None else copied(self.barred)
-    for lo, hi in runs:
+    iterator = opened(items, "exclude")
+    barred = None
+    while (item := next_of(iterator, "exclude")) is not END:
+        lo, hi = ordinals_of(self, item)
         if lo <= hi:
+            if barred is None:          # a copy: another Subnet may have this one
+                barred = Bitmap(self.size) if self.barred is None else copied(self.barred)
             set_range(&barred.tree, lo, hi)
-    if used(&barred.tree):
+    if barred is not None:
         self.barred = barred
     return 0
 

@@ -151,17 +151,25 @@ cdef double as_float(object value, str what) except? -1:
 
 # ---- many
 
-cdef list listed(object items, str what):
-    """All that an iterable yields; its code may raise anything."""
-    cdef list out = []
+cdef object END = object()
+
+cdef object opened(object items, str what):
+    """The iterator of a caller's iterable, for next_of."""
     try:
-        for item in items:
-            out.append(item)
+        return iter(items)
     except (NetallocError, MemoryError):
         raise
     except Exception as error:
-        raise InvalidValueError(f"{what} cannot be read from {shown(items)}: {shown(error)}") from error
-    return out
+        raise InvalidValueError(f"{what}: {shown(items)} cannot be iterated over") from error
+
+cdef object next_of(object iterator, str what):
+    """What a caller's iterator yields next, or END; its code may raise anything."""
+    try:
+        return next(iterator, END)
+    except (NetallocError, MemoryError):
+        raise
+    except Exception as error:
+        raise InvalidValueError(f"{what}: iterating raised {shown(error)}") from error
 
 cdef bytes private_bytes(object data):
     """A caller's bytes, copied once unless nothing can change them."""
