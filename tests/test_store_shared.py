@@ -1,6 +1,8 @@
 """One file, many who have it open: stores, threads, forks and processes, and a view beside."""
 
 import os
+import resource
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -11,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from faults import in_child
+from faults import DieAt, in_child
 from netalloc.errors import ClosedError, InvalidValueError, OutOfRangeError, StoreError
 from netalloc.manager.repair import repair
 from netalloc.store.records import Network, Reservation
+from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.view import open_view
 from netalloc.store.sqlite.write_lock import WriteLock
@@ -61,6 +64,7 @@ class Other:
     CODE = """
 import sys
 from netalloc.store.records import Reservation
+from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.store import SqliteStore
 store = SqliteStore(sys.argv[1])
 for line in sys.stdin:
@@ -166,6 +170,66 @@ def test_a_repair_keeps_a_process_that_closes_from_rolling_the_log_in(path):
             raw.stdin.flush()
             assert raw.stdout.readline() == b"out\n"
             assert (path.stat().st_size, Path(f"{path}-wal").stat().st_size) == size
+
+
+def test_death_at_any_step_of_a_repair_loses_nothing(path, tmp_path):
+    step, status = 0, None
+    while status != 0:
+        copy = tmp_path / str(step) / "store.db"
+        copy.parent.mkdir()
+        for suffix in ("", ".lock"):
+            shutil.copy(f"{path}{suffix}", f"{copy}{suffix}")
+
+        def work(copy=copy, step=step):
+            store = SqliteStore(copy)  # left open: so there is a log
+            for i in range(5):
+                add(store, i)
+            die = DieAt(step)
+            die.watch(Connection, "execute", "many", "rows")
+            die.watch(WriteLock, "enter", "write")
+            die.watch(Path, "unlink", "replace")
+            repair(copy)
+
+        status = in_child(work)
+        assert status in (0, -signal.SIGKILL)
+        with SqliteStore(copy) as store:
+            assert ordinals(store) == list(range(5)), step
+            assert status or store.needs_recovery(1)
+            assert store.check() == []
+        repair(copy)
+        assert [one.name for one in copy.parent.iterdir() if "salvage" in one.name] == []
+        shutil.rmtree(copy.parent)
+        step += 1 if step >= 70 else 10  # the file is made anew, and then put in its place
+    assert step > 80
+
+
+@pytest.mark.parametrize("free", range(14))
+def test_without_file_descriptors_it_is_an_error_and_then_goes_on(path, free):
+    def work():
+        def usable():
+            highest = max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+            return highest + 1 + free
+
+        kept = SqliteStore(path)
+        add(kept, 1)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (usable(), hard))
+        views = (kept, open_view(path))
+        calls = [lambda: SqliteStore(path).close(), lambda: add(kept, 2), lambda: repair(path)]
+        for call in (*calls, *(lambda one=one: ordinals(one) for one in views)):
+            try:
+                call()
+            except StoreError as error:
+                assert "damaged (" not in str(error), error
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        add(kept, 3)
+        assert set(ordinals(kept)) in ({1, 3}, {1, 2, 3})
+        assert ordinals(views[1]) == ordinals(kept)
+        assert kept.check() == []
+        kept.close()
+        assert open_files(path) == []
+
+    assert in_child(work) == 0
 
 
 def test_stores_of_one_process_share_what_is_open(path):
@@ -291,6 +355,14 @@ def test_a_record_that_was_cut_off_counts_as_everything_dirty(path):
             assert store.run("next", lambda tx: tx.dirty) == {1}
 
 
+def test_a_record_that_cannot_be_read_is_no_new_store(path):
+    Path(f"{path}.lock").write_bytes(b"7|x|boot|3|1,3,5")
+    path.unlink()
+    with pytest.raises(StoreError, match="something was committed to it"):
+        SqliteStore(path)
+    assert not path.exists()
+
+
 def test_waits_that_end_are_over(path):
     """Twenty that time out leave no thread and no file, and none takes the lock afterwards."""
     with Other(path) as other, SqliteStore(path, timeout=0.02) as store:
@@ -303,9 +375,12 @@ def test_waits_that_end_are_over(path):
                 add(store, 1)
         assert (threading.active_count(), open_files(path)) == (threads, files)
         assert other.tell("end") == "done"
+        with Other(path) as third:
+            assert third.tell("add 2") == "done"
         with SqliteStore(path) as patient:
-            add(patient, 2)
-        assert other.tell("add 3") == "done"
+            add(patient, 3)
+            assert other.tell("add 4") == "done"
+            assert ordinals(patient) == [0, 2, 3, 4]
 
 
 @pytest.mark.parametrize("byte", [0, 1])
@@ -327,6 +402,8 @@ def test_an_interrupted_wait_never_takes_the_lock(path, byte):
             signal.setitimer(signal.ITIMER_REAL, 0.01)
             with pytest.raises(Interrupt):
                 lock.enter("wait", 5.0)
+        with pytest.raises(StoreError, match="waited 0.01 s"):
+            lock.enter("wait", 0.01)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
@@ -357,13 +434,20 @@ def test_a_child_that_was_forked_within_a_change_keeps_no_lock(path):
                         except StoreError:
                             pass
                     os.read(read, 1)  # until the parent is done with all of this
-                    os._exit(0)
                 except BaseException:
                     os._exit(1)
+                raise KeyError("the child's way out")
             tx.table(Reservation).add((Reservation(1, 1, "x", 1),))
             return child
 
-        child = store.run("fork", change)
+        try:
+            child = store.run("fork", change)
+        except KeyError:
+            try:
+                add(store, 9)
+            except StoreError as error:
+                os._exit(0 if "forked in the middle" in str(error) else 3)
+            os._exit(4)
         os.close(read)
         with Other(path) as other:
             assert other.tell("add 2") == "done"

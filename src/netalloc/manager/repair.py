@@ -1,7 +1,9 @@
 """Repairing a store file: a copy is kept, what can be read is taken over, the rest kept shut."""
 
 import os
+import shutil
 import time
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,6 +25,7 @@ from netalloc.store.records import (
 )
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
+from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.file import StoreFile
 from netalloc.store.sqlite.salvage import Salvage, copy, lost_generations, salvage
 from netalloc.store.sqlite.store import SqliteStore
@@ -74,7 +77,10 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
 
 def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
     path = file.path
-    with TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.salvage-") as folder:
+    prefix = f"{path.name}.salvage-"
+    for left in [one for one in path.parent.iterdir() if one.name.startswith(prefix)]:
+        shutil.rmtree(left, ignore_errors=True)  # of a repair that died
+    with TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
         fresh = Path(folder) / path.name
         copy(path, fresh)
         found = salvage(fresh)
@@ -108,17 +114,22 @@ def _replace(
     # Of which boot the leases are may be lost: to keep them is the safe side.
     boot = found.boot or (mark.boot if mark else "") or boot_id()
     identity = found.counters.get("store", 0) or (mark.store if mark else 0)
+    before = max(found.sequence, mark.sequence if mark else 0)
     with SqliteStore(fresh, boot=boot) as store:
 
         def change(tx: SqliteTransaction) -> tuple[list[str], WriterRecord]:
             done = _fill(tx, found)
             networks = frozenset(one.number for one in tx.table(Network).all())
-            store = tx.identify(identity)
+            store = tx.succeed(identity, before)
             return done, WriterRecord(0, "", boot, tx.sequence + 1, networks, store)
 
         done, record = store.run("repair", change, durable=True)
         store.write_back()
-    # A log that stayed would be played into the new file.
+    # A log that stayed would be played into the new file. Death between the two must not
+    # leave the old one without what was in it.
+    with suppress(StoreError), closing(Connection(path)) as connection:
+        connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    lock.write(record._replace(sequence=before))
     for suffix in place.SIDE_FILES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     fresh.replace(path)

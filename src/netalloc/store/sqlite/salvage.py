@@ -38,6 +38,7 @@ class Salvage:
     marked: dict[str, set[int]] = field(default_factory=dict)
     lost: list[str] = field(default_factory=list)
     boot: str = ""
+    sequence: int = 0
     counters: dict[str, int] = field(default_factory=dict)
 
 
@@ -173,7 +174,7 @@ def _read_state(connection: Connection, found: Salvage) -> None:
     try:
         for row in connection.rows("SELECT * FROM state"):
             if checksum("state", row[:-1]) == row[-1]:
-                found.boot = row[2]
+                found.sequence, found.boot = row[1:3]
                 found.counters = counters_of(row[3])
                 return
         found.lost.append("the state row")

@@ -107,8 +107,12 @@ class SqliteTransaction:
     def _all_networks(self) -> frozenset[int]:
         return frozenset(network.number for network in self.table(Network).all())
 
-    def identify(self, store: int) -> int:
-        """Go by that identity, 0 for the one it has; what it is then."""
+    def succeed(self, store: int, sequence: int) -> int:
+        """Go on as the store of that identity, 0 for one of its own, after so many changes.
+
+        Returns the identity.
+        """
+        self.sequence = max(self.sequence, sequence)
         if store:
             self._counters["store"] = store
         return self._counters.get("store", 0)
