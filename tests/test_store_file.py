@@ -1,6 +1,7 @@
 """What only a store in a file goes through: boots, damage, waiting, forks, shared commits."""
 
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,7 +13,6 @@ from faults import FaultyBackend, write_back
 from lab import Private
 from netalloc.errors import ExhaustedError, StoreError
 from netalloc.host import namespaces
-from netalloc.manager import commit as changes_module
 from netalloc.manager.host_store import callbacks
 from netalloc.manager.manager import NetworkManager
 from netalloc.model import PortRequest
@@ -224,11 +224,28 @@ def test_many_threads_share_commits(path):
         assert manager.check() == []
 
 
+class Slow(FaultyBackend):
+    """Its next batch waits until it is let go."""
+
+    def __init__(self):
+        super().__init__()
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def apply(self, add, remove=()):
+        self.begun.set()
+        assert self.go.wait(30)
+        super().apply(add, remove)
+
+
+def queued(manager, n):
+    """Wait until so many callers are in the queue, the leader among them."""
+    while len(manager._leases.committer._queue.waiting()) < n:
+        time.sleep(0.001)
+
+
 def test_in_a_shared_commit_only_who_fails_is_told(path):
-    backend = FaultyBackend()
+    backend = Slow()
     with manager_of(path, backend=backend, ports=range(8000, 8040)) as manager:
-        changes = manager._leases.committer
-        backend.refuse = {8005}
         outcomes = [None] * 12
 
         def work(i):
@@ -239,53 +256,52 @@ def test_in_a_shared_commit_only_who_fails_is_told(path):
             except Exception as error:
                 outcomes[i] = error
 
+        ports = {"ports": (PortRequest(80, host_port=8030),)}
+        leader = threading.Thread(target=manager.allocate, args=("first",), kwargs=ports)
+        leader.start()
+        assert backend.begun.wait(30)
         threads = [threading.Thread(target=work, args=(i,)) for i in range(12)]
-        changes._led = True  # all of them queue up
         for thread in threads:
             thread.start()
-        while len(changes._queue) < 12:
-            time.sleep(0.001)
-        with changes._door:
-            changes._hand_on()
-        for thread in threads:
+        queued(manager, 13)
+        backend.refuse = {8005}
+        backend.go.set()
+        for thread in (leader, *threads):
             thread.join()
         failed = [i for i, outcome in enumerate(outcomes) if isinstance(outcome, Exception)]
         assert failed == [5] and "refused 8005" in str(outcomes[5])
-        assert len(manager.interfaces()) == len(backend.mappings()) == 11
+        assert len(manager.interfaces()) == len(backend.mappings()) == 12
         assert manager.check() == []
 
 
-@pytest.mark.parametrize("heir", [False, True])
-def test_a_caller_who_is_interrupted_in_the_queue_holds_nobody_up(path, monkeypatch, heir):
-    with manager_of(path) as manager:
-        changes = manager._leases.committer
+def test_a_caller_that_is_interrupted_in_the_queue_holds_none_up(path):
+    backend = Slow()
+    with manager_of(path, backend=backend) as manager:
+        main = threading.get_ident()
 
-        class Interrupted:
-            def acquire(self):
-                if changes._led and heir:  # the lead is handed to him at that very moment
-                    with changes._door:
-                        changes._hand_on()
-                raise KeyboardInterrupt
+        def interrupt():
+            queued(manager, 2)
+            signal.pthread_kill(main, signal.SIGUSR1)
 
-            def release(self):
-                pass
+        def handler(number, frame):
+            raise KeyboardInterrupt
 
-        changes._led = True
-        make = changes_module.Waiter.__init__
-
-        def init(self, *arguments):
-            make(self, *arguments)
-            self.wake = Interrupted()
-
-        monkeypatch.setattr(changes_module.Waiter, "__init__", init)
-        with pytest.raises(KeyboardInterrupt):
-            manager.allocate("gone")
-        monkeypatch.undo()
-        assert (changes._queue, changes._heir) == ([], None)
-        assert changes._led is not heir
-        changes._led = False
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            ports = {"ports": (1,)}
+            leader = threading.Thread(target=manager.allocate, args=("led",), kwargs=ports)
+            leader.start()
+            assert backend.begun.wait(30)
+            threading.Thread(target=interrupt).start()
+            with pytest.raises(KeyboardInterrupt):
+                manager.allocate("gone")
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        assert len(manager._leases.committer._queue.waiting()) == 1
+        backend.go.set()
+        leader.join()
         assert manager.allocate("next")
-        assert [one.owner for one in manager.interfaces()] == ["next"]
+        assert {one.owner for one in manager.interfaces()} == {"led", "next"}
 
 
 def test_tasks_share_a_manager(path):
@@ -305,14 +321,11 @@ def test_a_commit_that_fails_takes_the_kernel_back(path):
     with manager_of(path, backend=backend) as manager:
         before = manager.allocate(ports=(80,))
         store = manager._leases.committer.store
-        execute = store._file.writer().execute
 
-        def fail(sql, values=()):
-            if sql == "COMMIT":
-                raise StoreError("no room")
-            execute(sql, values)
+        def fail(done):
+            raise StoreError("no room")
 
-        store._file.writer().execute = fail
+        store._file.writer().commit = fail
         for step in (
             lambda: manager.allocate(ports=(81,)),
             before.release,
@@ -322,14 +335,14 @@ def test_a_commit_that_fails_takes_the_kernel_back(path):
                 step()
             assert set(backend.mappings()) == set(before.ports())
             assert manager.interfaces() == [before]
-        del store._file.writer().execute
+        del store._file.writer().commit
         assert manager.check() == []
         assert manager.allocate(ports=(81,)).ports
         before.release()
         assert manager.check() == []
 
 
-def test_an_interrupt_in_the_middle_of_the_kernel_batch_is_mended_next(path):
+def test_an_interrupt_in_the_middle_of_the_kernel_batch_is_repaired_at_once(path):
     class Interrupted(FaultyBackend):
         cut = False
 
@@ -344,11 +357,8 @@ def test_an_interrupt_in_the_middle_of_the_kernel_batch_is_mended_next(path):
         backend.cut = True
         with pytest.raises(KeyboardInterrupt):
             manager.allocate(ports=(80,))
-        assert len(backend.mappings()) == 1  # nobody knows whether it came through
-        assert manager.interfaces() == []
-        with manager_of(path, backend=backend) as other:
-            assert backend.mappings() == []
-            assert other.check() == []
+        assert backend.mappings() == []  # whether or not it came through
+        assert manager.interfaces() == [] == manager.check()
 
 
 def test_a_full_file_is_a_clear_error_and_nothing_is_lost(path):

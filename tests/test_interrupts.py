@@ -1,0 +1,327 @@
+"""Interrupts at every place of a call: nothing given twice, nothing half done, none held up."""
+
+import faulthandler
+import os
+import queue
+import random
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from faults import FaultyBackend
+from interrupts import Interrupted, Knife
+from netalloc.errors import ClosedError, CommandError, ExhaustedError, InUseError, StoreError
+from netalloc.ipam.check import check
+from netalloc.manager.manager import NetworkManager
+from netalloc.model import PortRequest
+from netalloc.store.records import Reservation
+
+PATIENCE = 20  # seconds after which another thread counts as held up
+PLACES = 45  # of each operation in the normal run; all of them in the long one
+ERRORS = (Interrupted, CommandError, InUseError, StoreError, ExhaustedError)
+
+
+class Other:
+    """Another thread, that has to be able to go on."""
+
+    def __init__(self) -> None:
+        self._work: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._done: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def _run(self) -> None:
+        while (work := self._work.get()) is not None:
+            try:
+                self._done.put((work(), None))
+            except BaseException as error:
+                self._done.put((None, error))
+
+    def __call__(self, work: Callable[[], Any]) -> Any:
+        self._work.put(work)
+        try:
+            result, error = self._done.get(timeout=PATIENCE)
+        except queue.Empty:
+            faulthandler.dump_traceback()
+            pytest.fail("another thread is held up")
+        if error is not None:
+            raise error
+        return result
+
+    def close(self) -> None:
+        self._work.put(None)
+
+
+class World:
+    """A manager of a small network, in memory or over a file, and a kernel that is a dict."""
+
+    def __init__(self, kind: str, folder: Path, **options: Any) -> None:
+        self.kind = kind
+        self.path = folder / "store.db" if kind == "file" else None
+        self.backend = FaultyBackend()
+        self.options = {
+            "network": "10.0.0.1/26",
+            "backend": self.backend,
+            "store": self.path,
+            "ports": range(8000, 8100),
+        } | options
+        self.manager = self.open()
+        self.other = Other()
+        self.lost = False
+
+    def open(self) -> NetworkManager:
+        return NetworkManager("br0", **self.options)
+
+    def lose(self) -> None:
+        """Another program takes the mappings away."""
+        self.backend.cleanup()
+        self.lost = True
+
+    def held(self, owner: str) -> list[tuple[Any, ...]]:
+        """What an owner holds: ports and labels, an entry for each lease."""
+        return [
+            (len(one.ports()), tuple(sorted(self.manager._leases.labels(one._lease).items())))
+            for one in self.manager.find(owner)
+        ]
+
+    def reserved(self) -> list[str | None]:
+        leases = self.manager._leases
+        return [r.owner for r in leases.read(lambda tx: tx.table(Reservation).all())]
+
+    def problems(self) -> list[str]:
+        """What check() finds in the records and the kernel; the file itself is looked at later."""
+        leases = self.manager._leases
+        return leases.read(lambda tx: [*check(tx), *leases._check_kernel(tx)])
+
+    def sound(self) -> None:
+        """Another thread goes on, and nothing is wrong; whatever was held is released."""
+
+        def go_on() -> None:
+            lease = self.manager.allocate("other", ports=(80,))
+            assert self.problems() == []
+            lease.release()
+            assert self.problems() == []
+            addresses = [one.ip for one in self.manager.interfaces()]
+            assert len(addresses) == len(set(addresses))
+
+        self.other(go_on)
+
+    def clean(self) -> None:
+        def release() -> None:
+            for one in self.manager.interfaces():
+                one.release()
+            for owner in self.reserved():
+                assert owner is not None
+                self.manager.unreserve(owner.partition(" ")[2])
+
+        self.backend.refuse, self.backend.stuck = set(), set()
+        self.other(release)
+
+    def close(self) -> None:
+        self.manager.close()
+        self.other.close()
+
+
+@pytest.fixture(params=["memory", "file"])
+def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+    made = World(request.param, tmp_path)
+    yield made
+    made.close()
+
+
+# An operation: what it needs, what it does, and whether that was done, wholly or not at all.
+Operation = tuple[Callable[[World], Any], Callable[[World, Any], Any], Callable[[World, Any], None]]
+TWO = (80, PortRequest(53, "udp"))
+LABELS = {"app": "shop", "tier": "web"}
+OF_TWO = (2, tuple(sorted(LABELS.items())))
+
+
+def _nothing(world: World) -> None:
+    pass
+
+
+def _either(found: Any, *allowed: Any) -> None:
+    assert found in allowed, f"half done: {found}"
+
+
+def _leased(world: World) -> Any:
+    return world.manager.allocate("web", ports=TWO, labels=LABELS)
+
+
+def _leased_twice(world: World) -> Any:
+    return world.manager.allocate_many(2, TWO, "web", labels=LABELS)
+
+
+def _doomed(world: World) -> None:
+    _leased_twice(world)
+    world.manager.gc([], grace=0)
+
+
+def _reserved(world: World) -> None:
+    world.manager.reserve("10.0.0.9", "db 10.0.0.9")
+
+
+def _refusing(world: World) -> None:
+    world.backend.refuse = {53}
+
+
+OPERATIONS: dict[str, Operation] = {
+    "allocate": (
+        _nothing,
+        lambda w, _: w.manager.allocate("web", ports=TWO, labels=LABELS),
+        lambda w, _: _either(w.held("web"), [], [OF_TWO]),
+    ),
+    "allocate again by key": (
+        lambda w: w.manager.allocate("web", key="eth0"),
+        lambda w, _: w.manager.allocate("web", key="eth0"),
+        lambda w, _: _either(w.held("web"), [(0, ())]),
+    ),
+    "allocate_many": (
+        _nothing,
+        lambda w, _: w.manager.allocate_many(3, TWO, "web", labels=LABELS),
+        lambda w, _: _either(w.held("web"), [], [OF_TWO] * 3),
+    ),
+    "release": (
+        _leased,
+        lambda w, one: one.release(),
+        lambda w, _: _either(w.held("web"), [], [OF_TWO]),
+    ),
+    "release an owner": (
+        _leased_twice,
+        lambda w, _: w.manager.release("web"),
+        lambda w, _: _either(w.held("web"), [], [OF_TWO] * 2),
+    ),
+    "publish": (
+        lambda w: w.manager.allocate("web"),
+        lambda w, one: one.publish(TWO),
+        lambda w, _: _either(w.held("web"), [(0, ())], [(2, ())]),
+    ),
+    "release_port": (
+        lambda w: w.manager.allocate("web", ports=TWO),
+        lambda w, one: one.release_port(one.ports()[0].host_port, one.ports()[0].protocol),
+        lambda w, _: _either(w.held("web"), [(1, ())], [(2, ())]),
+    ),
+    "reserve": (
+        _nothing,
+        lambda w, _: w.manager.reserve("10.0.0.9", "db 10.0.0.9"),
+        lambda w, _: _either(w.reserved(), [], ["db 10.0.0.9"]),
+    ),
+    "unreserve": (
+        _reserved,
+        lambda w, _: w.manager.unreserve("10.0.0.9"),
+        lambda w, _: _either(w.reserved(), [], ["db 10.0.0.9"]),
+    ),
+    "gc, the first look": (
+        _leased_twice,
+        lambda w, _: w.manager.gc([], grace=0),
+        lambda w, _: _either(w.held("web"), [OF_TWO] * 2),
+    ),
+    "gc, the second look": (
+        _doomed,
+        lambda w, _: w.manager.gc([], grace=0),
+        lambda w, _: _either(w.held("web"), [], [OF_TWO] * 2),
+    ),
+    "find": (
+        _leased,
+        lambda w, _: w.manager.find("web", ("app", "shop")),
+        lambda w, _: _either(w.held("web"), [OF_TWO]),
+    ),
+    "reconcile": (
+        lambda w: (_leased(w), w.lose()),
+        lambda w, _: w.manager.reconcile(),
+        lambda w, _: _either(w.held("web"), [OF_TWO]),
+    ),
+    "check": (
+        _leased,
+        lambda w, _: w.manager.check(),
+        lambda w, _: _either(w.held("web"), [OF_TWO]),
+    ),
+    "a port that is held": (
+        lambda w: w.manager.allocate("db", ports=(PortRequest(80, host_port=8050),)),
+        lambda w, _: w.manager.allocate_many(2, (90, PortRequest(80, host_port=8050)), "web"),
+        lambda w, _: _either(w.held("web"), []),
+    ),
+    "a kernel that refuses": (
+        _refusing,
+        lambda w, _: w.manager.allocate("web", ports=(90, PortRequest(80, host_port=53))),
+        lambda w, _: _either(w.held("web"), []),
+    ),
+    "too many": (
+        _nothing,
+        lambda w, _: w.manager.allocate_many(100, (90,), "web"),
+        lambda w, _: _either(w.held("web"), []),
+    ),
+}
+
+
+def places_of(world: World, operation: Operation) -> int:
+    """How many places an operation has, where it runs through."""
+    prepare, do, _ = operation
+    for _ in range(2):  # the second time nothing is opened or filled for the first time
+        context = prepare(world)
+        knife = Knife(1 << 40)
+        try:
+            knife.run(lambda: do(world, context))  # noqa: B023
+        except ERRORS:
+            pass
+        world.clean()
+    return knife.seen
+
+
+def cut(world: World, operation: Operation, knife: Knife) -> None:
+    """Run an operation, cut it, and see what is left of it."""
+    prepare, do, done = operation
+    context = prepare(world)
+    try:
+        knife.run(lambda: do(world, context))
+    except ERRORS:
+        pass
+    try:
+        world.backend.refuse = set()
+        if world.lost:
+            world.other(world.manager.reconcile)
+            world.lost = False
+        if knife.again is None and len(knife.cuts) < 2:
+            assert world.other(world.problems) == []
+        world.sound()
+        world.other(lambda: done(world, context))
+        world.clean()
+    except BaseException as error:
+        raise AssertionError(f"cut at {', then '.join(knife.cuts)}: {error}") from error
+
+
+def spread(n: int, at_most: int, seed: str) -> list[int]:
+    """All of n places, or some of each stretch of them."""
+    if n <= at_most:
+        return list(range(n))
+    chance = random.Random(seed)
+    return sorted(chance.sample(range(n), at_most))
+
+
+def cut_everywhere(world: World, name: str, at_most: int) -> None:
+    operation = OPERATIONS[name]
+    n = places_of(world, operation)
+    chosen = spread(n, at_most, name)
+    for place in chosen:
+        cut(world, operation, Knife(place))
+    for place in spread(n, at_most, f"{name} twice"):  # and once more while that is undone
+        cut(world, operation, Knife(place, again=random.Random(place).randrange(60)))
+    assert world.manager.check() == []
+    sys.stdout.write(f"{world.kind} {name}: {n} places, {2 * len(chosen)} cuts, none bad\n")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_interrupt_leaves_nothing_half_done(world: World, name: str) -> None:
+    cut_everywhere(world, name, PLACES)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_an_interrupt_anywhere_leaves_nothing_half_done(world: World, name: str) -> None:
+    cut_everywhere(world, name, 1 << 40)
