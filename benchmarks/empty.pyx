@@ -26,7 +26,7 @@ cdef class Empty:
         return self.ordinal
 
     @cython.critical_section
-    def acquire_int(self, *, bint early=False):
+    def acquire_int(self, *, allow_cooling=False):
         """IPAllocator.acquire_int."""
         return self.address
 

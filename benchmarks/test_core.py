@@ -32,13 +32,13 @@ def test_promise(promise: Promise, empty: Any, benchmark: BenchmarkFixture) -> N
 def slowed(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """The core, but each acquire forgets the leaf under the cursor."""
     copy = tmp_path_factory.mktemp("slowed")
-    for source in [SOURCES / "_alloc.pyx", *SOURCES.glob("*.pxi")]:
-        shutil.copy(source, copy)
-    tree = copy / "_tree.pxi"
+    shutil.copy(SOURCES / "_alloc.pyx", copy)
+    shutil.copytree(SOURCES / "_alloc", copy / "_alloc")
+    tree = copy / "_alloc" / "tree.pxi"
     marker = "    t.used += 1\n    t.cursor = i + 1\n"
     text = tree.read_text()
     assert text.count(marker) == 1
-    tree.write_text(text.replace(marker, marker + "    leave(t)\n"))
+    tree.write_text(text.replace(marker, marker + "    drop_cached_leaf(t)\n"))
     return compiled(copy / "_alloc.pyx", "netalloc._alloc", copy)
 
 

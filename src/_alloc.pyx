@@ -4,19 +4,22 @@
 # cython: freethreading_compatible=True
 """The core: sets of ordinals and of addresses, and the conversions. No I/O.
 
-`binding=False` and `always_allow_keywords=False` are worth 27 % of a call. Each file that is
-included here is one idea, and the order is that of reading:
+`binding=False` and `always_allow_keywords=False` are worth 27 % of a call. Each file of
+_alloc/ that is included here is one idea, and the order is that of reading:
 
-    _tree.pxi      the radix tree of bits: one ordinal at a time, and searching
-    _bulk.pxi      many ordinals at a time: ranges, buffers, contiguous runs
-    _codec.pxi     the tree as bytes
-    _bitmap.pxi    Bitmap: the tree as a Python set of ordinals
-    _many.pxi      its methods for many at a time, shared with IPAllocator
-    _address.pxi   addresses: made without the constructor's cost, and the conversions
-    _ip.pxi        IPAllocator: a Bitmap laid over the addresses of a network
-    _network.pxi   which addresses those are, and the ordinal of each
-    _cooldown.pxi  keeping released ones out for a while
-    _saved.pxi     an IPAllocator as bytes
+    tree                the radix tree of bits: one ordinal at a time, and searching
+    tree_bulk           many ordinals at a time: ranges, buffers, contiguous runs
+    tree_codec          the tree as bytes
+    values              what callers give: checked, converted, shown in errors
+    bitmap              Bitmap: the tree as a Python set of ordinals
+    buffers             its methods for many at a time, shared with IPAllocator
+    address_objects     IPv4Address and IPv6Address without the cost of their constructors
+    conversions         parsing, and the functions ip_to_int to network_size
+    subnet              Subnet: which addresses may be given, and the ordinal of each
+    cooldown_queue      what cools down, and until when
+    allocator           IPAllocator: a Subnet with a Bitmap laid over its ordinals
+    allocator_cooldown  a caller's clock, and taking back what has cooled
+    allocator_codec     an IPAllocator as bytes
 
 No method releases the GIL: the longest, a million addresses at once, takes about a
 millisecond, and giving it up would cost every short call a lock (29 ns on Python 3.11).
@@ -28,32 +31,38 @@ from cpython.buffer cimport (
     PyObject_GetBuffer,
 )
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 from array import array
-from collections import deque
+from copyreg import __newobj_ex__
 from ipaddress import (
-    AddressValueError, IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface,
-    IPv6Network, NetmaskValueError, ip_address, ip_interface, ip_network,
+    IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address,
+    ip_interface,
 )
 from operator import index
+from reprlib import Repr
 from struct import error as StructError, iter_unpack, pack, unpack
+from sys import byteorder as _byteorder
 from time import monotonic
 from zlib import crc32
 
 from netalloc.errors import (
-    ExhaustedError, InUseError, NotAllocatedError, OutOfRangeError, StoreError,
+    ExhaustedError, InUseError, InvalidValueError, NetallocError, NotAllocatedError,
+    OutOfRangeError, StoreError,
 )
 
-include "_tree.pxi"
-include "_bulk.pxi"
-include "_codec.pxi"
-include "_bitmap.pxi"
-include "_many.pxi"
-include "_address.pxi"
-include "_ip.pxi"
-include "_network.pxi"
-include "_cooldown.pxi"
-include "_saved.pxi"
+include "_alloc/tree.pxi"
+include "_alloc/tree_bulk.pxi"
+include "_alloc/tree_codec.pxi"
+include "_alloc/values.pxi"
+include "_alloc/bitmap.pxi"
+include "_alloc/buffers.pxi"
+include "_alloc/address_objects.pxi"
+include "_alloc/conversions.pxi"
+include "_alloc/subnet.pxi"
+include "_alloc/cooldown_queue.pxi"
+include "_alloc/allocator.pxi"
+include "_alloc/allocator_cooldown.pxi"
+include "_alloc/allocator_codec.pxi"

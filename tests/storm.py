@@ -169,6 +169,6 @@ def judge(path, logs, kills):
         assert len(rest) <= kills + len(logs)
         for one in manager.interfaces():
             assert one.owner.startswith("worker")
-        free = manager.plan.capacity - len(held)
+        free = manager.subnet.capacity - len(held)
         assert len(manager.allocate_many(free)) == free
     return Report(operations, kills, longest, len(held), doubt + len(rest))

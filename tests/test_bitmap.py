@@ -2,6 +2,7 @@
 
 from array import array
 from contextlib import suppress
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,7 @@ from netalloc import (
     OutOfRangeError,
     StoreError,
 )
+from netalloc.errors import InvalidValueError
 from pair import Pair, Walk
 
 SIZES = [1, 63, 64, 65, 4095, 4096, 4097, 2**16, 2**24, 2**32, 2**64]
@@ -150,19 +152,33 @@ def test_acquire_into_every_integer_of_32_or_64_bits(code: str) -> None:
         (array("H", [0]), "'H'"),
         (array("d", [0]), "'d'"),
         (bytearray(8), "'B'"),
-        (array("I", [0]), "32-bit items cannot hold"),
+        (array("I", [0]), "^32-bit items cannot hold 8589934591"),
+        (array("i", [0]), "^signed 32-bit items cannot hold 8589934591"),
+        (memoryview(bytearray(17))[1:].cast("Q"), "middle of an item"),
+        (memoryview(array("Q", [0] * 4))[::2], "contiguous"),
+        (memoryview(bytes(8)).cast("Q"), "writable"),
+        ([0], "no writable"),
     ],
 )
-def test_acquire_into_refuses_other_items(target: object, message: str) -> None:
+def test_acquire_into_refuses_other_items(target: Any, message: str) -> None:
     bitmap = Bitmap(2**33)
-    with pytest.raises(OutOfRangeError, match=message):
+    with pytest.raises(InvalidValueError, match=message):
         bitmap.acquire_into(target)
     assert len(bitmap) == 0
 
 
-def test_acquire_into_needs_a_writable_buffer() -> None:
-    with pytest.raises(BufferError):
-        Bitmap(10).acquire_into(memoryview(bytes(8)).cast("Q"))
+def test_a_negative_item_is_no_ordinal() -> None:
+    """Its bits would be those of a high one."""
+    full32, full64 = Bitmap(2**32), Bitmap(2**64)
+    full32.acquire_ranges(2**32)
+    full64.acquire_ranges(2**64 - 1)
+    full64.reserve(2**64 - 1)
+    for bitmap, code in ((full32, "i"), (full64, "q")):
+        with pytest.raises(OutOfRangeError, match="^-1 is not in 0 to"):
+            bitmap.release_many(array(code, [5, -1]))
+        assert bitmap.available == 0
+    with pytest.raises(OutOfRangeError, match="signed 64-bit items cannot hold"):
+        Bitmap(2**64).acquire_into(array("q", [0]))
 
 
 def test_all_or_nothing_when_too_few_are_free() -> None:
@@ -253,10 +269,9 @@ def test_named_errors() -> None:
         bitmap.acquire_block(0)
     with pytest.raises(OutOfRangeError):
         bitmap.acquire_ranges(-1)
-    with pytest.raises(TypeError):
-        bitmap.reserve("3")
-    with pytest.raises(TypeError):
-        bitmap.reserve(3.0)
+    for value in ("3", 3.0, True, None):
+        with pytest.raises(InvalidValueError, match=f"^{value!r} is not an integer$"):
+            bitmap.reserve(value)  # type: ignore[arg-type]
     assert bitmap.discard(3) is True
     assert bitmap.discard(3) is False
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from netalloc import ExhaustedError, IPAllocator, NotAllocatedError, OutOfRangeError
+from netalloc import ExhaustedError, InUseError, IPAllocator, NotAllocatedError, OutOfRangeError
 
 
 class Clock:
@@ -23,7 +23,7 @@ def clock() -> Clock:
 @pytest.fixture
 def allocator(clock: Clock) -> IPAllocator:
     """Four addresses, 10.0.0.1 to .4, that cool for 30 seconds."""
-    return IPAllocator("10.0.0.5/29", reserved=["10.0.0.6"], cooldown=30.0, clock=clock)
+    return IPAllocator("10.0.0.5/29", exclude=["10.0.0.6"], cooldown=30.0, clock=clock)
 
 
 def test_released_address_rests(allocator: IPAllocator, clock: Clock) -> None:
@@ -52,11 +52,11 @@ def test_early_takes_the_longest_cooling(allocator: IPAllocator) -> None:
     given = allocator.acquire_many(3)
     allocator.release(given[2])
     allocator.release(given[0])
-    assert str(allocator.acquire(early=True)) == "10.0.0.4", "a free one comes first"
-    assert allocator.acquire(early=True) == given[2]
-    assert allocator.acquire_int(early=True) == int(given[0])
+    assert str(allocator.acquire(allow_cooling=True)) == "10.0.0.4", "a free one comes first"
+    assert allocator.acquire(allow_cooling=True) == given[2]
+    assert allocator.acquire_int(allow_cooling=True) == int(given[0])
     with pytest.raises(ExhaustedError, match="all 4"):
-        allocator.acquire(early=True)
+        allocator.acquire(allow_cooling=True)
     allocator._check()
 
 
@@ -71,10 +71,26 @@ def test_cooling_is_not_allocated(allocator: IPAllocator) -> None:
     assert list(allocator.runs()) == []
 
 
-def test_reserve_ends_the_cooling(allocator: IPAllocator, clock: Clock) -> None:
+def test_reserve_refuses_what_cools(allocator: IPAllocator, clock: Clock) -> None:
     ip = allocator.acquire()
     allocator.release(ip)
+    clock.now += 12.5
+    before = allocator.to_bytes()
+    with pytest.raises(InUseError, match=r"^10.0.0.1 cools down for 17\.500 s more; allow_cooling"):
+        allocator.reserve(ip)
+    assert allocator.to_bytes() == before
+    clock.now += 17.5
     allocator.reserve(ip)
+    assert ip in allocator
+    allocator._check()
+
+
+def test_reserve_ends_the_cooling_where_that_is_allowed(
+    allocator: IPAllocator, clock: Clock
+) -> None:
+    ip = allocator.acquire()
+    allocator.release(ip)
+    allocator.reserve(ip, allow_cooling=True)
     assert ip in allocator
     clock.now += 100
     assert allocator.acquire_many(3)

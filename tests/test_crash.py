@@ -106,7 +106,7 @@ def test_death_at_any_step_leaves_store_and_kernel_in_agreement(tmp_path, what):
 
 
 def state_of(manager):
-    reservations = manager._leases.look(lambda tx: tx.table(Reservation).all())
+    reservations = manager._leases.read(lambda tx: tx.table(Reservation).all())
     return {(kept.ordinal, kept.owner) for kept in reservations} | {
         item
         for one in manager.interfaces()
@@ -161,7 +161,7 @@ def original(tmp_path_factory):
             one.release()
         for i in range(40):
             manager.allocate(f"owner{i}", key="eth0", ports=(80,), labels={"app": "shop"})
-        manager.allocate(ports=(PortRequest(80, host_ip="10.9.9.9"), PortRequest(0, count=5)))
+        manager.allocate(ports=(PortRequest(80, host_ip="10.9.9.9"), PortRequest(None, count=5)))
     with manager_of(folder, network="10.0.0.1/20", cooldown=3600, sticky=60) as manager:
         assert manager.check() == []
         held = {str(one.ip): (one.owner, one.generation) for one in manager.interfaces()}
@@ -336,7 +336,7 @@ OWNER39 = "(SELECT ordinal FROM lease WHERE owner = 'owner39')"
         ),
         (
             "DELETE FROM lease WHERE ordinal = 99",
-            lambda manager: manager.allocate(ip=manager.plan.address(99)),
+            lambda manager: manager.allocate(ip=manager.subnet.address(99)),
             "is marked as taken, but no record says by whom",
         ),
         (

@@ -65,12 +65,12 @@ def rounds_of_kill(lab, store, rounds):
         with manager_of(lab, store) as manager:
             assert manager.check() == []
             assert not manager.reconcile()
-            free = manager.plan.capacity - len(manager.interfaces())
+            free = manager.subnet.capacity - len(manager.interfaces())
             assert free > 0
     with manager_of(lab, store) as manager:
         manager.release("crowd")
         assert manager.check() == []
-        assert manager._leases.kernel.present() == []
+        assert manager._leases.mappings.present() == []
     return dirty
 
 

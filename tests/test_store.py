@@ -11,12 +11,13 @@ from netalloc._alloc import IPAllocator
 from netalloc.errors import (
     ExhaustedError,
     InUseError,
+    InvalidValueError,
     NotAllocatedError,
-    OutOfRangeError,
     StaleLeaseError,
     StoreError,
 )
-from netalloc.ipam import history as addresses_module
+from netalloc.ipam import addresses as addresses_module
+from netalloc.ipam import history as history_module
 from netalloc.manager.manager import NetworkManager
 from netalloc.model import PortRequest
 from netalloc.store.memory import MemoryStore
@@ -136,12 +137,13 @@ def test_a_reserved_address_is_for_its_owner_alone(reopen):
     assert ips(manager.allocate_many(2)) == ["10.0.0.4", "10.0.0.5"]
     with pytest.raises(InUseError, match=r"10\.0\.0\.2 is reserved for db"):
         manager.allocate("web", "10.0.0.2")
-    with pytest.raises(InUseError, match=r"10\.0\.0\.3 is reserved for nobody"):
+    with pytest.raises(InUseError, match=r"10\.0\.0\.3 is reserved, for no owner"):
         manager.allocate("db", "10.0.0.3")
     db = manager.allocate("db")
     assert str(db.ip) == "10.0.0.2"
+    manager.reserve("10.0.0.2", "db")  # a boot script may say it again
     with pytest.raises(InUseError, match="reserved for db"):
-        manager.reserve("10.0.0.2", "db")
+        manager.reserve("10.0.0.2", "web")
     db.release()
     assert str(manager.allocate("web").ip) == "10.0.0.6"
     assert str(manager.allocate("db").ip) == "10.0.0.2"
@@ -152,7 +154,7 @@ def test_a_reserved_address_is_for_its_owner_alone(reopen):
         manager.allocate()
     with pytest.raises(NotAllocatedError, match=r"10\.0\.0\.3"):
         manager.unreserve("10.0.0.3")
-    with pytest.raises(OutOfRangeError):
+    with pytest.raises(InvalidValueError):
         manager.reserve("10.0.0.1")
     assert manager.check() == []
 
@@ -185,12 +187,12 @@ def test_history_says_who_held_an_address_when(reopen):
 
 
 def test_history_is_bounded_in_size_and_age(reopen, monkeypatch):
-    monkeypatch.setattr(addresses_module, "HISTORY", 3)
+    monkeypatch.setattr(history_module, "HISTORY", 3)
     manager = reopen()
     for i in range(6):
         manager.allocate(f"owner{i}", "10.0.0.4").release()
     assert [one.owner for one in manager.history("10.0.0.4")] == ["owner3", "owner4", "owner5"]
-    monkeypatch.setattr(addresses_module, "HISTORY_AGE", -1)
+    monkeypatch.setattr(history_module, "HISTORY_AGE", -1)
     manager.allocate("last", "10.0.0.5").release()
     manager.allocate("last", "10.0.0.5").release()
     assert manager.history("10.0.0.4") == []
@@ -205,7 +207,7 @@ def test_owners_and_labels_are_found(reopen):
     assert ips(manager.find("web")) == ["10.0.0.2", "10.0.0.3"]
     assert ips(manager.find(label=("app", "shop"))) == ["10.0.0.2", "10.0.0.4", "10.0.0.5"]
     assert ips(manager.find("web", "app=shop")) == ["10.0.0.2"]
-    with pytest.raises(OutOfRangeError, match="'app' is not name=value"):
+    with pytest.raises(InvalidValueError, match="'app' is not name=value"):
         manager.find(label="app")
     assert manager.find("web")[0].labels == {"app": "shop", "tier": "front"}
     assert manager.release("web") == 2
@@ -235,7 +237,7 @@ def test_gc_releases_after_two_looks_and_a_grace_period(reopen, clock):
     assert manager.gc(["alive", "again"], grace=10) == []  # both were noted 9 s ago
     clock.sleep(1)
     assert [str(ip) for ip in manager.gc(["alive", "again"], grace=10)] == ["10.0.0.5"]
-    with pytest.raises(OutOfRangeError, match="-1"):
+    with pytest.raises(InvalidValueError, match="-1"):
         manager.gc([], grace=-1)
 
 
@@ -255,7 +257,7 @@ def test_gc_spares_a_lease_that_is_not_the_one_it_saw(reopen, clock):
 
 def test_gc_goes_on_past_what_cannot_be_released(reopen, clock):
     manager = reopen()
-    backend = manager._leases.kernel._mapper.backend
+    backend = manager._leases.mappings._mapper.backend
     stuck, free = manager.allocate("dead", ports=(80,)), manager.allocate("dead")
     backend.stuck = {stuck.ports()[0].host_port}
     manager.gc([], grace=0)
@@ -269,12 +271,12 @@ def test_gc_goes_on_past_what_cannot_be_released(reopen, clock):
 
 def test_a_key_is_remembered_over_a_restart(reopen):
     first = reopen().allocate("pod", key="eth0", ports=(80,))
-    ports = first.ports
+    ports = first.ports()
     again = reopen().allocate("pod", key="eth0", ports=(80,))
     assert (again.ip, again.generation, again.ports()) == (first.ip, first.generation, ports)
 
 
-def test_the_cursor_goes_on_where_it_was_and_copes_with_another_network(reopen):
+def test_the_cursor_goes_on_where_it_was_and_another_network_is_refused(reopen):
     manager = reopen("10.0.0.1/24", ports=range(8000, 9000))
     for one in manager.allocate_many(100, (80,)):
         one.release()
@@ -282,15 +284,10 @@ def test_the_cursor_goes_on_where_it_was_and_copes_with_another_network(reopen):
     assert str(manager.allocate(ports=(80,)).ip) == "10.0.0.102"
     assert manager.interfaces()[0].ports()[0].host_port == 8100
     manager.interfaces()[0].release()
-    manager = reopen("10.0.0.1/29", ports=range(8000, 8002))  # both cursors lie outside now
-    assert ips(manager.allocate_many(5)) == [f"10.0.0.{n}" for n in range(2, 7)]
-    assert [manager.interfaces()[0].allocate_port(80) for _ in range(2)] == [8000, 8001]
-    with pytest.raises(ExhaustedError):
-        manager.allocate()
-    with pytest.raises(ExhaustedError):
-        manager.interfaces()[0].allocate_port(80)
-    with pytest.raises(InUseError, match="5 addresses leased"):
-        reopen("10.0.0.1/24")
+    with pytest.raises(InUseError, match=r"subnet 10\.0\.0\.1/24, not 10\.0\.0\.1/29"):
+        reopen("10.0.0.1/29")
+    with pytest.raises(InUseError, match="ports 8000-8999, not 8000-8001"):
+        reopen("10.0.0.1/24", ports=range(8000, 8002))
 
 
 @pytest.mark.parametrize("network", ["10.0.0.0/31", "10.0.0.3/32", "fd00::/64", "fd00::1/126"])
@@ -335,7 +332,7 @@ def test_check_names_what_is_wrong_and_repair_mends_it(reopen):
     manager = reopen()
     web = manager.allocate("web", ports=(80, PortRequest(53, "udp", host_ip="10.9.9.9")))
     assert manager.check() == []
-    backend = manager._leases.kernel._mapper.backend
+    backend = manager._leases.mappings._mapper.backend
     mapping = backend.mappings()[0]
     backend.reconcile([])
     tx = manager._leases.committer.store.begin("sabotage")
@@ -347,8 +344,8 @@ def test_check_names_what_is_wrong_and_repair_mends_it(reopen):
     problems = "\n".join(manager.check())
     assert "10.0.0.2 is not marked as taken" in problems
     assert "10.0.0.5 is marked as taken, but no record says by whom" in problems
-    assert "bitmap ports/tcp/used differs from the publications at 1 ordinals" in problems
-    assert problems.count("the kernel lacks PortMapping(port=") == 2
+    assert "bitmap ports/tcp/used differs from the publications at 1 ports" in problems
+    assert problems.count("the kernel lacks PortMapping(host_port=") == 2
     with pytest.raises(StoreError, match="repair"):
         manager.allocate(ip="10.0.0.5")
     manager.repair()

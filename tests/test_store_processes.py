@@ -89,7 +89,7 @@ def test_a_reader_does_not_wait_for_a_writer(tmp_path):
         try:
             begin = time.monotonic()
             assert [one.owner for one in reader.interfaces()] == ["web"]
-            assert time.monotonic() - begin < reader._leases.committer.store.patience / 2
+            assert time.monotonic() - begin < reader._leases.committer.store.timeout / 2
         finally:
             tx.rollback()
 

@@ -1,15 +1,15 @@
 """Which host ports are held, on which of the host's addresses, and which one is next.
 
-A port is held either on every address of the host (the wildcard) or on one. As with
-sockets, the wildcard conflicts with everything of the same protocol and number, and two
-different addresses do not conflict. Per protocol there are three kinds of bitmaps:
+A port is held either on every address of the host (the wildcard) or on one. As with sockets,
+the wildcard conflicts with everything of the same protocol and number, and two different
+addresses do not conflict. Per protocol there are three kinds of bitmaps, in which the ordinal
+of a port is its number, whatever the range that it was taken from:
 
     every     ports held on every address
     used      ports held on any address: what a wildcard must keep clear of
-    on/<ip>   ports that a holder on <ip> must keep clear of: those held there, and `every`
+    on/<ip>   ports held on that address; one that is taken there must keep clear of `every` too
 
-so that each pick is one search in one bitmap, however many ports are held. PastLease a port
-on every address costs one more step per *address* that has ports of its own.
+so that a pick is a search in one bitmap or in two, however many ports are held.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -18,10 +18,11 @@ from threading import RLock
 from typing import Protocol
 
 from netalloc._alloc import Bitmap
-from netalloc.errors import ExhaustedError, InUseError, NotAllocatedError, OutOfRangeError
-from netalloc.values import as_host_ip, as_port, as_protocol
+from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
+from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
 
 PORTS = range(49153, 65536)
+SIZE = 65536  # of each bitmap
 Probe = Callable[[int, str, IPv4Address | None], bool]
 
 
@@ -70,13 +71,25 @@ class MemoryBitmaps:
         del self._bitmaps[name]
 
 
+def as_ports(ports: object) -> range:
+    """A range of ports, in either direction and with any step, that is not empty."""
+    if not isinstance(ports, range):
+        raise InvalidValueError(f"ports {shown(ports)} are not a range")
+    if not ports:
+        raise InvalidValueError(f"{shown(ports)} has no port in it")
+    as_port(ports[0])
+    as_port(ports[-1])
+    return ports
+
+
 class PortAllocator:
     """Hands out the ports of a range, the one released longest ago first.
 
     `ports` is any range within 1 to 65535, with a step or descending too; it bounds the
     automatic picks, while `reserve` takes any port. `probe(port, protocol, host_ip)`, where
     given, is asked about each automatic pick, and those it answers with False are skipped.
-    `bitmaps` keeps the state, in memory unless something else is given. Thread-safe.
+    `bitmaps` keeps the state, in memory unless something else is given. Thread-safe. Raises
+    InvalidValueError and OutOfRangeError for values that are none of these.
 
     >>> ports = PortAllocator(range(8000, 8003))
     >>> ports.acquire(), ports.acquire(), ports.acquire("udp")
@@ -88,31 +101,18 @@ class PortAllocator:
     def __init__(
         self, ports: range = PORTS, *, probe: Probe | None = None, bitmaps: Bitmaps | None = None
     ) -> None:
-        if not isinstance(ports, range):
-            raise OutOfRangeError(f"ports {ports!r} is not a range")
-        if not ports:
-            raise OutOfRangeError(f"{ports!r} has no port in it")
-        as_port(ports[0])
-        as_port(ports[-1])
-        self.ports = ports
+        if probe is not None and not callable(probe):
+            raise InvalidValueError(f"probe {shown(probe)} cannot be called")
+        self.ports = as_ports(ports)
         self.probe = probe
         self._bitmaps: Bitmaps = MemoryBitmaps() if bitmaps is None else bitmaps
         self._lock = RLock()
-        # The ports of a range with a step are made neighbours: numbers are laid out by
-        # their remainder, so that every range is one window of ordinals.
-        step = ports.step
-        self._step = abs(step)
-        self._mirror = 65535 if step < 0 else 0
-        self._row = 65535 // self._step + 1
-        self.size = self._step * self._row
-        self._first = self._ordinal(ports[0])
-        self._end = self._first + len(ports)
-        self._prefix = "ports" if step == 1 else f"ports,{step}"
 
     def acquire(self, protocol: str = "tcp", host_ip: IPv4Address | str | None = None) -> int:
         """The next free port: constant time, plus one probe for each port that is skipped.
 
-        Raises ExhaustedError when the range has no free port.
+        In a range with a step or a descending one, also a look at each held port that is
+        skipped. Raises ExhaustedError when the range has no free port.
         """
         return self.acquire_many(1, protocol, host_ip)[0]
 
@@ -120,30 +120,26 @@ class PortAllocator:
         self, n: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> list[int]:
         """The next n free ports, or none of them: ExhaustedError."""
-        as_protocol(protocol)
-        ip = as_host_ip(host_ip)
-        if n < 0:
-            raise OutOfRangeError(f"{n} ports cannot be had")
+        protocol, ip = as_protocol(protocol), as_host_ip(host_ip)
+        n = as_int(n, "number of ports", 0, 65535)
         with self._lock:
+            pools = self._pools(protocol, ip)
             used = self._bitmap(protocol, "used")
-            pool = used if ip is None else self._on(protocol, ip)
             picked: list[int] = []
             foreign = 0
-            for ordinal in self._free(pool, used.cursor):
+            for port in self._free(pools, used.cursor) if n else ():
+                if self.probe is not None and not self.probe(port, protocol, ip):
+                    foreign += 1
+                    continue
+                picked.append(port)
                 if len(picked) == n:
                     break
-                port = self._port(ordinal)
-                if self.probe is None or self.probe(port, protocol, ip):
-                    picked.append(ordinal)
-                else:
-                    foreign += 1
             if len(picked) < n:
-                self._forget_unused(protocol, ip)
                 raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
             self._hold(picked, protocol, ip)
             if picked:
-                used.cursor = (picked[-1] + 1) % self.size
-            return [self._port(ordinal) for ordinal in picked]
+                used.cursor = self._after(picked[-1])
+            return picked
 
     def acquire_block(
         self, n: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
@@ -157,23 +153,21 @@ class PortAllocator:
         >>> PortAllocator(range(8000, 8100)).acquire_block(10)
         range(8000, 8010)
         """
-        as_protocol(protocol)
-        ip = as_host_ip(host_ip)
-        if not 1 <= n <= len(self.ports):
-            raise OutOfRangeError(f"a block of {n} ports is not within 1 to {len(self.ports)}")
+        protocol, ip = as_protocol(protocol), as_host_ip(host_ip)
+        n = as_int(n, "block of", 1, len(self.ports))
         with self._lock:
+            pools = self._pools(protocol, ip)
             used = self._bitmap(protocol, "used")
-            pool = used if ip is None else self._on(protocol, ip)
-            start = self._gap(pool, self._clamp(used.cursor), n, protocol, ip)
-            if start is None:
-                start = self._gap(pool, self._first, n, protocol, ip)
-            if start is None:
-                self._forget_unused(protocol, ip)
+            first = self.ports.index(self._clamp(used.cursor))
+            index = self._gap(pools, first, n, protocol, ip)
+            if index is None:
+                index = self._gap(pools, 0, n, protocol, ip)
+            if index is None:
                 raise self._exhausted(f"{n} adjacent ", protocol, ip)
-            self._hold(range(start, start + n), protocol, ip)
-            used.cursor = (start + n) % self.size
-            index = start - self._first
-            return self.ports[index : index + n]
+            block = self.ports[index : index + n]
+            self._hold(block, protocol, ip)
+            used.cursor = self._after(block[-1])
+            return block
 
     def reserve(
         self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
@@ -183,162 +177,147 @@ class PortAllocator:
         Raises InUseError when it is held on every address, on this one, or, where every
         address is asked for, on any.
         """
-        as_protocol(protocol)
-        ip = as_host_ip(host_ip)
-        ordinal = self._ordinal(as_port(port))
+        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
         with self._lock:
-            if ordinal in self._bitmap(protocol, "every"):
-                raise InUseError(f"port {port}/{protocol} is held on every address")
-            if ip is None:
-                if ordinal in self._bitmap(protocol, "used"):
-                    where = ", ".join(
-                        str(other) for other, pool in self._each_on(protocol) if ordinal in pool
-                    )
-                    raise InUseError(
-                        f"port {port}/{protocol} is held on {where}, so every address cannot be had"
-                    )
-            elif self._held_on(ordinal, protocol, ip):
-                raise InUseError(f"port {port}/{protocol} is held on {ip}")
-            self._hold((ordinal,), protocol, ip)
+            where = self._in_the_way(port, protocol, ip)
+            if where is not None:
+                raise InUseError(f"port {port}/{protocol} is held on {where}")
+            self._hold((port,), protocol, ip)
 
     def release(
         self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> None:
-        """Give a port back.
+        """Give a port back; where none of the range was free, it is the next one given.
 
         Raises NotAllocatedError when it is not held in that way: a port that is held on
         every address is not released by naming one.
         """
-        as_protocol(protocol)
-        ip = as_host_ip(host_ip)
-        ordinal = self._ordinal(as_port(port))
+        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
         with self._lock:
-            every = self._bitmap(protocol, "every")
+            held = self._bitmap(protocol, "every") if ip is None else self._on(protocol, ip)
+            if held is None or port not in held:
+                where = "every address" if ip is None else str(ip)
+                raise NotAllocatedError(f"port {port}/{protocol} is not held on {where}")
+            full = port in self.ports and self._is_full(self._pools(protocol, ip))
             used = self._bitmap(protocol, "used")
-            if ip is None:
-                if ordinal not in every:
-                    raise NotAllocatedError(f"port {port}/{protocol} is not held on every address")
-                full = self._is_full(used)
-                every.release(ordinal)
-                used.release(ordinal)
-                for _, pool in self._each_on(protocol):
-                    pool.release(ordinal)
-            else:
-                if ordinal in every or not self._held_on(ordinal, protocol, ip):
-                    raise NotAllocatedError(f"port {port}/{protocol} is not held on {ip}")
-                own = self._on(protocol, ip)
-                full = self._is_full(own)
-                own.release(ordinal)
-                if not any(ordinal in pool for _, pool in self._each_on(protocol)):
-                    used.release(ordinal)
-                self._forget_unused(protocol, ip)
-            if full and self._first <= ordinal < self._end:
-                used.cursor = ordinal  # the first one released is the next one given
+            held.release(port)
+            if not any(port in pool for _, pool in self._each_on(protocol)):
+                used.release(port)
+            if ip is not None and not len(held):
+                self._bitmaps.drop(f"ports/{protocol}/on/{ip}")
+            if full:
+                used.cursor = port
 
     def held(
         self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> bool:
         """Whether asking for that port would be refused."""
-        as_protocol(protocol)
-        ip = as_host_ip(host_ip)
-        ordinal = self._ordinal(as_port(port))
+        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
         with self._lock:
-            if ip is None:
-                return ordinal in self._bitmap(protocol, "used")
-            return ordinal in self._bitmap(protocol, "every") or self._held_on(
-                ordinal, protocol, ip
-            )
+            return self._in_the_way(port, protocol, ip) is not None
 
-    def _ordinal(self, port: int) -> int:
-        quotient, remainder = divmod(abs(self._mirror - port), self._step)
-        return remainder * self._row + quotient
+    def _in_the_way(self, port: int, protocol: str, ip: IPv4Address | None) -> str | None:
+        """Where the port is held so that it cannot be had, in words."""
+        if port not in self._bitmap(protocol, "used"):
+            return None
+        if port in self._bitmap(protocol, "every"):
+            return "every address"
+        on = [other for other, pool in self._each_on(protocol) if port in pool]
+        if ip is None:
+            return ", ".join(map(str, on)) + ", so every address cannot be had"
+        return str(ip) if ip in on else None
 
-    def _port(self, ordinal: int) -> int:
-        remainder, quotient = divmod(ordinal, self._row)
-        return abs(self._mirror - (quotient * self._step + remainder))
-
-    def _clamp(self, cursor: int) -> int:
-        # A cursor from before the range was changed may lie anywhere.
-        return cursor if self._first <= cursor < self._end else self._first
-
-    def _free(self, pool: Ordinals, cursor: int) -> Iterator[int]:
-        """The free ordinals of the window, once round from the cursor."""
-        cursor = self._clamp(cursor)
-        for start, end in ((cursor, self._end), (self._first, cursor)):
-            ordinal = pool.next_free(start)
-            while ordinal is not None and ordinal < end:
-                yield ordinal
-                ordinal = pool.next_free(ordinal + 1)
+    def _free(self, pools: list[Ordinals], cursor: int) -> Iterator[int]:
+        """The free ports of the range, once round from the cursor."""
+        start = self._clamp(cursor)
+        if self.ports.step == 1:
+            for begin, end in ((start, self.ports.stop), (self.ports[0], start)):
+                port = _next_free(pools, begin)
+                while port is not None and port < end:
+                    yield port
+                    port = _next_free(pools, port + 1)
+            return
+        index = self.ports.index(start)
+        for part in (self.ports[index:], self.ports[:index]):
+            for port in part:
+                if not any(port in pool for pool in pools):
+                    yield port
 
     def _gap(
-        self, pool: Ordinals, start: int, n: int, protocol: str, ip: IPv4Address | None
+        self, pools: list[Ordinals], index: int, n: int, protocol: str, ip: IPv4Address | None
     ) -> int | None:
-        """Where n free ordinals in a row begin, at or after start."""
-        found = pool.next_free(start)
-        while found is not None and found + n <= self._end:
-            held = pool.next_set(found)
-            if held is not None and held < found + n:
-                found = pool.next_free(held)
-                continue
-            refused = self._refused(range(found, found + n), protocol, ip)
-            if refused is None:
-                return found
-            found = pool.next_free(refused + 1)
+        """Where in the range n free ports in a row begin, at or after an index."""
+        while index + n <= len(self.ports):
+            block = self.ports[index : index + n]
+            last = self._last_held(pools, block)
+            if last is None:
+                last = self._last_refused(block, protocol, ip)
+                if last is None:
+                    return index
+            index = self.ports.index(last) + 1
+            if self.ports.step == 1:  # over all that is held, in one step
+                free = _next_free(pools, last + 1)
+                if free is None or free not in self.ports:
+                    return None
+                index = self.ports.index(free)
         return None
 
-    def _refused(self, ordinals: range, protocol: str, ip: IPv4Address | None) -> int | None:
-        """The last of the ordinals that the probe refuses: the next gap begins behind it."""
+    def _last_held(self, pools: list[Ordinals], block: range) -> int | None:
+        if block.step == 1:
+            held = [pool.next_set(block[0]) for pool in pools]
+            first = min([port for port in held if port is not None], default=SIZE)
+            return first if first <= block[-1] else None
+        return next((port for port in reversed(block) if any(port in pool for pool in pools)), None)
+
+    def _last_refused(self, block: range, protocol: str, ip: IPv4Address | None) -> int | None:
+        """The last port that the probe refuses: the next gap begins behind it."""
         if self.probe is not None:
-            for ordinal in reversed(ordinals):
-                if not self.probe(self._port(ordinal), protocol, ip):
-                    return ordinal
+            for port in reversed(block):
+                if not self.probe(port, protocol, ip):
+                    return port
         return None
 
-    def _hold(self, ordinals: Iterable[int], protocol: str, ip: IPv4Address | None) -> None:
+    def _hold(self, ports: Iterable[int], protocol: str, ip: IPv4Address | None) -> None:
         used = self._bitmap(protocol, "used")
-        if ip is None:
-            every = self._bitmap(protocol, "every")
-            pools = [every, used, *(pool for _, pool in self._each_on(protocol))]
-            for ordinal in ordinals:
-                for pool in pools:
-                    pool.reserve(ordinal)
-        else:
-            own = self._on(protocol, ip)
-            for ordinal in ordinals:
-                own.reserve(ordinal)
-                if ordinal not in used:
-                    used.reserve(ordinal)
+        held = self._bitmap(protocol, "every" if ip is None else f"on/{ip}")
+        for port in ports:
+            held.reserve(port)
+            if port not in used:
+                used.reserve(port)
 
-    def _is_full(self, pool: Ordinals) -> bool:
-        free = pool.next_free(self._first)
-        return free is None or free >= self._end
+    def _pools(self, protocol: str, ip: IPv4Address | None) -> list[Ordinals]:
+        """What a port must be clear of to be taken there."""
+        if ip is None:
+            return [self._bitmap(protocol, "used")]
+        every, own = self._bitmap(protocol, "every"), self._on(protocol, ip)
+        return [every] if own is None else [every, own]
+
+    def _clamp(self, cursor: int) -> int:
+        # The cursor of another range, or from before the range was changed, may lie anywhere.
+        return cursor if cursor in self.ports else self.ports[0]
+
+    def _after(self, port: int) -> int:
+        """The port of the range that follows, round and round."""
+        return self.ports[(self.ports.index(port) + 1) % len(self.ports)]
+
+    def _is_full(self, pools: list[Ordinals]) -> bool:
+        return next(self._free(pools, self.ports[0]), None) is None
 
     def _bitmap(self, protocol: str, kind: str) -> Ordinals:
-        return self._bitmaps.bitmap(f"{self._prefix}/{protocol}/{kind}", self.size)
+        return self._bitmaps.bitmap(f"ports/{protocol}/{kind}", SIZE)
 
     def _each_on(self, protocol: str) -> list[tuple[IPv4Address, Ordinals]]:
-        prefix = f"{self._prefix}/{protocol}/on/"
+        prefix = f"ports/{protocol}/on/"
         return [
-            (IPv4Address(name[len(prefix) :]), self._bitmaps.bitmap(name, self.size))
+            (IPv4Address(name[len(prefix) :]), self._bitmaps.bitmap(name, SIZE))
             for name in self._bitmaps.names(prefix)
         ]
 
-    def _held_on(self, ordinal: int, protocol: str, ip: IPv4Address) -> bool:
-        return any(other == ip and ordinal in pool for other, pool in self._each_on(protocol))
-
-    def _on(self, protocol: str, ip: IPv4Address) -> Ordinals:
-        pool = self._bitmap(protocol, f"on/{ip}")
-        if not len(pool):
-            every = self._bitmap(protocol, "every")
-            ordinal = every.next_set(0)
-            while ordinal is not None:
-                pool.reserve(ordinal)
-                ordinal = every.next_set(ordinal + 1)
-        return pool
-
-    def _forget_unused(self, protocol: str, ip: IPv4Address | None) -> None:
-        if ip is not None and len(self._on(protocol, ip)) == len(self._bitmap(protocol, "every")):
-            self._bitmaps.drop(f"{self._prefix}/{protocol}/on/{ip}")
+    def _on(self, protocol: str, ip: IPv4Address) -> Ordinals | None:
+        """The ports held on one address; None where there are none: such a bitmap is dropped."""
+        name = f"ports/{protocol}/on/{ip}"
+        known = name in self._bitmaps.names(name)
+        return self._bitmaps.bitmap(name, SIZE) if known else None
 
     def _exhausted(
         self, what: str, protocol: str, ip: IPv4Address | None, foreign: int = 0
@@ -348,3 +327,18 @@ class PortAllocator:
         span = f"{ports[0]}-{ports[-1]}" + (f" step {ports.step}" if ports.step != 1 else "")
         others = f" ({foreign} more are in use by other programs or reserved)" if foreign else ""
         return ExhaustedError(f"no {what}free {protocol} port on {where} is left in {span}{others}")
+
+
+def _next_free(pools: list[Ordinals], start: int) -> int | None:
+    """The first number from start on that is free in all of the bitmaps."""
+    while start < SIZE:
+        found = start
+        for pool in pools:
+            free = pool.next_free(found)
+            if free is None:
+                return None
+            found = free
+        if len(pools) == 1 or found == start:
+            return found
+        start = found
+    return None

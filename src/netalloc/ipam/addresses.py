@@ -1,14 +1,14 @@
 """Which address comes next, and what becomes of a released one: over any store.
 
 The bitmap of a network has a bit set for every address that must not be given now: leased,
-reserved, cooling, or never given at all. The tables say which of these it is.
+reserved, cooling down, or never given at all. The tables say which of these it is; an address
+may be two of them, as one that is reserved and cools down is.
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping
-from ipaddress import IPv4Address, IPv6Address
+from collections.abc import Callable, Iterable
 
-from netalloc._alloc import IPAllocator
+from netalloc._alloc import Subnet
 from netalloc.errors import (
     ExhaustedError,
     InUseError,
@@ -18,222 +18,254 @@ from netalloc.errors import (
 )
 from netalloc.ipam.clock import SECOND, boot_clock
 from netalloc.ipam.history import remember
+from netalloc.ipam.networks import subnet_of
+from netalloc.model import AllocationRequest
 from netalloc.store.protocol import StoredBitmap, Transaction
 from netalloc.store.records import (
     Cooldown,
+    EndedLease,
     GcCandidate,
     Label,
     LastHolder,
     Lease,
+    Network,
     Reservation,
 )
+from netalloc.values import IP
 
-_DRAIN = 8  # cooled-down addresses taken back at each step: more than one, so that it keeps up
+_EXPIRED_AT_ONCE = 8  # cooled-down addresses taken back at an allocation: so it keeps up
 
 
 class Addresses:
-    """The addresses of one network, `number` in the store, laid out by `plan`.
+    """The addresses of one network, `number` in the store, laid out by `subnet`.
 
-    A released address is not given again for `cooldown` seconds, and its owner gets it
-    again if he asks within `sticky` seconds and it is free.
+    A released address is not given again for `cooldown_ns`, and its last owner gets it again
+    when it asks within `sticky_ns` and the address is free.
     """
 
     def __init__(
         self,
         number: int,
-        plan: IPAllocator,
+        subnet: Subnet,
         *,
-        cooldown: float = 0.0,
-        sticky: float = 0.0,
+        cooldown_ns: int = 0,
+        sticky_ns: int = 0,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self.number = number
-        self.plan = plan
+        self.subnet = subnet
         self.clock = boot_clock if clock is None else clock
-        self._cooldown = int(cooldown * SECOND)
-        self._sticky = int(sticky * SECOND)
+        self._cooldown = cooldown_ns
+        self._sticky = sticky_ns
         self._name = f"addresses/{number}"
-        self._excluded = plan.excluded()
+        self._excluded = subnet.excluded()
+
+    @classmethod
+    def of(cls, network: Network) -> "Addresses":
+        """The addresses of a network as its record configures them."""
+        return cls(
+            network.number,
+            subnet_of(network),
+            cooldown_ns=network.cooldown_ns,
+            sticky_ns=network.sticky_ns,
+        )
 
     def bitmap(self, tx: Transaction) -> StoredBitmap:
         """The network's bitmap; one that is not there yet is made from the tables."""
-        bitmap = tx.bitmap(self._name, self.plan.size)
+        bitmap = tx.bitmap(self._name, self.subnet.size)
         return bitmap if not self._excluded or len(bitmap) else self.rebuild(tx)
 
     def rebuild(self, tx: Transaction) -> StoredBitmap:
-        """Make the bitmap anew from the tables; the cursor stays where it can."""
-        cursor = tx.bitmap(self._name, self.plan.size).cursor
+        """Make the bitmap anew from the tables; the cursor stays where it can. O(held)."""
+        cursor = tx.bitmap(self._name, self.subnet.size).cursor
         tx.drop(self._name)
-        bitmap = tx.bitmap(self._name, self.plan.size)
+        bitmap = tx.bitmap(self._name, self.subnet.size)
         for start, stop in self._excluded:
-            for ordinal in range(start, stop):
-                bitmap.reserve(ordinal)
+            bitmap.cursor = start  # run by run: a /9 may be excluded
+            bitmap.acquire_ranges(stop - start)
         number = (self.number,)
         taken = {lease.ordinal for lease in tx.table(Lease).where("network", equal=number)}
         taken.update(r.ordinal for r in tx.table(Reservation).where("network", equal=number))
         taken.update(r.ordinal for r in tx.table(Cooldown).where("network", equal=number))
         for ordinal in sorted(taken):
-            bitmap.reserve(ordinal)
-        bitmap.cursor = cursor if cursor < self.plan.size else 0
+            if ordinal < self.subnet.size and ordinal not in bitmap:
+                bitmap.reserve(ordinal)
+        bitmap.cursor = cursor if cursor < self.subnet.size else 0
         return bitmap
 
-    def lease(
-        self,
-        tx: Transaction,
-        owner: str | None = None,
-        key: str | None = None,
-        ip: IPv4Address | IPv6Address | str | None = None,
-        labels: Mapping[str, str] | None = None,
-        allow_cooling: bool = False,
-        publications: int = 0,
-    ) -> tuple[Lease, bool]:
-        """A lease, and whether it is a new one: the same owner and key get the same again.
+    def known(self, tx: Transaction, request: AllocationRequest) -> Lease | None:
+        """The lease that the same owner and key hold already.
 
-        A new one is entered with that many publications, which are for the caller to make.
-
-        Without `ip`: the address reserved for the owner, the one he had last, or the next
-        free one, in this order. `allow_cooling` takes, when nothing else is left, the address that
-        has cooled longest. Raises ExhaustedError, InUseError, OutOfRangeError.
+        Raises InUseError where they ask for another address than they hold.
         """
-        ordinal = None if ip is None else self.plan.ordinal(ip)
-        if key is not None:
-            held = tx.table(Lease).where(
-                "network", "owner", "key", equal=(self.number, owner, key), limit=1
+        owner, key = request.owner, request.key
+        if key is None:
+            return None
+        held = tx.table(Lease).where(
+            "network", "owner", "key", equal=(self.number, owner, key), limit=1
+        )
+        if not held:
+            return None
+        lease = held[0]
+        if request.ip is not None and self.subnet.ordinal(request.ip) != lease.ordinal:
+            raise InUseError(
+                f"{owner} holds {self.subnet.address(lease.ordinal)} as {key}, "
+                f"so it cannot have {request.ip} too",
+                owner,
             )
-            if held:
-                if ordinal is not None and ordinal != held[0].ordinal:
-                    raise InUseError(
-                        f"{owner} holds {self.plan.address(held[0].ordinal)} as {key}, "
-                        f"so it cannot have {ip} too",
-                        owner,
-                    )
-                self._clear_suspicion(tx, held[0])
-                return held[0], False
+        self._clear_candidate(tx, lease)
+        return lease
+
+    def lease(self, tx: Transaction, request: AllocationRequest) -> Lease:
+        """A new lease, entered with as many publications as ports are requested.
+
+        Without `ip`: the address reserved for the owner, the one it had last, or the next
+        free one, in this order. `allow_cooling` takes, when nothing else is left, the address
+        that has cooled longest. Raises ExhaustedError, InUseError, OutOfRangeError.
+        """
+        owner = request.owner
+        ordinal = None if request.ip is None else self.subnet.ordinal(request.ip)
         bitmap = self.bitmap(tx)
         if self._cooldown:
-            self._drain(tx, bitmap, _DRAIN)
+            self._expire_cooldowns(tx, bitmap, _EXPIRED_AT_ONCE)
         if ordinal is not None:
-            self._take(tx, bitmap, ordinal, owner, allow_cooling)
+            self._take(tx, bitmap, ordinal, owner, request.allow_cooling)
         else:
-            ordinal = self._own(tx, bitmap, owner, key) if owner is not None else None
+            if owner is not None:
+                ordinal = self._waiting(tx, bitmap, owner, request.key, request.allow_cooling)
             if ordinal is None:
-                ordinal = self._next(tx, bitmap, allow_cooling)
+                ordinal = self._next(tx, bitmap, request.allow_cooling)
         generation = tx.next("generation")
-        now = time.time_ns()
-        lease = Lease(self.number, ordinal, generation, publications, owner, key, now)
+        now, ports = time.time_ns(), len(request.ports)
+        lease = Lease(self.number, ordinal, generation, ports, owner, request.key, now)
         if self._sticky:
-            self._forget_former(tx, ordinal)
+            self._forget_last_holder(tx, ordinal)
         tx.table(Lease).add((lease,))
-        if labels:
-            self._label(tx, ordinal, labels)
-        return lease, True
+        if request.labels:
+            self._label(tx, ordinal, request.labels)
+        return lease
 
-    def lease_many(
-        self,
-        tx: Transaction,
-        n: int,
-        owner: str | None = None,
-        labels: Mapping[str, str] | None = None,
-        publications: int = 0,
-    ) -> list[Lease]:
+    def lease_many(self, tx: Transaction, n: int, request: AllocationRequest) -> list[Lease]:
         """The next n free addresses, or none of them: ExhaustedError."""
         bitmap = self.bitmap(tx)
         if self._cooldown:
-            self._drain(tx, bitmap, n + _DRAIN)
+            self._expire_cooldowns(tx, bitmap, n + _EXPIRED_AT_ONCE)
         if n > bitmap.size - len(bitmap):
-            self._drain(tx, bitmap, -1)
+            self._expire_cooldowns(tx, bitmap, -1)
             if n > bitmap.size - len(bitmap):
                 raise self._exhausted(tx, f"{n} addresses", bitmap)
-        generation = tx.next("generation", n)
-        now = time.time_ns()
+        generation = tx.next("generation", n) if n else 0
+        now, ports, owner = time.time_ns(), len(request.ports), request.owner
+        ordinals = [o for start, stop in bitmap.acquire_ranges(n) for o in range(start, stop)]
         leases = [
-            Lease(self.number, ordinal, generation + i, publications, owner, None, now)
-            for i, ordinal in enumerate(
-                [o for start, stop in bitmap.acquire_ranges(n) for o in range(start, stop)]
-            )
+            Lease(self.number, ordinal, generation + i, ports, owner, None, now)
+            for i, ordinal in enumerate(ordinals)
         ]
         if self._sticky:
             for lease in leases:
-                self._forget_former(tx, lease.ordinal)
+                self._forget_last_holder(tx, lease.ordinal)
         tx.table(Lease).add(leases)
-        if labels:
+        if request.labels:
             for lease in leases:
-                self._label(tx, lease.ordinal, labels)
+                self._label(tx, lease.ordinal, request.labels)
         return leases
 
-    def current(self, tx: Transaction, lease: Lease) -> bool:
-        """Whether that very lease, and not a later one of the same address, is in force."""
+    def in_force(self, tx: Transaction, lease: Lease) -> Lease | None:
+        """That very lease as it is now; None where it has ended, whatever holds the address."""
         held = tx.table(Lease).get(self.number, lease.ordinal)
         if held is None and lease.ordinal in self.bitmap(tx):
             self._explain(tx, lease.ordinal)
-        return held is not None and held.generation == lease.generation
+        return held if held is not None and held.generation == lease.generation else None
 
     def end(self, tx: Transaction, leases: Iterable[Lease]) -> None:
         """End leases that are in force: the addresses cool down, or are free at once."""
-        bitmap = self.bitmap(tx)
-        table = tx.table(Lease)
+        bitmap, held = self.bitmap(tx), tx.table(Lease)
         # As they are now: their publications have changed.
-        leases = [table.get(lease.network, lease.ordinal) or lease for lease in leases]
-        table.remove(leases)
+        leases = [held.get(lease.network, lease.ordinal) or lease for lease in leases]
+        held.remove(leases)
         now, wall = self.clock(), time.time_ns()
-        labels, reservations = tx.table(Label), tx.table(Reservation)
-        former = tx.table(LastHolder)
-        cooling = []
+        labels, reservations, cooling = tx.table(Label), tx.table(Reservation), []
         for lease in leases:
             ordinal = lease.ordinal
             labels.remove(labels.where("network", "ordinal", equal=(self.number, ordinal)))
-            self._clear_suspicion(tx, lease)
-            if reservations.get(self.number, ordinal) is not None:
-                continue
+            self._clear_candidate(tx, lease)
             if self._cooldown:
+                # A reserved one too: it may be unreserved before its time has come.
                 cooling.append(Cooldown(self.number, ordinal, now + self._cooldown))
-            else:
+            elif reservations.get(self.number, ordinal) is None:
                 bitmap.release(ordinal)
             if self._sticky and lease.owner is not None:
                 until = now + self._sticky
-                self._forget_former(tx, ordinal)
-                former.add((LastHolder(self.number, ordinal, lease.owner, lease.key, until),))
+                self._forget_last_holder(tx, ordinal)
+                had = LastHolder(self.number, ordinal, lease.owner, lease.key, until)
+                tx.table(LastHolder).add((had,))
         tx.table(Cooldown).add(cooling)
         if self._sticky:
-            self._forget_expired(tx, now, len(leases) + 1)
+            table = tx.table(LastHolder)
+            oldest = table.where("network", equal=(self.number,), limit=len(leases) + 1)
+            table.remove([had for had in oldest if had.until_ns < now])
         remember(tx, leases, wall)
 
-    def reserve(
-        self, tx: Transaction, ip: IPv4Address | IPv6Address | str, owner: str | None
-    ) -> Reservation:
-        """Keep an address for an owner (None: from everybody) until it is unreserved.
+    def reserve(self, tx: Transaction, ip: IP, owner: str | None) -> Reservation:
+        """Keep an address for an owner (None: from everyone) until it is unreserved.
 
-        One that the owner holds already may be reserved for him. Raises InUseError.
+        One that is reserved for it, or leased by it, already is no error. Raises InUseError.
         """
-        ordinal = self.plan.ordinal(ip)
+        ordinal = self.subnet.ordinal(ip)
         bitmap = self.bitmap(tx)
+        kept = tx.table(Reservation).get(self.number, ordinal)
+        if kept is not None:
+            if kept.owner != owner:
+                raise InUseError(f"{ip} is reserved{_for(kept.owner)}", kept.owner)
+            return kept
         held = tx.table(Lease).get(self.number, ordinal)
-        if held is None or held.owner != owner or owner is None:
-            self._take(tx, bitmap, ordinal, owner, allow_cooling=True, reserving=True)
-        elif tx.table(Reservation).get(self.number, ordinal) is not None:
-            raise InUseError(f"{ip} is reserved for {owner} already", owner)
-        self._forget_former(tx, ordinal)
+        if held is None:
+            # Kept from others while it cools down as well, and as long as that takes.
+            if tx.table(Cooldown).get(self.number, ordinal) is None:
+                self._take(tx, bitmap, ordinal, owner, allow_cooling=False)
+        elif owner is None or held.owner != owner:
+            raise InUseError(
+                f"{ip} is held by {held.owner or 'a lease without an owner'}", held.owner
+            )
+        self._forget_last_holder(tx, ordinal)
         reservation = Reservation(self.number, ordinal, owner, time.time_ns())
         tx.table(Reservation).add((reservation,))
         return reservation
 
-    def unreserve(self, tx: Transaction, ip: IPv4Address | IPv6Address | str) -> None:
-        """Keep an address no longer; whoever holds it goes on holding it."""
-        ordinal = self.plan.ordinal(ip)
+    def unreserve(self, tx: Transaction, ip: IP) -> None:
+        """Keep an address no longer; a lease of it goes on, and so does its cool-down."""
+        ordinal = self.subnet.ordinal(ip)
         reservation = tx.table(Reservation).get(self.number, ordinal)
         if reservation is None:
             raise NotAllocatedError(f"{ip} is not reserved")
         tx.table(Reservation).remove((reservation,))
-        if tx.table(Lease).get(self.number, ordinal) is None:
-            self.bitmap(tx).release(ordinal)
+        if tx.table(Lease).get(self.number, ordinal) is not None:
+            return
+        cooling = tx.table(Cooldown).get(self.number, ordinal)
+        if cooling is not None:
+            if cooling.ready_ns > self.clock():
+                return
+            tx.table(Cooldown).remove((cooling,))
+        self.bitmap(tx).release(ordinal)
 
-    def _own(
-        self, tx: Transaction, bitmap: StoredBitmap, owner: str, key: str | None
+    def cooling_for(self, tx: Transaction, ordinal: int) -> float:
+        """The seconds that an address still cools down; 0 where it does not."""
+        cooling = tx.table(Cooldown).get(self.number, ordinal)
+        return 0.0 if cooling is None else max(0.0, (cooling.ready_ns - self.clock()) / SECOND)
+
+    def _waiting(
+        self,
+        tx: Transaction,
+        bitmap: StoredBitmap,
+        owner: str,
+        key: str | None,
+        allow_cooling: bool,
     ) -> int | None:
         """An address that waits for this owner, taken; None where there is none."""
         leases = tx.table(Lease)
         for kept in tx.table(Reservation).where("network", "owner", equal=(self.number, owner)):
             if leases.get(self.number, kept.ordinal) is None:
+                self._end_cooldown(tx, kept.ordinal, owner, allow_cooling)
                 return kept.ordinal
         if not self._sticky:
             return None
@@ -241,9 +273,9 @@ class Addresses:
         for had in tx.table(LastHolder).where("network", "owner", "key", equal=last):
             if had.until_ns < self.clock():
                 continue
-            cooling = tx.table(Cooldown).get(self.number, had.ordinal)
-            if cooling is not None:
-                tx.table(Cooldown).remove((cooling,))
+            if tx.table(Reservation).get(self.number, had.ordinal) is not None:
+                continue
+            if self._end_cooldown(tx, had.ordinal, owner, allow_cooling=True):
                 return had.ordinal
             if had.ordinal not in bitmap:
                 bitmap.reserve(had.ordinal)
@@ -252,14 +284,21 @@ class Addresses:
 
     def _next(self, tx: Transaction, bitmap: StoredBitmap, allow_cooling: bool) -> int:
         if len(bitmap) == bitmap.size:
-            self._drain(tx, bitmap, -1)
+            self._expire_cooldowns(tx, bitmap, -1)
             if len(bitmap) == bitmap.size:
-                longest = tx.table(Cooldown).where("network", equal=(self.number,), limit=1)
-                if not allow_cooling or not longest:
+                longest = self._longest_cooling(tx) if allow_cooling else None
+                if longest is None:
                     raise self._exhausted(tx, "free address", bitmap)
-                tx.table(Cooldown).remove(longest)
-                return longest[0].ordinal
+                tx.table(Cooldown).remove((longest,))
+                return longest.ordinal
         return bitmap.acquire()
+
+    def _longest_cooling(self, tx: Transaction) -> Cooldown | None:
+        reservations = tx.table(Reservation)
+        for cooling in tx.table(Cooldown).where("network", equal=(self.number,)):
+            if reservations.get(self.number, cooling.ordinal) is None:
+                return cooling
+        return None
 
     def _take(
         self,
@@ -268,80 +307,94 @@ class Addresses:
         ordinal: int,
         owner: str | None,
         allow_cooling: bool,
-        reserving: bool = False,
     ) -> None:
         """Take that very address, or say who or what is in the way."""
         if ordinal not in bitmap:
             bitmap.reserve(ordinal)
             return
-        ip = self.plan.address(ordinal)
+        ip = self.subnet.address(ordinal)
         lease = tx.table(Lease).get(self.number, ordinal)
         if lease is not None:
-            raise InUseError(f"{ip} is held by {lease.owner or 'somebody'}", lease.owner)
+            raise InUseError(
+                f"{ip} is held by {lease.owner or 'a lease without an owner'}", lease.owner
+            )
         kept = tx.table(Reservation).get(self.number, ordinal)
         if kept is not None:
-            if reserving or kept.owner is None or kept.owner != owner:
-                raise InUseError(f"{ip} is reserved for {kept.owner or 'nobody'}", kept.owner)
+            if kept.owner is None or kept.owner != owner:
+                raise InUseError(f"{ip} is reserved{_for(kept.owner)}", kept.owner)
+            self._end_cooldown(tx, ordinal, owner, allow_cooling)
             return
-        cooling = tx.table(Cooldown).get(self.number, ordinal)
-        if cooling is not None:
-            left = cooling.ready_ns - self.clock()
-            had = tx.table(LastHolder).get(self.number, ordinal)
-            own = had is not None and owner is not None and had.owner == owner
-            if left > 0 and not allow_cooling and not own:
-                raise InUseError(f"{ip} is cooling down for another {left / SECOND:.1f} s")
-            tx.table(Cooldown).remove((cooling,))
+        if self._end_cooldown(tx, ordinal, owner, allow_cooling):
             return
         self._explain(tx, ordinal)
-        raise OutOfRangeError(f"{ip} is an address of {self.plan.network} that is never given")
+        raise OutOfRangeError(f"{ip} is an address of {self.subnet.network} that is never given")
+
+    def _end_cooldown(
+        self, tx: Transaction, ordinal: int, owner: str | None, allow_cooling: bool
+    ) -> bool:
+        """End a cool-down, its bit stays set; whether there was one.
+
+        Before its time only for the last holder itself, or where that is allowed: InUseError.
+        """
+        cooling = tx.table(Cooldown).get(self.number, ordinal)
+        if cooling is None:
+            return False
+        left = self.cooling_for(tx, ordinal)
+        if left > 0 and not allow_cooling:
+            past = tx.table(EndedLease).where("network", "ordinal", equal=(self.number, ordinal))
+            if owner is None or not past or max(past).owner != owner:
+                ip = self.subnet.address(ordinal)
+                raise InUseError(f"{ip} is cooling down for another {left:.1f} s")
+        tx.table(Cooldown).remove((cooling,))
+        return True
 
     def _explain(self, tx: Transaction, ordinal: int) -> None:
-        """Raise StoreError for a bit that is set without anybody or anything behind it."""
+        """Raise StoreError for a bit that is set without any record behind it."""
         if any(start <= ordinal < stop for start, stop in self._excluded):
             return
         kept = tx.table(Reservation).get(self.number, ordinal)
         if kept is not None or tx.table(Cooldown).get(self.number, ordinal) is not None:
             return
         raise StoreError(
-            f"{self.plan.address(ordinal)} is marked as taken, but no record says by whom: "
+            f"{self.subnet.address(ordinal)} is marked as taken, but no record says by whom: "
             "check() says what else is wrong, repair() mends it"
         )
 
-    def _drain(self, tx: Transaction, bitmap: StoredBitmap, limit: int) -> None:
+    def _expire_cooldowns(self, tx: Transaction, bitmap: StoredBitmap, limit: int) -> None:
         """Take back addresses that have cooled down."""
-        cooling = tx.table(Cooldown)
+        cooling, reservations = tx.table(Cooldown), tx.table(Reservation)
         oldest = cooling.where("network", equal=(self.number,), limit=limit)
         now = self.clock()
         ready = [record for record in oldest if record.ready_ns <= now]
         cooling.remove(ready)
         for record in ready:
-            bitmap.release(record.ordinal)
+            if reservations.get(self.number, record.ordinal) is None:
+                bitmap.release(record.ordinal)
 
     def _exhausted(self, tx: Transaction, what: str, bitmap: StoredBitmap) -> ExhaustedError:
         cooling = tx.table(Cooldown).where("network", equal=(self.number,))
-        free = bitmap.size - len(bitmap)
-        text = f"no {what} left in {self.plan.network}: {free} of {self.plan.capacity} are free"
+        free, subnet = bitmap.size - len(bitmap), self.subnet
+        text = f"no {what} left in {subnet.network}: {free} of {subnet.capacity} are free"
         if cooling:
             left = (min(record.ready_ns for record in cooling) - self.clock()) / SECOND
             text += f", {len(cooling)} are cooling down, the first is ready in {left:.1f} s"
         return ExhaustedError(text)
 
-    def _label(self, tx: Transaction, ordinal: int, labels: Mapping[str, str]) -> None:
+    def _label(self, tx: Transaction, ordinal: int, labels: dict[str, str]) -> None:
         tx.table(Label).add(
             Label(self.number, ordinal, name, value) for name, value in labels.items()
         )
 
-    def _forget_former(self, tx: Transaction, ordinal: int) -> None:
+    def _forget_last_holder(self, tx: Transaction, ordinal: int) -> None:
         had = tx.table(LastHolder).get(self.number, ordinal)
         if had is not None:
             tx.table(LastHolder).remove((had,))
 
-    def _forget_expired(self, tx: Transaction, now: int, limit: int) -> None:
-        former = tx.table(LastHolder)
-        oldest = former.where("network", equal=(self.number,), limit=limit)
-        former.remove([had for had in oldest if had.until_ns < now])
+    def _clear_candidate(self, tx: Transaction, lease: Lease) -> None:
+        candidate = tx.table(GcCandidate).get(self.number, lease.ordinal)
+        if candidate is not None:
+            tx.table(GcCandidate).remove((candidate,))
 
-    def _clear_suspicion(self, tx: Transaction, lease: Lease) -> None:
-        suspect = tx.table(GcCandidate).get(self.number, lease.ordinal)
-        if suspect is not None:
-            tx.table(GcCandidate).remove((suspect,))
+
+def _for(owner: str | None) -> str:
+    return f" for {owner}" if owner is not None else ", for no owner"

@@ -1,13 +1,13 @@
-"""What is wrong with a store: against itself, against the core's bitmaps, and the kernel."""
+"""What is wrong with the records and bitmaps of a store, and making the bitmaps anew."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 from typing import Any
 
-from netalloc._alloc import IPAllocator
 from netalloc.ipam.addresses import Addresses
-from netalloc.ports import MemoryBitmaps, Ordinals, PortAllocator
+from netalloc.ipam.networks import networks
+from netalloc.ports import SIZE, MemoryBitmaps, Ordinals, PortAllocator
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     Cooldown,
@@ -15,52 +15,21 @@ from netalloc.store.records import (
     Label,
     LastHolder,
     Lease,
-    Network,
     Publication,
     Reservation,
 )
 
-
-def plans(tx: Transaction) -> list[Addresses]:
-    """The addresses of every network in the store."""
-    networks = sorted(tx.table(Network).all())
-    return [Addresses(one.number, IPAllocator(one.spec)) for one in networks]
-
-
-def expected_ports(tx: Transaction, prefix: str) -> tuple[MemoryBitmaps, int]:
-    """The bitmaps of host ports as the publications want them, in one layout; their size."""
-    made = MemoryBitmaps()
-    step = int(prefix.partition(",")[2] or 1)
-    every = range(1, 65536, step) if step > 0 else range(65535, 0, step)
-    ports = PortAllocator(every, bitmaps=made)
-    for row in tx.table(Publication).all():
-        host_ip = IPv4Address(row.host_ip) if row.host_ip else None
-        for port in range(row.host_port, row.host_port + row.port_count):
-            ports.reserve(port, row.protocol, host_ip)
-    return made, ports.size
-
-
-def layouts(tx: Transaction) -> list[str]:
-    """The layouts of host ports that are in use: one a step of the ranges."""
-    return sorted({name.split("/")[0] for name in tx.names("ports")})
-
-
-def members(bitmap: Ordinals) -> Iterator[int]:
-    """The ordinals that are set."""
-    start = bitmap.next_set(0)
-    while start is not None:
-        yield start
-        start = bitmap.next_set(start + 1)
+_PORTS = "ports/"
 
 
 def check(tx: Transaction) -> Iterator[str]:
     """Every invariant of the records and bitmaps that does not hold, in words. O(held)."""
-    known = {one.number for one in plans(tx)}
+    known = {network.number for network in networks(tx)}
     kind: type[Any]
     for kind in (Lease, Reservation, Cooldown, LastHolder):
         for number in {record.network for record in tx.table(kind).all()} - known:
-            yield f"there is a {kind.__name__.lower()} of network {number}, which there is not"
-    for addresses in plans(tx):
+            yield f"there is a {kind.__name__} of network {number}, which there is not"
+    for addresses in all_addresses(tx):
         yield from _addresses(tx, addresses)
     held = {(lease.network, lease.ordinal): lease for lease in tx.table(Lease).all()}
     for label in tx.table(Label).all():
@@ -74,13 +43,57 @@ def check(tx: Transaction) -> Iterator[str]:
         if (row.network, row.ordinal) not in held:
             port = f"{row.host_port}/{row.protocol}"
             yield f"port {port} leads to an address without a lease: {row}"
-    for suspect in tx.table(GcCandidate).all():
-        noted = held.get((suspect.network, suspect.ordinal))
-        if noted is None or noted.generation < suspect.generation:
-            yield f"a suspect is no lease: {suspect}"
+    for candidate in tx.table(GcCandidate).all():
+        noted = held.get((candidate.network, candidate.ordinal))
+        if noted is None or noted.generation < candidate.generation:
+            yield f"a candidate for collection is no lease: {candidate}"
     yield from _twice(held.values())
-    for prefix in layouts(tx) or ["ports"]:
-        yield from _ports(tx, prefix)
+    yield from _ports(tx)
+
+
+def all_addresses(tx: Transaction) -> list[Addresses]:
+    """The addresses of every network in the store."""
+    return [Addresses.of(network) for network in networks(tx)]
+
+
+def rebuild(tx: Transaction) -> None:
+    """Make every bitmap anew from the records. O(held)."""
+    for addresses in all_addresses(tx):
+        addresses.rebuild(tx)
+    rebuild_ports(tx)
+
+
+def rebuild_ports(tx: Transaction) -> None:
+    """Make the bitmaps of the host ports anew from the publications. O(published)."""
+    wanted = expected_ports(tx)
+    for name in list(tx.names(_PORTS)):
+        tx.drop(name)
+    for name in wanted.names(_PORTS):
+        bitmap = tx.bitmap(name, SIZE)
+        for port in set_bits(wanted.bitmap(name, SIZE)):
+            bitmap.reserve(port)
+
+
+def expected_ports(tx: Transaction, twice: list[str] | None = None) -> MemoryBitmaps:
+    """The bitmaps of host ports as the publications want them; `twice` is told of conflicts."""
+    made = MemoryBitmaps()
+    ports = PortAllocator(bitmaps=made)
+    for row in tx.table(Publication).all():
+        host_ip = IPv4Address(row.host_ip) if row.host_ip else None
+        for port in range(row.host_port, row.host_port + row.port_count):
+            if not ports.held(port, row.protocol, host_ip):
+                ports.reserve(port, row.protocol, host_ip)
+            elif twice is not None:
+                twice.append(f"port {port}/{row.protocol} is published twice, by {row} too")
+    return made
+
+
+def set_bits(bitmap: Ordinals) -> Iterator[int]:
+    """The ordinals that are set."""
+    start = bitmap.next_set(0)
+    while start is not None:
+        yield start
+        start = bitmap.next_set(start + 1)
 
 
 def _twice(leases: Iterable[Lease]) -> Iterator[str]:
@@ -97,30 +110,51 @@ def _twice(leases: Iterable[Lease]) -> Iterator[str]:
 
 
 def _addresses(tx: Transaction, addresses: Addresses) -> Iterator[str]:
-    plan, where = addresses.plan, (addresses.number,)
-    wanted = {i for start, stop in plan.excluded() for i in range(start, stop)}
+    subnet, where = addresses.subnet, (addresses.number,)
+    never = subnet.excluded()
+    wanted: set[int] = set()
     who = {}
     kind: type[Any]
     for kind in (Lease, Reservation, Cooldown):
         for record in tx.table(kind).where("network", equal=where):
             wanted.add(record.ordinal)
             who[record.ordinal] = record
-    for ordinal in wanted:
-        if ordinal >= plan.size:
-            yield f"ordinal {ordinal} is not of {plan.network}: {who.get(ordinal)}"
-    marked = set(members(addresses.bitmap(tx)))
-    for ordinal in sorted(wanted - marked):
-        if ordinal < plan.size:
-            yield f"{plan.address(ordinal)} is not marked as taken, but: {who.get(ordinal)}"
-    for ordinal in sorted(marked - wanted):
-        yield f"{plan.address(ordinal)} is marked as taken, but no record says by whom"
+    for ordinal in sorted(wanted):
+        if ordinal >= subnet.size:
+            yield f"ordinal {ordinal} is not of {subnet.network}: {who[ordinal]}"
+        elif any(start <= ordinal < stop for start, stop in never):
+            yield f"{subnet.address(ordinal)} is never given, but: {who[ordinal]}"
+    bitmap = addresses.bitmap(tx)
+    for ordinal in sorted(wanted):
+        if ordinal < subnet.size and ordinal not in bitmap:
+            yield f"{subnet.address(ordinal)} is not marked as taken, but: {who[ordinal]}"
+    for start, stop in never:
+        free = bitmap.next_free(start)
+        if free is not None and free < stop:
+            yield f"{subnet.address(free)} is never given, but is marked as free"
+    for ordinal in _outside(bitmap, never):
+        if ordinal not in wanted:
+            yield f"{subnet.address(ordinal)} is marked as taken, but no record says by whom"
 
 
-def _ports(tx: Transaction, prefix: str) -> Iterator[str]:
-    wanted, size = expected_ports(tx, prefix)
-    names = set(wanted.names(f"{prefix}/")) | set(tx.names(f"{prefix}/"))
+def _outside(bitmap: Ordinals, runs: tuple[tuple[int, int], ...]) -> Iterator[int]:
+    """The ordinals that are set outside of these runs, which may be huge."""
+    start = 0
+    for first, stop in (*runs, (1 << 64, 1 << 64)):
+        found = bitmap.next_set(start) if start < first else None
+        while found is not None and found < first:
+            yield found
+            found = bitmap.next_set(found + 1)
+        start = stop
+
+
+def _ports(tx: Transaction) -> Iterator[str]:
+    twice: list[str] = []
+    wanted = expected_ports(tx, twice)
+    yield from twice
+    names = set(wanted.names(_PORTS)) | set(tx.names(_PORTS))
     for name in sorted(names):
-        should, does = wanted.bitmap(name, size), tx.bitmap(name, size)
-        off = sorted(set(members(should)) ^ set(members(does)))
+        should, does = wanted.bitmap(name, SIZE), tx.bitmap(name, SIZE)
+        off = sorted(set(set_bits(should)) ^ set(set_bits(does)))
         if off:
-            yield f"bitmap {name} differs from the publications at {len(off)} ordinals: {off[:9]}"
+            yield f"bitmap {name} differs from the publications at {len(off)} ports: {off[:9]}"

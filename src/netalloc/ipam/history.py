@@ -12,7 +12,7 @@ HISTORY_AGE = 30 * 86400 * SECOND
 
 
 class PastLease(NamedTuple):
-    """Who held an address, from when until when (UTC); `end` None: he still does."""
+    """What held an address, from when until when (UTC); `end` None: it still does."""
 
     owner: str | None
     key: str | None

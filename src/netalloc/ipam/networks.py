@@ -1,81 +1,287 @@
-"""The networks of a store: which one is a bridge's, and none that overlaps another."""
+"""The networks of a store: each is configured once, and none is in another's way.
 
-from ipaddress import ip_interface
+The record of a network says all that a manager needs. A caller that states something else than
+the record is refused with both values; what a caller leaves out is as registered. To configure
+a network anew it is removed first, which takes that nothing of it is in use.
+"""
 
-from netalloc._alloc import IPAllocator
-from netalloc.errors import InUseError
-from netalloc.store.protocol import Store, Transaction
-from netalloc.store.records import Cooldown, LastHolder, Lease, Network, Reservation
+import re
+from collections.abc import Iterator
+from ipaddress import ip_interface, ip_network
+from typing import Any, NamedTuple
+
+from netalloc._alloc import Subnet
+from netalloc.errors import InUseError, InvalidValueError, NotAllocatedError
+from netalloc.ipam.clock import SECOND
+from netalloc.ports import PORTS
+from netalloc.store.protocol import Transaction
+from netalloc.store.records import (
+    Cooldown,
+    GcCandidate,
+    Label,
+    LastHolder,
+    Lease,
+    Network,
+    Publication,
+    Reservation,
+)
+from netalloc.values import as_text
+
+CONFIGURED = "networks"  # the counter that grows whenever a record of a network changes
+MODES = ("bridge",)
+
+# A network's name is the bridge's unless given, and chains and tables are called after it.
+_NAME = re.compile(r"[A-Za-z0-9_.:@][A-Za-z0-9_.:@-]*")
 
 
-def spec(plan: IPAllocator) -> str:
-    """The network as its gateway would write it."""
-    first = plan.gateway if plan.gateway is not None else plan.network.network_address
-    return f"{first}/{plan.network.prefixlen}"
+class Statement(NamedTuple):
+    """What a caller says of a network; None where nothing is said."""
+
+    name: str
+    bridge: str | None = None
+    mode: str | None = None
+    subnet: Subnet | None = None
+    exclude: tuple[Any, ...] | None = None
+    backend: str | None = None
+    ports: range | None = None
+    cooldown: float | None = None
+    sticky: float | None = None
+    forward: bool | None = None
 
 
-def register(store: Store, bridge: str, plan: IPAllocator) -> int:
-    """The number of a bridge's network in the store; a new one is entered for good.
+class NetworkInfo(NamedTuple):
+    """How a network is configured."""
 
-    The same network may be registered by any number of processes. Raises InUseError where
-    it overlaps the network of another bridge, or where the bridge is registered with
-    another network or gateway that still has holders.
+    name: str
+    bridge: str | None
+    mode: str
+    subnet: Subnet
+    backend: str
+    ports: range
+    cooldown: float
+    sticky: float
+    forward: bool
+
+
+def as_network_name(name: object) -> str:
+    """A name that chains and tables can be called after: 1 to 64 letters, digits and `_.:@-`."""
+    plain = as_text(name, "network name", 64)
+    if not _NAME.fullmatch(plain):
+        raise InvalidValueError(f"network name {plain!r} has more than letters, digits, _.:@-")
+    return plain
+
+
+def subnet_of(network: Network) -> Subnet:
+    """The addresses of a network, those that are never given among them."""
+    spec = network.subnet or network.subnet6
+    if spec is None:
+        raise InvalidValueError(f"network {network.name} has no subnet")
+    return Subnet(spec, exclude=network.exclude.split(",") if network.exclude else ())
+
+
+def info(network: Network) -> NetworkInfo:
+    """A network's record, for people and programs to read."""
+    return NetworkInfo(
+        network.name,
+        network.bridge,
+        network.mode,
+        subnet_of(network),
+        network.backend,
+        ports_of(network),
+        network.cooldown_ns / SECOND,
+        network.sticky_ns / SECOND,
+        bool(network.forward),
+    )
+
+
+def ports_of(network: Network) -> range:
+    """The range of a network's automatic picks of host ports.
+
+    >>> ports_text(range(8000, 8010)), ports_text(range(8010, 7999, -2))
+    ('8000-8009', '8010-8000/2')
     """
-    tx = store.read()
-    try:
-        found = _registered(tx, bridge)
-    finally:
-        tx.rollback()
-    if found is not None and found.spec == spec(plan):
-        return found.number
-    tx = store.begin("register", durable=True)
-    try:
-        number = _enter(tx, bridge, plan)
-    except BaseException:
-        tx.rollback()
-        raise
-    tx.commit()
-    return number
+    if not network.ports:
+        return PORTS
+    span, _, step = network.ports.partition("/")
+    first, last = map(int, span.split("-"))
+    sign = 1 if first <= last else -1
+    return range(first, last + sign, sign * int(step or 1))
 
 
-def _registered(tx: Transaction, bridge: str) -> Network | None:
-    return next((one for one in tx.table(Network).all() if one.bridge == bridge), None)
+def ports_text(ports: range) -> str:
+    """A range of ports as a record has it: first-last, and the step where it is not 1."""
+    step = abs(ports.step)
+    return f"{ports[0]}-{ports[-1]}" + (f"/{step}" if step != 1 and len(ports) > 1 else "")
 
 
-def _enter(tx: Transaction, bridge: str, plan: IPAllocator) -> int:
-    networks = tx.table(Network)
-    found = _registered(tx, bridge)
-    if found is not None:
-        if found.spec == spec(plan):
-            return found.number
-        _forget(tx, found, spec(plan))
-    for other in networks.all():
-        theirs = ip_interface(other.spec).network
-        if theirs.version == plan.network.version and theirs.overlaps(plan.network):
-            raise InUseError(
-                f"{plan.network} of {bridge} overlaps {theirs} of {other.bridge}", other.bridge
-            )
-    number = tx.next("network")
-    networks.add((Network(number, bridge, spec(plan)),))
-    return number
+def record_of(number: int, stated: Statement) -> Network:
+    """A record with what is stated, and the defaults for the rest."""
+    subnet = _whole(stated)
+    v4 = subnet.version == 4
+    return Network(
+        number,
+        stated.name,
+        stated.bridge,
+        stated.mode or "bridge",
+        str(subnet) if v4 else None,
+        None if v4 else str(subnet),
+        ",".join(map(str, subnet.exclude)),
+        stated.backend or "",
+        ports_text(stated.ports if stated.ports is not None else PORTS),
+        _ns(stated.cooldown or 0.0),
+        _ns(stated.sticky or 0.0),
+        int(stated.forward or False),
+    )
 
 
-def _forget(tx: Transaction, network: Network, wanted: str) -> None:
+def find(tx: Transaction, name: str) -> Network | None:
+    """The network of that name."""
+    found = tx.table(Network).where("name", equal=(name,), limit=1)
+    return found[0] if found else None
+
+
+def networks(tx: Transaction) -> list[Network]:
+    """All networks of the store, by name."""
+    return sorted(tx.table(Network).all(), key=lambda network: network.name)
+
+
+def get(tx: Transaction, name: str) -> Network:
+    """The same, which must be there: NotAllocatedError."""
+    network = find(tx, name)
+    if network is None:
+        known = ", ".join(one.name for one in networks(tx)) or "none"
+        raise NotAllocatedError(f"there is no network {name} in this store; there are: {known}")
+    return network
+
+
+def completed(network: Network, stated: Statement) -> Network:
+    """The record, with what is stated where it says nothing: one brought from an older file."""
+    if network.backend:
+        return network
+    fresh = record_of(network.number, stated._replace(subnet=stated.subnet or subnet_of(network)))
+    return fresh._replace(
+        name=network.name, bridge=network.bridge, subnet=network.subnet, subnet6=network.subnet6
+    )
+
+
+def check_agreement(network: Network, stated: Statement) -> None:
+    """Raise InUseError, naming both values, where a caller states something else."""
+    for what, registered, wanted in _differences(network, stated):
+        raise InUseError(
+            f"network {network.name} is registered with {what} {registered}, not {wanted}: leave "
+            f"it out to take what is registered, or remove the network to configure it anew",
+            network.name,
+        )
+
+
+def enter(tx: Transaction, stated: Statement) -> Network:
+    """Enter a new network. Raises InUseError where it is in the way of another."""
+    subnet = _whole(stated)
+    for other in networks(tx):
+        if other.name == stated.name:
+            raise InUseError(f"network {stated.name} is registered already", stated.name)
+        if stated.bridge is not None and other.bridge == stated.bridge:
+            raise InUseError(f"bridge {stated.bridge} is of network {other.name}", other.name)
+        for spec in (other.subnet, other.subnet6):
+            theirs = None if spec is None else ip_interface(spec).network
+            if theirs is not None and theirs.version == subnet.version:
+                ours = ip_network(str(subnet.network))
+                if theirs.overlaps(ours):  # type: ignore[arg-type]
+                    raise InUseError(
+                        f"{ours} of {stated.name} overlaps {theirs} of {other.name}", other.name
+                    )
+    network = record_of(tx.next("network"), stated)
+    tx.table(Network).add((network,))
+    tx.next(CONFIGURED)
+    return network
+
+
+def replace(tx: Transaction, network: Network, fresh: Network) -> None:
+    """Put another record in a network's place."""
+    table = tx.table(Network)
+    table.remove((network,))
+    table.add((fresh,))
+    tx.next(CONFIGURED)
+
+
+def remove(tx: Transaction, network: Network) -> None:
+    """Take a network out of the store. Raises InUseError while addresses are held or reserved."""
     number = (network.number,)
-    for held, how in (
-        (len(tx.table(Lease).where("network", equal=number)), "leased"),
-        (len(tx.table(Reservation).where("network", equal=number)), "reserved"),
-    ):
+    kind: type[Any]
+    for kind, how in ((Lease, "leased"), (Reservation, "reserved")):
+        held = len(tx.table(kind).where("network", equal=number))
         if held:
             raise InUseError(
-                f"{network.bridge} is registered with {network.spec}, not {wanted}, and has "
-                f"{held} addresses {how} there",
-                network.bridge,
+                f"network {network.name} has {held} addresses {how}: release them first",
+                network.name,
             )
-    cooling, former = tx.table(Cooldown), tx.table(LastHolder)
-    cooling.remove(cooling.where("network", equal=number))
-    former.remove(former.where("network", equal=number))
-    for name in tx.names(f"addresses/{network.number}"):
-        if name == f"addresses/{network.number}":
-            tx.drop(name)
+    for kind in (Cooldown, LastHolder, GcCandidate):
+        table = tx.table(kind)
+        table.remove(table.where("network", equal=number))
+    name = f"addresses/{network.number}"
+    if name in tx.names(name):
+        tx.drop(name)
     tx.table(Network).remove((network,))
+    tx.next(CONFIGURED)
+
+
+def _whole(stated: Statement) -> Subnet:
+    """The stated subnet with its exclusions."""
+    assert stated.subnet is not None, "a new network has a subnet"
+    if stated.exclude is None:
+        return stated.subnet
+    return Subnet(stated.subnet, exclude=stated.exclude)
+
+
+def _stated_exclusions(stated: Statement) -> tuple[Any, ...] | None:
+    if stated.subnet is None or not stated.subnet.exclude:
+        return stated.exclude
+    return (*stated.subnet.exclude, *(stated.exclude or ()))
+
+
+def _listed(subnet: Subnet) -> str:
+    return ", ".join(map(str, subnet.exclude)) or "nothing"
+
+
+def purge(tx: Transaction, network: Network) -> None:
+    """Take a network and all that it holds out of the store. O(held)."""
+    number = (network.number,)
+    kind: type[Any]
+    for kind in (Publication, Label, Lease, Reservation):
+        table = tx.table(kind)
+        table.remove(table.where("network", equal=number))
+    remove(tx, network)
+
+
+def _ns(seconds: float) -> int:
+    return int(seconds * SECOND)
+
+
+def _differences(network: Network, stated: Statement) -> Iterator[tuple[str, object, object]]:
+    if stated.bridge is not None and stated.bridge != network.bridge:
+        yield "bridge", network.bridge, stated.bridge
+    if stated.mode is not None and stated.mode != network.mode:
+        yield "mode", network.mode, stated.mode
+    if stated.subnet is not None:
+        registered = subnet_of(network)
+        if str(registered) != str(stated.subnet):
+            yield "subnet", registered, stated.subnet
+    if network.backend and (wanted := _stated_exclusions(stated)) is not None:
+        registered = subnet_of(network)
+        other = Subnet(str(registered), exclude=wanted)
+        if registered != other:
+            yield "exclude", _listed(registered), _listed(other)
+    if not network.backend:  # the rest is not configured yet
+        return
+    if stated.backend is not None and stated.backend != network.backend:
+        yield "backend", network.backend, stated.backend
+    if stated.ports is not None and ports_text(stated.ports) != network.ports:
+        yield "ports", network.ports, ports_text(stated.ports)
+    for what, registered_ns, seconds in (
+        ("cooldown", network.cooldown_ns, stated.cooldown),
+        ("sticky", network.sticky_ns, stated.sticky),
+    ):
+        if seconds is not None and _ns(seconds) != registered_ns:
+            yield what, f"{registered_ns / SECOND:g} s", f"{seconds:g} s"
+    if stated.forward is not None and stated.forward != bool(network.forward):
+        yield "forward", bool(network.forward), stated.forward

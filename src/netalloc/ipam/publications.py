@@ -1,16 +1,21 @@
 """Host ports for leases: which ones, and the mappings that follow."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address
 
-from netalloc._alloc import IPAllocator
+from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, OutOfRangeError, StoreError
 from netalloc.ipam.change import Change
 from netalloc.model import PortMapping, PortRequest
-from netalloc.ports import PORTS, Ordinals, PortAllocator, Probe
+from netalloc.ports import Ordinals, PortAllocator, Probe
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Lease, Publication
+
+log = logging.getLogger(__name__)
+
+# Says why the host cannot publish that port there, or None: (port, protocol, host address).
+HostCheck = Callable[[int, str, IPv4Address | None], str | None]
 
 
 class _InTransaction:
@@ -29,31 +34,31 @@ class _InTransaction:
 
 
 class Publications:
-    """The published ports of one network's leases.
+    """The published ports of one network's leases. Ports are the host's: all networks share them.
 
-    Ports are the host's: all networks of a store share them. A PortAllocator that is given
-    instead of a range keeps its own state, and may be shared as well.
+    `probe` is asked about each automatic pick, `host_check` about what is asked for by number.
     """
 
     def __init__(
         self,
         number: int,
-        plan: IPAllocator,
-        ports: range | PortAllocator = PORTS,
+        subnet: Subnet,
+        ports: range,
         probe: Probe | None = None,
+        host_check: HostCheck | None = None,
     ) -> None:
         self._number = number
-        self._plan = plan
+        self._subnet = subnet
+        self._host_check = host_check
         self._bitmaps = _InTransaction()
-        self._own = not isinstance(ports, PortAllocator)
-        self.ports = (
-            ports
-            if isinstance(ports, PortAllocator)
-            else PortAllocator(ports, probe=probe, bitmaps=self._bitmaps)
-        )
+        self.ports = PortAllocator(ports, probe=probe, bitmaps=self._bitmaps)
 
     def publish(
-        self, change: Change, requests: Sequence[tuple[Lease, PortRequest]]
+        self,
+        change: Change,
+        requests: Sequence[tuple[Lease, PortRequest]],
+        *,
+        check_host: bool = True,
     ) -> list[PortMapping]:
         """Host ports for all the requests, or for none; the mappings in the same order.
 
@@ -66,20 +71,25 @@ class Publications:
         picks: dict[tuple[str, IPv4Address | None], list[int]] = {}
         blocks: list[int] = []
         for i, (_, request) in enumerate(requests):
-            if request.host_port is not None or (request.count > 1 and request.container_port):
-                host[i] = request.host_port or request.container_port or 0
-                self._fixed(change, request, host[i])
-            elif request.count > 1:
+            first = request.host_port
+            if first is None and request.container_port is not None and request.count > 1:
+                first = request.container_port  # a block keeps its numbers unless others are named
+            if first is not None:
+                host[i] = first
+                self._reserve(change, request, first, check_host)
+                continue
+            if request.host_ip is not None:
+                self._ask_host(0, request, check_host)
+            if request.count > 1:
                 blocks.append(i)
             else:
-                assert request.host_ip is None or isinstance(request.host_ip, IPv4Address)
                 picks.setdefault((request.protocol, request.host_ip), []).append(i)
         for i in blocks:
-            host[i] = self._block(change, requests[i][1])
+            host[i] = self._block(requests[i][1])
         for (protocol, ip), indexes in picks.items():
-            ports = self.ports.acquire_many(len(indexes), protocol, ip)
-            self._undo_by_release(change, ports, protocol, ip)
-            for i, port in zip(indexes, ports, strict=True):
+            for i, port in zip(
+                indexes, self.ports.acquire_many(len(indexes), protocol, ip), strict=True
+            ):
                 host[i] = port
         rows, mappings = [], []
         for (lease, request), port in zip(requests, host, strict=True):
@@ -107,11 +117,7 @@ class Publications:
         change.remove += gone
         for row, mapping in zip(rows, gone, strict=True):
             for port in mapping.ports:
-                held = (port, row.protocol, mapping.host_ip)
-                if self._own:
-                    self.ports.release(*held)
-                else:
-                    change.after.append(partial(self.ports.release, *held))
+                self.ports.release(port, row.protocol, mapping.host_ip)
         return gone
 
     def count(self, change: Change, lease: Lease, more: int) -> None:
@@ -123,10 +129,10 @@ class Publications:
             leases.add((held._replace(publications=held.publications + more),))
 
     def mapping(self, row: Publication, owner: str | None = None) -> PortMapping:
-        """What the kernel is told of a publication; it refuses an IPv6 address itself."""
+        """What the kernel is told of a publication."""
         return PortMapping(
             row.host_port,
-            (self._plan.address(row.ordinal), row.container_port),  # type: ignore[arg-type]
+            (self._subnet.address(row.ordinal), row.container_port),  # type: ignore[arg-type]
             row.protocol,
             IPv4Address(row.host_ip) if row.host_ip else None,
             row.port_count,
@@ -140,23 +146,40 @@ class Publications:
         held = tx.table(Lease).get(*where)
         if held is not None and held.publications != len(rows):
             raise StoreError(
-                f"{self._plan.address(lease.ordinal)} publishes {held.publications} times, but "
+                f"{self._subnet.address(lease.ordinal)} publishes {held.publications} times, but "
                 f"{len(rows)} can be read: check() says what else is wrong, repair() mends it"
             )
         return sorted(rows, key=lambda row: (row.host_port, row.protocol, row.host_ip))
 
     def desired(self, tx: Transaction) -> list[PortMapping]:
         """All that the kernel should have for this network."""
+        number = (self._number,)
+        rows = tx.table(Publication).where("network", equal=number)
+        if not rows:
+            return []
         owners = {
-            lease.ordinal: lease.owner
-            for lease in tx.table(Lease).where("network", equal=(self._number,))
+            lease.ordinal: lease.owner for lease in tx.table(Lease).where("network", equal=number)
         }
-        return [
-            self.mapping(row, owners.get(row.ordinal))
-            for row in tx.table(Publication).where("network", equal=(self._number,))
-        ]
+        return [self.mapping(row, owners.get(row.ordinal)) for row in rows]
 
-    def _fixed(self, change: Change, request: PortRequest, first: int) -> None:
+    def check_same(self, tx: Transaction, lease: Lease, requests: Sequence[PortRequest]) -> None:
+        """Raise InUseError where a lease publishes something else than is requested."""
+        left = rows = self.of(tx, lease)
+        for request in sorted(requests, key=lambda one: one.host_port is None):
+            met = next((row for row in left if _meets(row, request)), None)
+            if met is None:
+                break
+            left = [row for row in left if row is not met]
+        if len(rows) != len(requests) or left:
+            has = ", ".join(_words(row) for row in rows) or "no ports"
+            asked = ", ".join(map(_asked, requests))
+            raise InUseError(
+                f"{lease.owner} holds {self._subnet.address(lease.ordinal)} as {lease.key} with "
+                f"{has}, and asks for it with {asked}: publish and release_port change ports",
+                lease.owner,
+            )
+
+    def _reserve(self, change: Change, request: PortRequest, first: int, check_host: bool) -> None:
         if first + request.count > 65536:
             raise OutOfRangeError(f"{request.count} ports from {first} do not end by 65535")
         for port in range(first, first + request.count):
@@ -167,36 +190,64 @@ class Publications:
                 raise InUseError(
                     f"{error}, by {holder}" if holder else str(error), holder
                 ) from None
-            self._undo_by_release(change, [port], request.protocol, request.host_ip)
+            self._ask_host(port, request, check_host)
 
-    def _block(self, change: Change, request: PortRequest) -> int:
+    def _ask_host(self, port: int, request: PortRequest, check_host: bool) -> None:
+        """Raise InUseError for a port, or an address alone (port 0), that the host cannot publish.
+
+        Where the caller has asked for no check, it is logged.
+        """
+        if self._host_check is None:
+            return
+        reason = self._host_check(port, request.protocol, request.host_ip)
+        if reason is None:
+            return
+        if check_host:
+            raise InUseError(f"{reason} (check_host=False publishes it all the same)", reason)
+        log.warning("published all the same: %s", reason)
+
+    def _block(self, request: PortRequest) -> int:
         if abs(self.ports.ports.step) != 1:
             raise OutOfRangeError(
                 f"{request.count} adjacent ports are not to be had from {self.ports.ports}"
             )
         block = self.ports.acquire_block(request.count, request.protocol, request.host_ip)
-        self._undo_by_release(change, block, request.protocol, request.host_ip)
         return min(block[0], block[-1])
 
-    def _undo_by_release(
-        self,
-        change: Change,
-        ports: Iterable[int],
-        protocol: str,
-        ip: IPv4Address | str | None,
-    ) -> None:
-        if not self._own:  # the store's own bitmaps go back by themselves
-            change.undo += [partial(self.ports.release, port, protocol, ip) for port in ports]
-
     def _holder(self, tx: Transaction, port: int, protocol: str) -> str | None:
-        """Who holds a port, on whatever address; looked up only to name him in an error."""
-        for row in self._holding(tx, port, protocol):
+        """What holds a port, on whatever address; looked up only to name it in an error."""
+        for row in holding(tx, port, protocol):
             lease = tx.table(Lease).get(row.network, row.ordinal)
-            if lease is not None:
-                return lease.owner or f"the holder of {self.mapping(row).dest[0]}"
+            if lease is not None and lease.owner is not None:
+                return lease.owner
+            if row.network == self._number:
+                return f"the holder of {self._subnet.address(row.ordinal)}"
         return None
 
-    def _holding(self, tx: Transaction, port: int, protocol: str) -> Iterator[Publication]:
-        for row in tx.table(Publication).all():
-            if row.protocol == protocol and row.host_port <= port < row.host_port + row.port_count:
-                yield row
+
+def holding(tx: Transaction, port: int, protocol: str) -> Iterator[Publication]:
+    """The publications of a host port, on whatever address of the host and by any network."""
+    for row in tx.table(Publication).all():
+        if row.protocol == protocol and row.host_port <= port < row.host_port + row.port_count:
+            yield row
+
+
+def _meets(row: Publication, request: PortRequest) -> bool:
+    """Whether a publication is what was requested, whichever port was picked for it."""
+    return (
+        row.protocol == request.protocol
+        and row.port_count == request.count
+        and row.host_ip == (int(request.host_ip) if request.host_ip else 0)
+        and row.host_port == (request.host_port or row.host_port)
+        and row.container_port == (request.container_port or row.host_port)
+    )
+
+
+def _words(row: Publication) -> str:
+    count = f" ({row.port_count} ports)" if row.port_count > 1 else ""
+    return f"{row.host_port}/{row.protocol} -> {row.container_port}{count}"
+
+
+def _asked(request: PortRequest) -> str:
+    count = f" ({request.count} ports)" if request.count > 1 else ""
+    return f"{request.host_port or 'any'}/{request.protocol} -> {request.container_port}{count}"

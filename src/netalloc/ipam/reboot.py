@@ -2,7 +2,6 @@
 
 import time
 
-from netalloc._alloc import IPAllocator
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.history import remember
 from netalloc.store.protocol import Transaction
@@ -32,4 +31,4 @@ def end_of_boot(tx: Transaction) -> None:
     for name in list(tx.names("ports")):
         tx.drop(name)
     for network in tx.table(Network).all():
-        Addresses(network.number, IPAllocator(network.spec)).rebuild(tx)
+        Addresses.of(network).rebuild(tx)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from threading import Lock
 from typing import Any, TypeVar, cast
 
+from netalloc.errors import ClosedError
 from netalloc.ipam.change import Change
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import undo
@@ -63,6 +64,7 @@ class Committer:
         self._kernel = kernel
         self._network = network
         self._desired = desired
+        self.closed = False
         self.after_fork()
         guard(self)
 
@@ -82,6 +84,8 @@ class Committer:
 
         It may be run again, in a transaction of its own, when it shared one that failed.
         """
+        if self.closed:
+            raise ClosedError(f"{operation}: the manager is closed")
         if not self.store.persistent:
             return self._run_alone(operation, change)
         caller = Waiter(operation, change, durable)
@@ -104,6 +108,8 @@ class Committer:
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that somebody is making."""
+        if self.closed:
+            raise ClosedError("the manager is closed")
         tx = self.store.read()
         try:
             return view(tx)
@@ -120,6 +126,10 @@ class Committer:
             return repairs
 
         return self.run("reconcile", change)
+
+    def close(self) -> None:
+        """Make no change from now on."""
+        self.closed = True
 
     def recover(self) -> None:
         """Reconcile if somebody died in the middle of a change."""

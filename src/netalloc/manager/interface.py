@@ -1,15 +1,14 @@
 """What a container gets: an address, and host ports that lead to it."""
 
-from collections.abc import Sequence
-from functools import cached_property
-from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from collections.abc import Iterable, Sequence
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from types import TracebackType
 
-from netalloc.errors import NotAllocatedError, OutOfRangeError
+from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.manager.leases import LeaseService
 from netalloc.model import PortMapping, PortRequest
 from netalloc.store.records import Lease, Publication
-from netalloc.values import as_host_ip, as_port, as_protocol
+from netalloc.values import IP, as_each, as_flag, as_host_ip, as_port, as_protocol
 
 
 class NetworkInterface:
@@ -19,34 +18,46 @@ class NetworkInterface:
     read where it is kept, so that several processes see the same.
     """
 
-    def __init__(self, leases: LeaseService, lease: Lease) -> None:
+    __slots__ = ("__weakref__", "_labels", "_lease", "_leases", "_released")
+
+    def __init__(
+        self, leases: LeaseService, lease: Lease, labels: dict[str, str] | None = None
+    ) -> None:
         self._leases = leases
         self._lease = lease
+        self._labels = labels
         self._released = False
 
     @property
-    def ip(self) -> IPv4Address | IPv6Address:
+    def ip(self) -> IP:
         """The address alone."""
-        return self._leases.plan.address(self._lease.ordinal)
-
-    @cached_property
-    def address(self) -> IPv4Interface | IPv6Interface:
-        """The address with the network's prefix length, as the container configures it."""
-        return ip_interface((int(self.ip), self._leases.plan.network.prefixlen))
+        return self._leases.subnet.address(self._lease.ordinal)
 
     @property
-    def gateway(self) -> IPv4Address | IPv6Address | None:
+    def address(self) -> IPv4Interface | IPv6Interface:
+        """The address with the network's prefix length, as the container configures it."""
+        subnet = self._leases.subnet
+        kind = IPv4Interface if subnet.version == 4 else IPv6Interface
+        return kind((int(self.ip), subnet.prefixlen))
+
+    @property
+    def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
+        """All addresses of the interface, with their prefix lengths."""
+        return (self.address,)
+
+    @property
+    def gateway(self) -> IP | None:
         """The container's default route; None where the network names no gateway."""
-        return self._leases.plan.gateway
+        return self._leases.subnet.gateway
 
     @property
     def owner(self) -> str | None:
-        """Whom the address was allocated for."""
+        """What the address was allocated for."""
         return self._lease.owner
 
     @property
     def key(self) -> str | None:
-        """What the owner calls this interface: asking for it again gives this one again."""
+        """The idempotency key: the same owner that asks with it again gets this one again."""
         return self._lease.key
 
     @property
@@ -56,32 +67,36 @@ class NetworkInterface:
 
     @property
     def labels(self) -> dict[str, str]:
-        """The labels given at allocation."""
-        return self._leases.labels(self._lease)
+        """The labels given at allocation, which never change."""
+        if self._labels is None:
+            self._labels = self._leases.labels(self._lease)
+        return dict(self._labels)
 
     def ports(self) -> tuple[PortMapping, ...]:
-        """What is published now, by host port."""
+        """What is published now, by host port; nothing once the lease has ended."""
         return self._leases.ports(self._lease)
 
     def allocate_port(
         self,
-        port: int,
+        container_port: int,
         protocol: str = "tcp",
         host_port: int | None = None,
         host_ip: IPv4Address | str | None = None,
         *,
         hold: bool = False,
+        check_host: bool = True,
     ) -> int:
-        """Publish container port `port`; the host port it is reachable at.
+        """Publish a container port; the host port it is reachable at.
 
-        The next free port of the manager's range, or the one named by `host_port`; on every
+        The next free port of the network's range, or the one named by `host_port`; on every
         address of the host or on `host_ip`. `hold` keeps a bound socket on it as long as
-        the manager is open, so that no other program can take it. Raises ExhaustedError,
-        InUseError, OutOfRangeError, CommandError; then no port is taken and no rule made.
+        the manager is open, so that no other program can take it. A port that is named must
+        be free on the host and `host_ip` one of its addresses, unless `check_host` is False,
+        which is logged. Raises ExhaustedError, InUseError, InvalidValueError, CommandError;
+        then no port is taken and no rule made.
         """
-        as_port(port)
-        request = PortRequest(port, protocol, host_port, host_ip)
-        return self.publish((request,), hold=hold)[0].host_port
+        request = PortRequest(as_port(container_port), protocol, host_port, host_ip)
+        return self.publish((request,), hold=hold, check_host=check_host)[0].host_port
 
     def allocate_ports(
         self,
@@ -90,20 +105,29 @@ class NetworkInterface:
         host_port: int | None = None,
         host_ip: IPv4Address | str | None = None,
         *,
+        container_port: int | None = None,
         hold: bool = False,
+        check_host: bool = True,
     ) -> range:
-        """Publish n adjacent ports under their own numbers, as one mapping.
+        """Publish n adjacent ports as one mapping; the host ports.
 
-        The first free ones in a row, or those from `host_port`.
+        The first free ones in a row, or those from `host_port`. They lead to the container
+        ports of the same numbers, or to those from `container_port` on.
         """
-        request = PortRequest(None, protocol, host_port, host_ip, n)
-        return self.publish((request,), hold=hold)[0].ports
+        request = PortRequest(container_port, protocol, host_port, host_ip, n)
+        return self.publish((request,), hold=hold, check_host=check_host)[0].ports
 
     def publish(
-        self, requests: Sequence[int | PortRequest], *, hold: bool = False
+        self,
+        ports: Iterable[int | PortRequest],
+        *,
+        hold: bool = False,
+        check_host: bool = True,
     ) -> list[PortMapping]:
-        """All of the requests in one step, or none of them."""
-        return self._leases.publish(self._in_force(), requests, hold)
+        """All of the ports in one step, or none of them; see `allocate_port`."""
+        requests = as_each(ports, "ports", PortRequest.of)
+        hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
+        return self._leases.publish(self._in_force(), requests, hold=hold, check_host=check_host)
 
     def release_port(
         self,
@@ -116,9 +140,7 @@ class NetworkInterface:
         `host_ip` is needed only where the port is published on several host addresses.
         Raises NotAllocatedError when this interface does not publish it.
         """
-        as_protocol(protocol)
-        as_port(host_port)
-        ip = as_host_ip(host_ip)
+        protocol, host_port, ip = as_protocol(protocol), as_port(host_port), as_host_ip(host_ip)
 
         def named(rows: Sequence[Publication]) -> Publication:
             found = [
@@ -132,7 +154,7 @@ class NetworkInterface:
                 raise NotAllocatedError(f"{self.ip} does not publish port {host_port}/{protocol}")
             if len(found) > 1:
                 on = ", ".join(str(IPv4Address(row.host_ip)) for row in found)
-                raise OutOfRangeError(
+                raise InvalidValueError(
                     f"port {host_port}/{protocol} is published on {on}: name the host address"
                 )
             return found[0]
@@ -143,12 +165,12 @@ class NetworkInterface:
         """Give back the ports and the address.
 
         Goes on past a failing step and raises all failures as one ExceptionGroup; what
-        could not be freed stays held, and release may be called again. Where somebody else
-        has ended this lease meanwhile nothing is touched: the manager counts it, and with
-        `strict` it is a StaleLeaseError. Releasing twice is a NotAllocatedError.
+        could not be freed stays held, and release may be called again. Where this lease has
+        been ended by another process meanwhile nothing is touched: the manager counts it, and
+        with `strict` it is a StaleLeaseError. Releasing twice is a NotAllocatedError.
         """
-        lease = self._in_force()
-        self._leases.release(lease, strict)
+        strict = as_flag(strict, "strict")
+        self._leases.release(self._in_force(), strict)
         self._released = True
 
     def _in_force(self) -> Lease:

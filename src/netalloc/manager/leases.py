@@ -2,25 +2,25 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from ipaddress import IPv4Address, IPv6Address
 from typing import TypeVar
 
-from netalloc._alloc import IPAllocator
-from netalloc.errors import ClosedError, NetallocError, StaleLeaseError
+from netalloc._alloc import Subnet
+from netalloc.errors import InUseError, NotAllocatedError, StaleLeaseError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
 from netalloc.ipam.check import check
 from netalloc.ipam.gc import expired
+from netalloc.ipam.networks import CONFIGURED, find
 from netalloc.ipam.publications import Publications
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.model import PortMapping, PortRequest
+from netalloc.model import AllocationRequest, PortMapping, PortRequest
 from netalloc.store.protocol import Transaction
-from netalloc.store.records import Label, Lease, Publication
+from netalloc.store.records import Label, Lease, Network, Publication
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -34,84 +34,82 @@ class LeaseService:
 
     def __init__(
         self,
-        bridge: str,
+        network: Network,
         addresses: Addresses,
         publications: Publications,
-        kernel: ExclusiveMappings,
+        mappings: ExclusiveMappings,
         committer: Committer,
     ) -> None:
-        self.bridge = bridge
+        self.network = network
         self.holds = PortHolds()
-        self.kernel = kernel
+        self.mappings = mappings
         self.addresses = addresses
         self.publications = publications
         self.committer = committer
-        self.plan: IPAllocator = addresses.plan
+        self.subnet: Subnet = addresses.subnet
         self.stale_releases = 0
-        self.closed = False
+        self._configured = -1  # the state of the store's networks in which ours was seen
 
     def run(self, operation: str, change: Callable[[Change], T], durable: bool = False) -> T:
         """Make a change. Raises ClosedError when the manager is closed."""
-        self._check_open()
-        return self.committer.run(operation, change, durable=durable)
+
+        def checked(made: Change) -> T:
+            if made.tx.last(CONFIGURED) != self._configured:
+                self._check_registered(made.tx)
+            return change(made)
+
+        return self.committer.run(operation, checked, durable=durable)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
-        """Read, without waiting for anybody's change."""
-        self._check_open()
+        """Read, without waiting for any change. Raises ClosedError when the manager is closed."""
         return self.committer.read(view)
 
-    def allocate(
-        self,
-        owner: str | None,
-        key: str | None,
-        ip: IPv4Address | IPv6Address | str | None,
-        labels: Mapping[str, str] | None,
-        requests: Sequence[PortRequest],
-        allow_cooling: bool,
-    ) -> Lease:
+    def allocate(self, request: AllocationRequest) -> Lease:
         """A lease with its ports published; the one there is where the key is known."""
 
         def change(made: Change) -> Lease:
-            lease, new = self.addresses.lease(
-                made.tx, owner, key, ip, labels, allow_cooling, len(requests)
-            )
-            if new and requests:
-                self.publications.publish(made, [(lease, request) for request in requests])
+            known = self.addresses.known(made.tx, request)
+            if known is not None:
+                self._check_same(made.tx, known, request)
+                return known
+            lease = self.addresses.lease(made.tx, request)
+            if request.ports:
+                pairs = [(lease, port) for port in request.ports]
+                self.publications.publish(made, pairs, check_host=request.check_host)
             return lease
 
         return self.run("allocate", change)
 
-    def allocate_many(
-        self,
-        n: int,
-        owner: str | None,
-        labels: Mapping[str, str] | None,
-        requests: Sequence[PortRequest],
-    ) -> list[Lease]:
+    def allocate_many(self, n: int, request: AllocationRequest) -> list[Lease]:
         """n leases, each with its ports published, or none of them."""
 
         def change(made: Change) -> list[Lease]:
-            leases = self.addresses.lease_many(made.tx, n, owner, labels, len(requests))
-            if requests:
-                all_requests = [(lease, request) for lease in leases for request in requests]
-                self.publications.publish(made, all_requests)
+            leases = self.addresses.lease_many(made.tx, n, request)
+            if request.ports:
+                pairs = [(lease, port) for lease in leases for port in request.ports]
+                self.publications.publish(made, pairs, check_host=request.check_host)
             return leases
 
         return self.run("allocate_many", change)
 
     def publish(
-        self, lease: Lease, requests: Sequence[int | PortRequest], hold: bool = False
+        self,
+        lease: Lease,
+        requests: Sequence[PortRequest],
+        *,
+        hold: bool = False,
+        check_host: bool = True,
     ) -> list[PortMapping]:
         """Publish ports of a lease. Raises StaleLeaseError when it is no longer in force."""
-        checked = [PortRequest.of(request) for request in requests]
 
         def change(made: Change) -> list[PortMapping]:
-            self._check_current(made.tx, lease)
-            mappings = self.publications.publish(made, [(lease, request) for request in checked])
-            self.publications.count(made, lease, len(checked))
+            self._check_in_force(made.tx, lease)
+            pairs = [(lease, request) for request in requests]
+            mappings = self.publications.publish(made, pairs, check_host=check_host)
+            self.publications.count(made, lease, len(requests))
             if hold:
-                self.holds.take(mappings)
                 made.undo.append(partial(self.holds.drop, mappings))
+                self.holds.take(mappings)
             return mappings
 
         return self.run("publish", change)
@@ -122,7 +120,7 @@ class LeaseService:
         """Take back the one that `choose` finds among the publications of a lease."""
 
         def change(made: Change) -> None:
-            self._check_current(made.tx, lease)
+            self._check_in_force(made.tx, lease)
             self._unpublish_one(lease, choose(self.publications.of(made.tx, lease)), made)
 
         self.run("release_port", change)
@@ -131,7 +129,7 @@ class LeaseService:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
 
         def change(made: Change) -> bool:
-            if not self.addresses.current(made.tx, lease):
+            if self.addresses.in_force(made.tx, lease) is None:
                 return False
             self.expire(made, (lease,))
             return True
@@ -151,7 +149,7 @@ class LeaseService:
         """End leases in one change, or else one by one; all failures in one group."""
 
         def change(made: Change) -> int:
-            current = [lease for lease in leases if self.addresses.current(made.tx, lease)]
+            current = [one for one in leases if self.addresses.in_force(made.tx, one)]
             self.expire(made, current)
             return len(leases) - len(current)
 
@@ -169,15 +167,15 @@ class LeaseService:
         rows = [row for lease in leases for row in self.publications.of(made.tx, lease)]
         self._unpublish(rows, made)
         self.addresses.end(made.tx, leases)
-        ips = [self.plan.address(lease.ordinal) for lease in leases]
-        made.after.append(partial(self.kernel.forget_neighbours, self.bridge, ips))
+        ips = [self.subnet.address(lease.ordinal) for lease in leases]
+        made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
 
     def collect(self, living: frozenset[str], grace: int) -> list[Lease]:
         """End the leases whose owners were dead at two looks, `grace` nanoseconds or more apart.
 
         The first look only notes them. A lease that was made, or asked for again, since then is
-        another one, or is noted no longer. Leases without an owner are nobody's to judge.
-        Returns those that were ended. O(leases).
+        another one, or is noted no longer. Leases without an owner are never judged. Returns
+        those that were ended. O(leases).
         """
 
         def change(made: Change) -> list[Lease]:
@@ -187,22 +185,30 @@ class LeaseService:
 
         try:
             return self.run("gc", change)
-        except NetallocError:
+        except Exception:
             # Some mapping cannot be removed: end what can be ended, one by one.
             dead = self.run("gc", lambda made: expired(self.addresses, made.tx, living, grace))
             self.release_all(dead)
             return dead
 
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:
-        """What a lease publishes."""
-        rows = self.read(lambda tx: self.publications.of(tx, lease))
+        """What a lease publishes; nothing once it has ended, whatever the address is by then."""
+
+        def view(tx: Transaction) -> list[Publication]:
+            if self.addresses.in_force(tx, lease) is None:
+                return []
+            return self.publications.of(tx, lease)
+
+        rows = self.read(view)
         return tuple(self.publications.mapping(row, lease.owner) for row in rows)
 
     def labels(self, lease: Lease) -> dict[str, str]:
-        """The labels of a lease."""
-        where = (lease.network, lease.ordinal)
-        rows = self.read(lambda tx: tx.table(Label).where("network", "ordinal", equal=where))
-        return {row.name: row.value for row in rows}
+        """The labels of a lease; none once it has ended."""
+
+        def view(tx: Transaction) -> dict[str, str]:
+            return {} if self.addresses.in_force(tx, lease) is None else _labels(tx, lease)
+
+        return self.read(view)
 
     def find(self, owner: str | None, label: tuple[str, str] | None) -> list[Lease]:
         """The leases of an owner, those with a label, or all: by address."""
@@ -218,7 +224,7 @@ class LeaseService:
                 return leases.where("network", "owner", equal=(number, owner))
             return leases.where("network", equal=(number,))
 
-        return sorted(self.read(view))
+        return sorted(self.read(view), key=lambda lease: lease.ordinal)
 
     def check(self) -> list[str]:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""
@@ -226,16 +232,36 @@ class LeaseService:
         # Of a damaged file nothing further can be said with certainty.
         return damage or self.read(lambda tx: [*check(tx), *self._check_kernel(tx)])
 
+    def name(self, lease: Lease) -> str:
+        """The address of a lease, as text."""
+        return str(self.subnet.address(lease.ordinal))
+
     def _check_kernel(self, tx: Transaction) -> Iterator[str]:
-        desired, present = set(self.publications.desired(tx)), set(self.kernel.present())
+        desired, present = set(self.publications.desired(tx)), set(self.mappings.present())
         for mapping in sorted(desired - present, key=repr):
             yield f"the kernel lacks {mapping}"
         for mapping in sorted(present - desired, key=repr):
             yield f"the kernel has what is not desired: {mapping}"
 
-    def name(self, lease: Lease) -> str:
-        """The address of a lease, as text."""
-        return str(self.plan.address(lease.ordinal))
+    def _check_registered(self, tx: Transaction) -> None:
+        """Raise NotAllocatedError where the network was removed, or configured anew, meanwhile."""
+        if find(tx, self.network.name) != self.network:
+            raise NotAllocatedError(
+                f"network {self.network.name} was removed from the store, or registered anew, "
+                "after this manager was opened: open it again"
+            )
+        self._configured = tx.last(CONFIGURED)
+
+    def _check_same(self, tx: Transaction, lease: Lease, request: AllocationRequest) -> None:
+        """Raise where a lease that is asked for again is asked for with something else."""
+        if request.ports:
+            self.publications.check_same(tx, lease, request.ports)
+        if request.labels and (labels := _labels(tx, lease)) != request.labels:
+            raise InUseError(
+                f"{lease.owner} holds {self.name(lease)} as {lease.key} with labels {labels}, "
+                f"and asks for it with {request.labels}",
+                lease.owner,
+            )
 
     def _release_piecemeal(self, lease: Lease, first: Exception) -> None:
         """Free one by one what cannot be freed at once; all failures in one group."""
@@ -243,10 +269,12 @@ class LeaseService:
             partial(self.run, "release", partial(self._unpublish_one, lease, row))
             for row in self.read(lambda tx: self.publications.of(tx, lease))
         ]
+        if not steps:
+            raise first
         failures = [failure for step in steps if (failure := attempt(step))]
         if failures:
-            # A mapping that could not be removed leads to this address: nobody else may
-            # have it yet.
+            # A mapping that could not be removed leads to this address: it may not have
+            # another holder yet.
             raise ExceptionGroup(f"{self.name(lease)} was not released", failures)
         self.run("release", lambda made: self.expire(made, (lease,)))
         log.warning("%s was released step by step after: %s", self.name(lease), first)
@@ -260,21 +288,17 @@ class LeaseService:
             gone = self.publications.unpublish(made, rows)
             made.after.append(partial(self.holds.drop, gone))
 
-    def close(self) -> None:
-        """No change is made from now on, and no port held."""
-        self.closed = True
-        self.holds.close()
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ClosedError(f"the manager of {self.plan.network} is closed")
-
-    def _check_current(self, tx: Transaction, lease: Lease) -> None:
-        if not self.addresses.current(tx, lease):
+    def _check_in_force(self, tx: Transaction, lease: Lease) -> None:
+        if self.addresses.in_force(tx, lease) is None:
             raise self._stale(lease)
 
     def _stale(self, lease: Lease) -> StaleLeaseError:
-        who = f" of {lease.owner}" if lease.owner else ""
+        of = f" of {lease.owner}" if lease.owner is not None else ""
         return StaleLeaseError(
-            f"lease {lease.generation}{who} of {self.name(lease)} is no longer in force"
+            f"lease {lease.generation}{of} of {self.name(lease)} is no longer in force"
         )
+
+
+def _labels(tx: Transaction, lease: Lease) -> dict[str, str]:
+    where = (lease.network, lease.ordinal)
+    return {row.name: row.value for row in tx.table(Label).where("network", "ordinal", equal=where)}

@@ -1,62 +1,70 @@
-"""Interfaces for the containers behind one bridge: order, undo, recovery."""
+"""Interfaces for the containers of one network: values checked, parts put together."""
 
-import logging
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import datetime
-from ipaddress import IPv4Address, IPv6Address
+from threading import RLock
 from types import TracebackType
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any
 
-from netalloc._alloc import IPAllocator
-from netalloc.errors import (
-    OutOfRangeError,
-)
-from netalloc.ipam.addresses import Addresses
+from netalloc._alloc import IPAllocator, Subnet
+from netalloc.errors import InvalidValueError
+from netalloc.ipam.clock import SECOND
 from netalloc.ipam.history import PastLease, history
-from netalloc.ipam.networks import register
-from netalloc.ipam.publications import Publications
-from netalloc.ipam.reboot import end_of_boot
-from netalloc.manager.commit import Committer
-from netalloc.manager.host_ports import host_probe
+from netalloc.ipam.networks import MODES, Statement, as_network_name
+from netalloc.manager.assembly import assemble
 from netalloc.manager.interface import NetworkInterface
-from netalloc.manager.leases import LeaseService
-from netalloc.manager.mappings import ExclusiveMappings, Mapper, SharedMappings
-from netalloc.model import PortRequest, ReconcileResult
-from netalloc.portmap.backend import Backend
-from netalloc.portmap.watch import Watch
-from netalloc.ports import PORTS, PortAllocator, Probe
-from netalloc.store.memory import MemoryStore
-from netalloc.store.protocol import Store
+from netalloc.model import AllocationRequest, PortRequest, ReconcileResult
+from netalloc.ports import Probe, as_ports
 from netalloc.store.records import Lease
+from netalloc.values import (
+    IP,
+    as_each,
+    as_flag,
+    as_int,
+    as_ip,
+    as_items,
+    as_labels,
+    as_optional_text,
+    as_seconds,
+    as_text,
+    shown,
+)
 
-__all__ = ["NetworkInterface", "NetworkManager"]
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from netalloc.portmap.backend import Backend
+    from netalloc.portmap.watch import Watch
+    from netalloc.store.protocol import Store
+
+BACKENDS = ("auto", "nftables", "iptables", "null")
 
 
 class NetworkManager:
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
-    `network` is written as the gateway would ("10.88.0.1/16"); without it the bridge's own
-    address is taken. `ports` bounds the automatic picks of host ports. `backend` is
-    "nftables", "iptables", "null" or "auto". `store` is the path of a file that outlives
-    the process and may be shared by many; without it everything is in memory and ends with
-    the manager. Each of these may be the part itself: an IPAllocator, a PortAllocator, a
-    PortMapper or Backend, a Store.
+    `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
+    bridge's own address is taken. `exclude` names addresses and networks that are never given.
+    `ports` bounds the automatic picks of host ports. `backend` is "nftables", "iptables",
+    "null" or "auto". `store` is the path of a file that outlives the process and may be shared
+    by many; without it everything is in memory and ends with the manager. `name` is what the
+    network is called in the store, the bridge's name unless given.
 
-    A released address is kept out for `cooldown` seconds; an owner who comes back within
-    `sticky` seconds gets his address again if it is free. `probe(port, protocol, host_ip)`
-    says of each automatic pick whether the host has it free; without it, and with a backend
-    that touches the kernel, a port is tried by binding it. `forward` accepts the containers'
-    packets where the host's FORWARD chain drops them; with a lasting store these rules stay
-    when the manager closes, as the mappings do.
+    A released address is kept out for `cooldown` seconds; an owner that comes back within
+    `sticky` seconds gets its address again if it is free. `forward` accepts the containers'
+    packets where the host's FORWARD chain drops them. `probe(port, protocol, host_ip)` says of
+    each automatic pick whether the host has it free; without it, and with a backend that
+    touches the kernel, a port is tried by binding it.
 
-    Without a store there can be one manager of a bridge at a time: a second one, in whatever
-    process, is an InUseError.
+    A network is configured once: what is left out is as registered in the store, and what is
+    stated otherwise is an InUseError that names both values. Whatever touches the kernel of one
+    network namespace shares one store: a second one is an InUseError that names the first.
+    On the host this switches on net.ipv4.ip_forward, and route_localnet on the bridge alone,
+    behind a guard that keeps 127.0.0.0/8 from the containers.
 
-    Thread-safe. An allocation takes constant time, however many addresses are held.
+    Thread-safe. An allocation takes constant time, however many addresses are held. Raises
+    InvalidValueError, InterfaceError, InUseError, CommandError, StoreError; then nothing is
+    registered.
 
     >>> with NetworkManager("br0", network="10.88.0.1/16", backend="null") as manager:
     ...     web = manager.allocate(owner="web")
@@ -68,97 +76,167 @@ class NetworkManager:
         self,
         bridge: str,
         *,
-        network: str | IPAllocator | None = None,
-        ports: range | PortAllocator = PORTS,
-        backend: "str | Backend | Mapper" = "auto",
+        network: "str | Subnet | None" = None,
+        exclude: Iterable[Any] | None = None,
+        ports: range | None = None,
+        backend: "str | Backend" = "auto",
         store: "str | os.PathLike[str] | Store | None" = None,
-        cooldown: float = 0.0,
-        sticky: float = 0.0,
+        name: str | None = None,
+        cooldown: float | None = None,
+        sticky: float | None = None,
+        forward: bool | None = None,
+        mode: str | None = None,
         probe: Probe | None = None,
-        forward: bool = False,
     ) -> None:
-        self.bridge = bridge
-        self.plan = _plan(bridge, network)
-        self.gateway = self.plan.gateway
-        with ExitStack() as opened:
-            self._store = _store(store)
-            self._owns_store = self._store is not store
-            if self._owns_store:
-                opened.callback(self._store.close)
-            number = register(self._store, bridge, self.plan)
-            addresses = Addresses(number, self.plan, cooldown=cooldown, sticky=sticky)
-            mapper = _mapper(backend, bridge, self.plan, forward)
-            opened.callback(mapper.close)
-            kernel = (SharedMappings if self._store.persistent else ExclusiveMappings)(mapper)
-            self._claims = opened.enter_context(ExitStack())
-            if kernel.is_real and not self._store.persistent:
-                from netalloc.host.bridge_lock import claim
+        if mode is not None and mode not in MODES:
+            raise InvalidValueError(f"mode {shown(mode)} is none of {', '.join(MODES)}")
+        if probe is not None and not callable(probe):
+            raise InvalidValueError(f"probe {shown(probe)} cannot be called")
+        bridge = as_text(bridge, "bridge", 15)
+        part = None if isinstance(backend, str) else _part(backend)
+        stated = Statement(
+            as_network_name(bridge if name is None else name),
+            bridge,
+            None if mode is None else as_text(mode, "mode"),
+            None if network is None else _subnet(network),
+            None if exclude is None else _excluded(exclude),
+            _backend(part.name if part is not None else backend),
+            None if ports is None else as_ports(ports),
+            None if cooldown is None else as_seconds(cooldown, "cooldown"),
+            None if sticky is None else as_seconds(sticky, "sticky"),
+            None if forward is None else as_flag(forward, "forward"),
+        )
+        self._assemble(stated, store, part, probe)
 
-                self._claims.enter_context(claim(bridge))
-            if probe is None and kernel.is_real and isinstance(ports, range):
-                probe = host_probe(ports)
-            publications = Publications(number, self.plan, ports, probe)
-            committer = Committer(self._store, kernel, number, publications.desired)
-            self._leases = LeaseService(bridge, addresses, publications, kernel, committer)
-            kernel.setup()
-            committer.recover()
-            opened.pop_all()  # it is whole: from here on close() gives them back
+    @classmethod
+    def open(
+        cls, name: str, store: "str | os.PathLike[str] | Store", *, probe: Probe | None = None
+    ) -> "NetworkManager":
+        """The manager of a network that is registered in a store, with all its configuration.
+
+        Raises NotAllocatedError for a name that is not registered, naming those that are.
+        """
+        self = cls.__new__(cls)
+        if store is None:
+            raise InvalidValueError("store None has no network to open: give a path")
+        self._assemble(Statement(as_network_name(name)), store, None, probe, registered=True)
+        return self
+
+    def _assemble(
+        self,
+        stated: Statement,
+        store: object,
+        part: "Backend | None",
+        probe: Probe | None,
+        *,
+        registered: bool = False,
+    ) -> None:
+        self._closing = RLock()
+        self._process = os.getpid()
+        with ExitStack() as opened:
+            self._leases = assemble(opened, stated, store, part, probe, registered=registered)
+            self._opened = opened.pop_all()  # it is whole: from here on close() gives it back
+
+    # ---- what it manages
+
+    @property
+    def name(self) -> str:
+        """What the network is called in its store."""
+        return self._leases.network.name
+
+    @property
+    def bridge(self) -> str | None:
+        """The bridge that the containers are on."""
+        return self._leases.network.bridge
+
+    @property
+    def subnet(self) -> Subnet:
+        """The addresses of the network."""
+        return self._leases.subnet
+
+    @property
+    def gateway(self) -> IP | None:
+        """The containers' default route; None where the network names no gateway."""
+        return self._leases.subnet.gateway
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called."""
+        return self._leases.committer.closed
 
     # ---- allocation
 
     def allocate(
         self,
         owner: str | None = None,
-        ip: IPv4Address | IPv6Address | str | None = None,
+        ip: IP | str | None = None,
         *,
         key: str | None = None,
         labels: dict[str, str] | None = None,
-        ports: Sequence[int | PortRequest] = (),
+        ports: Iterable[int | PortRequest] = (),
         allow_cooling: bool = False,
+        check_host: bool = True,
     ) -> NetworkInterface:
         """An interface with the next free address, or with `ip`, and with `ports` published.
 
-        With `key` the same owner asks again and gets the same interface, its ports as they
-        are. `allow_cooling` gives an address that still cools down when no other is left. Raises
-        ExhaustedError, InUseError (naming the holder), OutOfRangeError, CommandError; then
-        nothing was taken.
+        `key` makes it idempotent: the same owner that asks again gets the same interface; with
+        another address, other ports or other labels that is an InUseError which says how they
+        differ. `allow_cooling` gives an address that still cools down when no other is left.
+        A port asked for by number must be free on the host, and a host address its own, unless
+        `check_host` is False. Raises ExhaustedError, InUseError (naming the holder),
+        InvalidValueError, CommandError; then nothing was taken.
         """
-        if key is not None and owner is None:
-            raise OutOfRangeError(f"key {key!r} without an owner")
-        requests = [PortRequest.of(port) for port in ports] if ports else ()
-        lease = self._leases.allocate(owner, key, ip, labels, requests, allow_cooling)
+        request = AllocationRequest(
+            None if owner is None else as_text(owner, "owner"),
+            None if key is None else as_text(key, "key"),
+            None if ip is None else as_ip(ip),
+            {} if labels is None else as_labels(labels),
+            () if ports == () else tuple(as_each(ports, "ports", PortRequest.of)),
+            as_flag(allow_cooling, "allow_cooling"),
+            as_flag(check_host, "check_host"),
+        )
+        if request.key is not None and request.owner is None:
+            raise InvalidValueError(f"key {request.key!r} without an owner")
+        lease = self._leases.allocate(request)
         return NetworkInterface(self._leases, lease)
 
     def allocate_many(
         self,
         n: int,
-        ports: Sequence[int | PortRequest] = (),
+        ports: Iterable[int | PortRequest] = (),
         owner: str | None = None,
         *,
         labels: dict[str, str] | None = None,
+        check_host: bool = True,
     ) -> list[NetworkInterface]:
         """n interfaces, each with `ports` published, in one transaction: all or none."""
-        if n < 0:
-            raise OutOfRangeError(f"{n} interfaces cannot be had")
-        requests = [PortRequest.of(port) for port in ports]
-        return self._interfaces(self._leases.allocate_many(n, owner, labels, requests))
+        request = AllocationRequest(
+            owner=as_optional_text(owner, "owner"),
+            labels=as_labels(labels),
+            ports=tuple(as_each(ports, "ports", PortRequest.of)),
+            check_host=as_flag(check_host, "check_host"),
+        )
+        n = as_int(n, "number of interfaces", 0, 1 << 64)
+        return self._interfaces(self._leases.allocate_many(n, request))
 
-    def reserve(self, ip: IPv4Address | IPv6Address | str, owner: str | None = None) -> None:
-        """Keep an address for `owner`, or from everybody, until unreserve.
+    def reserve(self, ip: IP | str, owner: str | None = None) -> None:
+        """Keep an address for `owner`, or from everyone, until unreserve.
 
         A reservation outlives processes, boots and power cuts where the store does. The
-        owner gets the address by `allocate`. Raises InUseError, OutOfRangeError.
+        owner gets the address by `allocate`. Again for the same owner it is no error. Raises
+        InUseError, OutOfRangeError.
         """
+        plain, owner = as_ip(ip), as_optional_text(owner, "owner")
         addresses = self._leases.addresses
-        self._leases.run("reserve", lambda made: addresses.reserve(made.tx, ip, owner), True)
+        self._leases.run("reserve", lambda made: addresses.reserve(made.tx, plain, owner), True)
 
-    def unreserve(self, ip: IPv4Address | IPv6Address | str) -> None:
-        """Keep an address no longer; who holds it goes on. Raises NotAllocatedError."""
-        addresses = self._leases.addresses
-        self._leases.run("unreserve", lambda made: addresses.unreserve(made.tx, ip), True)
+    def unreserve(self, ip: IP | str) -> None:
+        """Keep an address no longer; a lease of it goes on. Raises NotAllocatedError."""
+        plain, addresses = as_ip(ip), self._leases.addresses
+        self._leases.run("unreserve", lambda made: addresses.unreserve(made.tx, plain), True)
 
     def interfaces(self) -> list[NetworkInterface]:
-        """Every interface of this network, whoever allocated it."""
+        """Every interface of this network, in whatever process it was allocated."""
         return self.find()
 
     def find(
@@ -166,57 +244,56 @@ class NetworkManager:
     ) -> list[NetworkInterface]:
         """The interfaces of an owner, those with a label ("app=shop", or a pair), or all.
 
-        By address. Raises OutOfRangeError for a label without a value.
+        By address. Raises InvalidValueError for a label without a value.
         """
-        if isinstance(label, str):
-            name, equals, value = label.partition("=")
-            if not equals:
-                raise OutOfRangeError(f"label {label!r} is not name=value")
-            label = name, value
-        return self._interfaces(self._leases.find(owner, label))
+        pair = None if label is None else _label(label)
+        return self._interfaces(self._leases.find(as_optional_text(owner, "owner"), pair))
 
     def release(self, owner: str) -> int:
         """Release all that an owner has here; how many interfaces that were.
 
         Goes on past failures and raises them together, as an ExceptionGroup.
         """
-        leases = self._leases.find(owner, None)
+        leases = self._leases.find(as_text(owner, "owner"), None)
         self._leases.release_all(leases)
         return len(leases)
+
+    # ---- upkeep
 
     def reconcile(self) -> ReconcileResult:
         """Make the kernel agree with what is published; returns what was repaired."""
         return self._leases.committer.reconcile()
 
-    def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> Watch:
-        """Reconcile now, and within a second whenever somebody else changes the rules.
+    def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> "Watch":
+        """Reconcile now, and within a second whenever another program changes the rules.
 
         Runs in a thread until the returned watch, or the manager, is closed. `on_repair` is
-        called there with what was found. Raises NetallocError where the kernel tells nobody.
+        called there with what was found. Raises NetallocError where the kernel does not tell.
         """
-        return self._leases.kernel.watch(on_repair, self.reconcile)
+        if on_repair is not None and not callable(on_repair):
+            raise InvalidValueError(f"on_repair {shown(on_repair)} cannot be called")
+        return self._leases.mappings.watch(on_repair, self.reconcile)
 
-    def gc(self, alive: Collection[str], grace: float = 30.0) -> list[IPv4Address | IPv6Address]:
-        """Release what belongs to owners who are not among the living; the addresses freed.
+    def gc(self, alive: Iterable[str], grace: float = 30.0) -> list[IP]:
+        """Release what belongs to owners that are not among the living; the addresses freed.
 
         Two looks are needed, `grace` seconds or more apart; a lease that was made, or asked
-        for again by its key, between them is spared. Raises OutOfRangeError.
+        for again by its key, between them is spared, and so are leases without an owner.
+        Raises InvalidValueError.
         """
-        return [
-            self.plan.address(one.ordinal)
-            for one in self._leases.collect(frozenset(alive), int(grace * 1e9))
-        ]
+        living = frozenset(as_each(alive, "alive", lambda owner: as_text(owner, "owner")))
+        dead = self._leases.collect(living, int(as_seconds(grace, "grace") * SECOND))
+        return [self.subnet.address(lease.ordinal) for lease in dead]
 
-    def history(
-        self, ip: IPv4Address | IPv6Address | str, at: datetime | None = None
-    ) -> list[PastLease]:
-        """Who held an address, oldest first; with `at`, who did at that moment.
+    def history(self, ip: IP | str, at: datetime | None = None) -> list[PastLease]:
+        """What held an address, oldest first; with `at`, what did at that moment.
 
         The store remembers the last 10,000 leases that ended, for 30 days.
         """
-        leases = self._leases
-        ordinal = self.plan.ordinal(ip)
-        return leases.read(lambda tx: history(tx, leases.addresses.number, ordinal, at))
+        if at is not None and not isinstance(at, datetime):
+            raise InvalidValueError(f"at {shown(at)} is not a datetime")
+        number, ordinal = self._leases.addresses.number, self.subnet.ordinal(as_ip(ip))
+        return self._leases.read(lambda tx: history(tx, number, ordinal, at))
 
     def check(self) -> list[str]:
         """What is wrong with the store, in itself and against the kernel; empty when all is well.
@@ -228,31 +305,30 @@ class NetworkManager:
     def repair(self) -> list[str]:
         """Mend what check() finds, as far as it can be mended; says what was done.
 
-        A copy of a file is kept first. See netalloc.manager.repair.repair, which works without a
-        manager, too.
+        A copy of a file is kept first. See netalloc.manager.repair.repair, which works without
+        a manager, too.
         """
         from netalloc.manager.repair import mend
 
         return mend(self._leases)
-
-    def close(self) -> None:
-        """Give everything back. What a lasting store holds stays, its mappings too."""
-        if self._leases.closed:
-            return
-        self._leases.close()
-        with self._claims:
-            try:
-                self._leases.kernel.close()
-            finally:
-                if self._owns_store:
-                    self._store.close()
 
     @property
     def stale_releases(self) -> int:
         """How many releases came too late here, and changed nothing."""
         return self._leases.stale_releases
 
-    def _interfaces(self, leases: Sequence[Lease]) -> list[NetworkInterface]:
+    def close(self) -> None:
+        """Give everything back. What a file holds stays, its mappings too.
+
+        Waits for calls in progress; later ones are a ClosedError. From any thread, twice is no
+        error.
+        """
+        with self._closing:
+            if self._process != os.getpid() and not self._leases.committer.store.persistent:
+                self._opened.pop_all()  # a forked child has nothing to give back
+            self._opened.close()
+
+    def _interfaces(self, leases: list[Lease]) -> list[NetworkInterface]:
         return [NetworkInterface(self._leases, lease) for lease in leases]
 
     def __enter__(self) -> "NetworkManager":
@@ -266,37 +342,45 @@ class NetworkManager:
     ) -> None:
         self.close()
 
+    def __repr__(self) -> str:
+        return f"<NetworkManager {self.name} {self.subnet}>"
 
-def _plan(bridge: str, network: str | IPAllocator | None) -> IPAllocator:
+
+def _subnet(network: object) -> Subnet:
     if isinstance(network, IPAllocator):
-        return network
-    if network is None:
-        from netalloc.host.links import interface_address
-
-        return IPAllocator(str(interface_address(bridge)))
-    return IPAllocator(network)
-
-
-def _store(store: "str | os.PathLike[str] | Store | None") -> Store:
-    if store is None:
-        return MemoryStore()
-    if isinstance(store, str | os.PathLike):
-        from netalloc.store.sqlite.store import SqliteStore
-
-        return SqliteStore(store, end_of_boot=end_of_boot)
-    return store
+        raise InvalidValueError(
+            f"network {network!r} is an allocator, whose addresses would not be known here: give "
+            "its network as text or as a Subnet"
+        )
+    return network if isinstance(network, Subnet) else Subnet(network)  # type: ignore[arg-type]
 
 
-def _mapper(
-    backend: "str | Backend | Mapper", bridge: str, plan: IPAllocator, forward: bool
-) -> Mapper:
-    if isinstance(backend, Mapper):
-        if forward:
-            raise OutOfRangeError("forward=True is for the mapper that was given: make it so")
-        return backend
-    from netalloc.portmap.mapper import PortMapper
+def _excluded(exclude: object) -> tuple[Any, ...]:
+    return (exclude,) if isinstance(exclude, str) else tuple(as_items(exclude, "exclude"))
 
-    if plan.network.version == 6:  # host ports lead to IPv4 addresses alone
-        return PortMapper("null")
-    name = f"netalloc-{bridge}"
-    return PortMapper(backend, bridge=bridge, network=str(plan.network), name=name, forward=forward)
+
+def _part(backend: Any) -> "Backend":
+    for method in ("apply", "reconcile", "setup", "cleanup", "mappings"):
+        if not callable(getattr(backend, method, None)):
+            raise InvalidValueError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
+    return backend  # type: ignore[no-any-return]
+
+
+def _backend(backend: object) -> str | None:
+    plain = as_text(backend, "backend")
+    if plain not in BACKENDS and plain != "file":
+        raise InvalidValueError(f"backend {shown(plain)} is none of {', '.join(BACKENDS)}")
+    return None if plain == "auto" else plain
+
+
+def _label(label: object) -> tuple[str, str]:
+    if isinstance(label, str):
+        name, equals, value = str.__str__(label).partition("=")
+        if not equals:
+            raise InvalidValueError(f"label {shown(label)} is not name=value")
+    else:
+        pair = as_items(label, "label")
+        if len(pair) != 2:
+            raise InvalidValueError(f"label {shown(label)} is not a name and a value")
+        name, value = pair
+    return as_text(name, "label"), "" if value == "" else as_text(value, "label", 4096)

@@ -18,11 +18,12 @@ class ExclusiveMappings:
 
     def __init__(self, kernel: KernelMappings) -> None:
         self._kernel = kernel
+        self._is_set_up = False
 
     def setup(self) -> None:
-        """Make the fixed part; what a crashed predecessor left is removed."""
+        """Make the fixed part; mappings that are there stay, until reconcile."""
+        self._is_set_up = True
         self._kernel.setup()
-        self._kernel.reconcile([])
 
     def apply(self, remove: list[PortMapping], add: list[PortMapping]) -> None:
         """Remove and add in one batch: all of it or nothing.
@@ -60,30 +61,33 @@ class ExclusiveMappings:
         """Whether there is a kernel behind it: not so with the null backend."""
         return self._kernel.is_real
 
-    def forget_neighbours(self, bridge: str, ips: Sequence[IPv4Address | IPv6Address]) -> None:
+    def forget_neighbours(
+        self, bridge: str | None, ips: Sequence[IPv4Address | IPv6Address]
+    ) -> None:
         """Forget at which MAC addresses these were, for they will be at others."""
         old = [ip for ip in ips if isinstance(ip, IPv4Address)]
-        if self.is_real and old:
+        if self.is_real and old and bridge is not None:
             from netalloc.host.neighbours import forget
 
             failure = attempt(lambda: forget(bridge, old))
             if failure:  # a bridge that is gone has no neighbours
                 logger.warning("neighbour entries stay: %s", failure)
 
+    def cleanup(self) -> None:
+        """Remove everything of ours from the kernel."""
+        self._kernel.cleanup()
+
     def close(self) -> None:
-        """Remove everything of ours."""
+        """Remove everything of ours, if it was set up here; another may have set it up since."""
         try:
-            self._kernel.cleanup()
+            if self._is_set_up:
+                self._kernel.cleanup()
         finally:
             self._kernel.close()
 
 
 class SharedMappings(ExclusiveMappings):
     """Mappings that other processes make and remove as well: only the store knows them all."""
-
-    def setup(self) -> None:
-        """Make the fixed part; what is there stays."""
-        self._kernel.setup()
 
     def close(self) -> None:
         """Give back sockets; the mappings live as long as their leases."""

@@ -1,13 +1,13 @@
-"""Mending a store file: a copy is kept, what can be read is taken over, the rest kept shut."""
+"""Repairing a store file: a copy is kept, what can be read is taken over, the rest kept shut."""
 
 import os
-import shutil
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from netalloc.errors import StoreError
-from netalloc.ipam.check import expected_ports, layouts, members, plans
-from netalloc.ipam.reboot import end_of_boot
+from netalloc.host.boot import boot_id
+from netalloc.ipam.check import all_addresses, rebuild
 from netalloc.manager.leases import LeaseService
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
@@ -21,42 +21,71 @@ from netalloc.store.records import (
     Publication,
     Reservation,
 )
-from netalloc.store.sqlite.salvage import Salvage, lost_generations, salvage
+from netalloc.store.sqlite import file as files
+from netalloc.store.sqlite import place
+from netalloc.store.sqlite.file import StoreFile
+from netalloc.store.sqlite.salvage import Salvage, copy, lost_generations, salvage
 from netalloc.store.sqlite.store import SqliteStore
-from netalloc.store.sqlite.write_lock import WriteLock, WriterRecord
+from netalloc.store.sqlite.transaction import SqliteTransaction
+from netalloc.store.sqlite.write_lock import WriteLock
+from netalloc.store.sqlite.writer_record import WriterRecord
+from netalloc.values import as_seconds
 
 QUARANTINE = "quarantine: the lease was lost"
 
 
 def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
-    """Mend a store file, whatever is wrong with it; says what was done.
+    """Repair a store file, whatever is wrong with it; says what was done.
 
     A copy of the file as it was is kept beside it. Every record that can be read and has
     the right checksum is taken over. An address that is marked as taken, but whose lease is
-    lost, is reserved (for the owner QUARANTINE) until `unreserve`, for somebody may be using
-    it. Other processes go on with the mended file at their next call, and the next manager
-    makes kernel and store agree. Raises StoreError when a writer does not give way, or when
-    nothing can be read: then the file stays as it is.
+    lost, is reserved (for the owner QUARANTINE) until `unreserve`, for it may be in use. Other
+    processes, and this one, go on with the new file at their next call, and the next manager
+    makes kernel and store agree. A file of an older version becomes one of today.
+
+    Raises StoreError when a writer does not give way, or when nothing can be read: then the
+    file stays as it is.
     """
-    path = Path(path)
-    if not path.exists():
+    timeout = as_seconds(timeout, "timeout")
+    path = place.resolved(path)
+    place.check_folder(path)
+    if place.look_at(path) is None:
         raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
-    lock = WriteLock(Path(f"{path}.lock"), timeout)
+    place.check_beside(path)
+    file = files.enter(path)
     try:
-        mark = lock.enter("repair")
-        copy = _copy(path)
-        found = salvage(path)
+        with file.held(timeout):
+            mark = file.lock.enter("repair", timeout)
+            try:
+                with file.alone(timeout):
+                    return _repair(file, mark)
+            except BaseException as error:
+                if mark is None:  # there was no lock file
+                    file.lock.path.unlink(missing_ok=True)
+                if isinstance(error, OSError):
+                    raise StoreError(f"{path} could not be repaired: {error.strerror}") from error
+                raise
+            finally:
+                file.lock.leave()
+    finally:
+        files.leave(file)
+
+
+def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
+    path = file.path
+    with TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.salvage-") as folder:
+        fresh = Path(folder) / path.name
+        copy(path, fresh)
+        found = salvage(fresh)
         if not found.records[Network]:
             raise StoreError(
-                f"nothing can be read of {path} (a copy is {copy}): put a backup in its place, or, "
-                f"when nothing of it is in use any more, remove it and {lock.path} to begin anew"
+                f"nothing of a store can be read of {path}: put a backup in its place, or, when "
+                f"nothing of it is in use any more, remove it and {file.lock.path} to begin anew"
             )
-        done = [f"a copy of the file as it was: {copy}"]
+        kept = _copy(path)
+        done = [f"a copy of the file as it was: {kept}"]
         done += [f"lost: {what}" for what in found.lost]
-        done += _replace(path, found, lock, mark)
-    finally:
-        lock.close()
-    return done
+        return done + _replace(path, Path(folder) / "repaired", found, file.lock, mark)
 
 
 def mend(leasing: LeaseService) -> list[str]:
@@ -71,45 +100,28 @@ def mend(leasing: LeaseService) -> list[str]:
     return [*done, f"kernel: {leasing.committer.reconcile()}"]
 
 
-def rebuild(tx: Transaction) -> None:
-    """Make every bitmap anew from the records."""
-    for addresses in plans(tx):
-        addresses.rebuild(tx)
-    for prefix in layouts(tx) or ["ports"]:
-        wanted, size = expected_ports(tx, prefix)
-        for name in list(tx.names(f"{prefix}/")):
-            tx.drop(name)
-        for name in wanted.names(f"{prefix}/"):
-            bitmap = tx.bitmap(name, size)
-            for ordinal in members(wanted.bitmap(name, size)):
-                bitmap.reserve(ordinal)
+def _replace(
+    path: Path, fresh: Path, found: Salvage, lock: WriteLock, mark: WriterRecord | None
+) -> list[str]:
+    """Make a new file of what was found, and put it in the place of the old one."""
+    # Of which boot the leases are may be lost: to keep them is the safe side.
+    boot = found.boot or (mark.boot if mark else "") or boot_id()
+    identity = found.counters.get("store", 0) or (mark.store if mark else 0)
+    with SqliteStore(fresh, boot=boot) as store:
 
-
-def _replace(path: Path, found: Salvage, lock: WriteLock, mark: WriterRecord | None) -> list[str]:
-    fresh = path.with_name(f"{path.name}.mark_clean")
-    for suffix in ("", "-wal", "-shm", ".lock"):
-        Path(f"{fresh}{suffix}").unlink(missing_ok=True)
-    boot = found.boot or (mark.boot if mark else "")
-    store = SqliteStore(fresh, boot=boot, end_of_boot=end_of_boot)
-    try:
-        tx = store.begin("repair", durable=True)
-        try:
+        def change(tx: SqliteTransaction) -> tuple[list[str], WriterRecord]:
             done = _fill(tx, found)
             networks = frozenset(one.number for one in tx.table(Network).all())
-        except BaseException:
-            tx.rollback()
-            raise
-        tx.commit()
-        sequence = tx.sequence
+            store = tx.identify(identity)
+            return done, WriterRecord(0, "", boot, tx.sequence + 1, networks, store)
+
+        done, record = store.run("repair", change, durable=True)
         store.write_back()
-    finally:
-        store.close()
-    Path(f"{fresh}.lock").unlink()
     # A log that stayed would be played into the new file.
-    for suffix in ("-wal", "-shm"):
+    for suffix in place.SIDE_FILES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)
     fresh.replace(path)
-    lock.write(WriterRecord(0, "", boot, sequence, networks))
+    lock.write(record)
     return done
 
 
@@ -168,25 +180,26 @@ def _advance(tx: Transaction, counter: str, first: int) -> None:
 
 def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> list[str]:
     done = []
-    for addresses in plans(tx):
-        plan, number = addresses.plan, addresses.number
+    for addresses in all_addresses(tx):
+        subnet, number = addresses.subnet, addresses.number
         known = {ordinal for network, ordinal in held if network == number}
         for kind in (Reservation, Cooldown):
             known |= {r.ordinal for r in found.records[kind] if r.network == number}
-        known |= {i for start, stop in plan.excluded() for i in range(start, stop)}
+        known |= {i for start, stop in subnet.excluded() for i in range(start, stop)}
         lost = sorted(found.marked.get(f"addresses/{number}", set()) - known)
         now = time.time_ns()
         tx.table(Reservation).add(Reservation(number, i, QUARANTINE, now) for i in lost)
-        done += [f"{plan.address(i)} is reserved: {QUARANTINE}" for i in lost]
+        done += [f"{subnet.address(i)} is reserved: {QUARANTINE}" for i in lost]
     return done
 
 
 def _copy(path: Path) -> Path:
     number = 1
-    while (copy := path.with_name(f"{path.name}.damaged-{number}")).exists():
+    while os.path.lexists(kept := path.with_name(f"{path.name}.damaged-{number}")):
         number += 1
-    shutil.copyfile(path, copy)
-    log = Path(f"{path}-wal")
-    if log.exists():
-        shutil.copyfile(log, f"{copy}-wal")
-    return copy
+    try:
+        copy(path, kept)
+    except BaseException:
+        place.remove(kept)
+        raise
+    return kept

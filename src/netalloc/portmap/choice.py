@@ -49,7 +49,7 @@ def make_backend(
 
         return Nftables(name, bridge=bridge, network=network)
     if backend == "auto":
-        return make_backend(_choose(name), name, bridge, network)
+        return make_backend(choose(name), name, bridge, network)
     raise OutOfRangeError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
 
 
@@ -61,7 +61,7 @@ def make_forward(name: str, bridge: str | None) -> "ForwardAccept":
     return ForwardAccept(name, bridge)
 
 
-def _choose(name: str) -> str:
+def choose(name: str) -> str:
     """nftables where the kernel and privileges allow it, otherwise iptables."""
     from netalloc.portmap.nftables.structure import unavailable
 

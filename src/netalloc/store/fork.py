@@ -1,50 +1,85 @@
 """Forking between changes: a child must not inherit a lock, or half a change, from a thread.
 
-What SQLite keeps in memory about a file would say for ever, in the child, that somebody is
-writing. So a fork waits until the changes of other threads are done.
+What SQLite keeps in memory about a file would say for ever, in the child, that it is being
+written to. So a fork waits until the changes of other threads are done: it takes the locks of
+all stores, each store's in the order in which the store itself takes them. Where one does not
+come, for its thread may be waiting for a lock that the fork has, all are given back and it
+begins again. A thread that forks within a change of its own has these locks already (they are
+RLocks); its child inherits half a change, which it may neither commit nor make in the kernel.
 """
 
 import os
 import weakref
-from threading import RLock
+from functools import partial
+from itertools import compress
+from threading import RLock, get_ident
 from typing import Any, Protocol
+
+_BACK_OFF = 0.2  # seconds: far longer than a change takes, as a rule
+_RELEASE = type(RLock()).release
 
 
 class Forked(Protocol):
-    """Something with locks to be held while the process forks, in this order."""
+    """Something with locks to be held while the process forks, in this order.
+
+    Its `before_fork`, if it has one, is called when all of them are held.
+    """
 
     def fork_locks(self) -> tuple[Any, ...]: ...
     def after_fork(self) -> None: ...
 
 
-_guarded: "weakref.WeakSet[Any]" = weakref.WeakSet()
-_held: list[Any] = []
-_one_at_a_time = RLock()
+process = os.getpid()  # as a variable: to ask the kernel at every change costs 60 ns
+
+_guarded: dict[int, "weakref.ref[Any]"] = {}
+_held: dict[int, list[Any]] = {}  # by thread; under the locks lies a None
 
 
 def guard(one: Forked) -> None:
     """Let forks wait for it, and tell it when it finds itself in a child."""
-    _guarded.add(one)
+    _guarded[id(one)] = weakref.ref(one, partial(_guarded.pop, id(one)))
+
+
+def _alive() -> list[Any]:
+    found = [reference() for reference in tuple(_guarded.values())]
+    return sorted([one for one in found if one is not None], key=id)
 
 
 def _before() -> None:
-    _one_at_a_time.acquire()
-    for one in sorted(_guarded, key=id):
-        for lock in one.fork_locks():
-            lock.acquire()
-            _held.append(lock)
+    _release()
+    locks = [lock for one in _alive() for lock in one.fork_locks()]
+    while True:
+        held = _held[get_ident()] = [None]
+        for lock in locks:
+            # Taken and noted by one function in C, so that no interrupt comes between.
+            held.extend(compress((lock,), map(lock.acquire, (True,), (_BACK_OFF,))))
+            if held[-1] is not lock:
+                break
+        else:
+            break
+        _release()
+    for one in _alive():
+        close = getattr(one, "before_fork", None)
+        if close is not None:
+            close()
 
 
 def _release() -> None:
-    while _held:
-        _held.pop().release()
-    _one_at_a_time.release()
+    held = _held.get(get_ident())
+    if held:
+        any(map(_RELEASE, iter(held.pop, None)))  # one function in C, again
 
 
 def _in_child() -> None:
-    for one in list(_guarded):
+    global process  # noqa: PLW0603  # this is where it changes
+    process = os.getpid()
+    for one in _alive():
         one.after_fork()
-    _release()
 
 
-os.register_at_fork(before=_before, after_in_parent=_release, after_in_child=_in_child)
+# An interrupt in one of these functions is reported and ends that function alone: so those
+# that must run are there twice.
+for _ in range(2):
+    os.register_at_fork(after_in_parent=_release, after_in_child=_release)
+    os.register_at_fork(after_in_child=_in_child)
+os.register_at_fork(before=_before)

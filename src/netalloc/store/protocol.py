@@ -1,11 +1,32 @@
-"""What is asked of a store: transactions over bitmaps and tables of records."""
+"""What is asked of a store: transactions over bitmaps and tables of records.
 
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+The contract between a store and what uses it:
+
+- A change is a function of a transaction that the store runs, and so is a view. There is no
+  other way, in this package, to have a transaction: only the frame that took the locks can
+  give them back whatever comes (store/turn.py has the rules).
+- What the function leaves uncommitted is committed when it returns, and rolled back when it
+  raises. An interrupt is an error like any other; so that rolling back may be interrupted
+  too, every change begins by finishing that of an interrupted one.
+- A transaction belongs to the thread and the time of that one function. Within it the thread
+  may view the same store where it lasts (it sees what was committed before), and may change
+  or view another store; a change within a change, or anything within a view or a change of a
+  memory store, is a StoreError. The locks are taken in the order: a manager's queue, the
+  right to view, the right to change, the lock file. Never wait for another thread within.
+- Between `mark_dirty` and the commit the kernel may be ahead of the records or behind them.
+  The mark outlives the change that is cut off there, whether by an interrupt or by death, and
+  `dirty` shows it to every later transaction until one of them has made the kernel agree and
+  calls `mark_clean`.
+- `committed` is true from the very moment of the commit. Nothing is undone after that.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol, TypeVar
 
 from netalloc.store.records import Record, Value
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
 
 
 class StoredBitmap(Protocol):
@@ -53,7 +74,13 @@ class Table(Protocol[R]):
 class Transaction(Protocol):
     """One change of the store, all of it or nothing; nobody else writes meanwhile."""
 
-    dirty: frozenset[int]  # networks whose kernel part was cut off in the middle of a change
+    @property
+    def dirty(self) -> frozenset[int]:
+        """Networks whose kernel part was cut off in the middle of a change."""
+
+    @property
+    def committed(self) -> bool:
+        """Whether the change is made for good, even where commit() was interrupted after."""
 
     @property
     def version(self) -> int:
@@ -72,19 +99,28 @@ class Transaction(Protocol):
         """The records of that kind."""
 
     def next(self, counter: str, n: int = 1) -> int:
-        """The first of n numbers, from 1 up, that this counter never gave before."""
+        """The first of n numbers, from 1 up, that this counter never gave before.
+
+        A change that is rolled back may leave its numbers out.
+        """
+
+    def last(self, counter: str) -> int:
+        """The last number that this counter gave, 0 before the first; of this transaction too."""
 
     def mark_dirty(self, network: int) -> None:
-        """Note, so that it outlives this process, that the kernel is about to be changed."""
+        """Note, so that it outlives this change, that the kernel is about to be changed.
+
+        Raises StoreError in a child that was forked within the change.
+        """
 
     def mark_clean(self, network: int) -> None:
         """The kernel's part of that network agrees with the store again."""
 
     def commit(self) -> None:
-        """Make the change last. On an error nothing of it is there."""
+        """Make the change last, and clean what it marked. On an error nothing of it is there."""
 
     def rollback(self) -> None:
-        """Undo all of it."""
+        """Undo all of it; what it marked stays dirty. Nothing to undo is no error."""
 
 
 class Store(Protocol):
@@ -94,21 +130,38 @@ class Store(Protocol):
     def persistent(self) -> bool:
         """Whether it outlives the process."""
 
-    def begin(self, operation: str, *, durable: bool = False) -> Transaction:
-        """Start a change, when all that came before are done; `durable` outlives a power cut.
+    def run(self, operation: str, work: Callable[[Any], T], *, durable: bool = False) -> T:
+        """Make a change, when all that came before are done: `work(tx)`, and what it returns.
 
-        Raises StoreError, naming who is at it and with which operation, when that takes
-        too long.
+        `durable`: it outlives a power cut. Raises StoreError, naming who is at it and with
+        which operation, when its turn takes too long to come, and within another change of
+        the same thread; ClosedError.
+        """
+
+    def view(self, work: Callable[[Any], T]) -> T:
+        """What `work(tx)` makes of a view that changes no more. Never waits for a writer that
+        lasts. Raises ClosedError, and StoreError within another view of the same thread.
+        """
+
+    def begin(self, operation: str, *, durable: bool = False) -> Transaction:
+        """The same as run(), step by step, for tests: it is this thread's turn until commit()
+        or rollback(), and an interrupt in between may keep it for ever.
         """
 
     def read(self) -> Transaction:
-        """A view that changes no more; end it by rollback(). Never waits for a writer."""
+        """The same as view(), step by step; end it by rollback()."""
+
+    def refuse_reentry(self, operation: str) -> None:
+        """Raise StoreError where this thread is in the middle of a change of this store."""
 
     def needs_recovery(self, network: int) -> bool:
-        """Whether somebody died, or is right now, in the middle of a kernel change."""
+        """Whether a change of the kernel was cut off, or is under way right now."""
 
     def check(self) -> list[str]:
         """What is damaged in it, in words."""
 
     def close(self) -> None:
-        """Give everything back; a store that lasts can be opened again."""
+        """Give everything back, when the changes and views under way are done.
+
+        Later calls raise ClosedError. Twice is no error; StoreError within a change.
+        """

@@ -1,5 +1,6 @@
-"""What a store remembers: one NamedTuple a kind of record, of integers and text alone.
+"""What a store remembers: one NamedTuple a kind of record, of exact int, str and None alone.
 
+A change of these classes is a new version of the store's file: see store/sqlite/versions.py.
 TABLES says of each kind which fields identify a record and by which ones records are looked
 up besides; an index, or the key, is also usable by its first fields. Networks and
 addresses appear as numbers: the network's own, and the ordinal within it. `*_ns` are
@@ -9,15 +10,77 @@ others by the clock since boot, which nobody can set.
 
 from typing import Any, NamedTuple, TypeAlias
 
+from netalloc.errors import InvalidValueError
+from netalloc.values import shown
+
 Value: TypeAlias = int | str | None
+_INT = 1 << 63  # SQLite's integers are signed
+_ORDINAL = 1 << 64  # an IPv6 /64 has as many addresses
+
+
+def check_plain(record: "Record") -> None:
+    """Raise InvalidValueError unless each value is exactly int, str or None, and can be stored.
+
+    A subclass (bool, an IntEnum) would be written as what it stands for and read as such,
+    and what is written has to be what its checksum was made of.
+    """
+    value: Any
+    for value in record:
+        kind = type(value)
+        if kind is int:
+            if not -_INT <= value < _INT:
+                _check_large(record)
+        elif kind is str:
+            if not value.isascii() and _has_surrogate(value):
+                raise InvalidValueError(f"{_place(record, value)} has a surrogate")
+        elif value is not None:
+            raise InvalidValueError(
+                f"{_place(record, value)} is of {kind.__name__}, not int, str or None"
+            )
+
+
+def _check_large(record: "Record") -> None:
+    for field, value in zip(record._fields, record, strict=True):
+        low, high = (0, _ORDINAL) if field == "ordinal" else (-_INT, _INT)
+        if type(value) is int and not low <= value < high:
+            raise InvalidValueError(
+                f"{_place(record, value)} is not within {low} to {high - 1}, what can be stored"
+            )
+
+
+def _has_surrogate(text: str) -> bool:
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _place(record: "Record", value: object) -> str:
+    pairs = zip(record._fields, record, strict=True)
+    field = next(field for field, found in pairs if found is value)
+    return f"{type(record).__name__}.{field}: {shown(value)}"
 
 
 class Network(NamedTuple):
-    """A network as the gateway would write it, behind a bridge of the host."""
+    """A network and all that it was configured with; each process that opens it gets this.
+
+    `subnet` (IPv4) and `subnet6` are written as their gateway would ("10.88.0.1/16"), one of
+    them may be None. `mode` is "bridge" or "routed", and `bridge` is None in the latter.
+    `exclude` are subnets and addresses of both families with commas between, "" for none.
+    `backend` is "nftables", "iptables" or "null", and `ports` a range as its first and last
+    one ("49153-65535", "8000-8100/2", "8010-8000"); each is "" while it was not stated yet,
+    as in a record of version 2. `forward` is 0 or 1.
+    """
 
     number: int
-    bridge: str
-    spec: str
+    name: str
+    bridge: str | None
+    mode: str
+    subnet: str | None
+    subnet6: str | None
+    exclude: str
+    backend: str
+    ports: str
+    cooldown_ns: int
+    sticky_ns: int
+    forward: int
 
 
 class Lease(NamedTuple):
@@ -46,7 +109,10 @@ class Label(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """`port_count` host ports that lead to a leased address; host_ip 0 is every address."""
+    """`port_count` host ports that lead to a leased address; host_ip 0 is every address.
+
+    The first of them leads to `container_port`, the next to the one behind it, and so on.
+    """
 
     network: int
     ordinal: int
@@ -75,7 +141,7 @@ class Cooldown(NamedTuple):
 
 
 class LastHolder(NamedTuple):
-    """Who held an address last, and until when he gets it again if it is free."""
+    """Who held an address last, and until when that owner gets it again if it is free."""
 
     network: int
     ordinal: int
@@ -85,7 +151,7 @@ class LastHolder(NamedTuple):
 
 
 class GcCandidate(NamedTuple):
-    """A lease whose owner was not among the living when somebody looked."""
+    """A lease whose owner was not among the living when gc looked."""
 
     network: int
     ordinal: int
@@ -127,7 +193,7 @@ class TableSpec(NamedTuple):
 
 
 TABLES: dict[type[Any], TableSpec] = {
-    Network: TableSpec(("number",)),
+    Network: TableSpec(("number",), (("name",),)),
     Lease: TableSpec(("network", "ordinal"), (("network", "owner", "key"),)),
     Label: TableSpec(("network", "ordinal", "name"), (("network", "name", "value"),)),
     Publication: TableSpec(("network", "ordinal", "host_ip", "protocol", "host_port")),

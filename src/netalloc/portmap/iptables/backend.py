@@ -111,7 +111,7 @@ class Iptables:
         try:
             self.cleanup()
         except NetallocError as error:
-            logger.error("what a failed set-up made stays, in part: %s", error)
+            logger.warning("what a failed set-up made stays, in part: %s", error)
 
     def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
         """Remove, then add, in one iptables-restore.

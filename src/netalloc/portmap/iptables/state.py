@@ -154,11 +154,11 @@ class _Sizes:
         self.changed: dict[str, int | None] = {}
 
     def __contains__(self, chain: object) -> bool:
-        return self.get(chain) is not None
+        return isinstance(chain, str) and self.get(chain) is not None
 
-    def get(self, chain: object) -> int | None:
+    def get(self, chain: str) -> int | None:
         if chain in self.changed:
-            return self.changed[chain]  # type: ignore[index]
+            return self.changed[chain]
         return self._before.get(chain)
 
     def add(self, chain: str, count: int) -> None:

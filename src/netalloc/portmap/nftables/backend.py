@@ -113,7 +113,7 @@ class Nftables:
         try:
             self.cleanup()
         except NetallocError as error:
-            logger.error("what a failed set-up made stays, in part: %s", error)
+            logger.warning("what a failed set-up made stays, in part: %s", error)
 
     def close(self) -> None:
         """Close the socket; the rules stay, and the next call opens another one."""

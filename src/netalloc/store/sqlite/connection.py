@@ -12,15 +12,32 @@ from netalloc.errors import StoreError
 REPAIR = "netalloc.manager.repair.repair(path) mends what can be mended and keeps a copy"
 _BUSY = 5.0  # seconds: only programs that do not queue at the lock file are waited for here
 
+_PAGE = 4096  # what a store is made with: SQLite's own choice since 2016
+# SQLite's messages (sqlite3ErrStr in its source) that say nothing of the file's contents.
+_MEANINGS = (
+    ("is full", "no room left on the disk ({text}); nothing was changed"),
+    ("I/O error", "{text}: is the disk full, or failing? Nothing was changed"),
+    ("UNIQUE constraint", "a record of that key is there already ({text})"),
+    ("unable to open", "{text}: are folder and file there, and writable?"),
+    ("readonly", "{text}: are folder and file writable?"),
+    ("locked", "{text} by a program that does not queue at {path}.lock"),
+    ("not a database", "this is no SQLite database ({text}); if it was a store, " + REPAIR),
+)
+
 _FAULTS = (sqlite3.Error, UnicodeError)  # the latter where SQLite quotes what it cannot read
 
 
 class Connection:
-    """Runs SQL, and says in our words what went wrong."""
+    """Runs SQL, and says in our words what went wrong.
 
-    def __init__(self, path: Path) -> None:
+    `uri` is how SQLite is to open the path, where that is not to read and write.
+    """
+
+    def __init__(self, path: Path, uri: str | None = None) -> None:
         self.path = path
+        self.inherited = False  # by a forked child: then it is the parent's to close
         self._full: bool | None = None
+        self._closed = False
         try:
             self._file: os.stat_result | None = path.stat()
         except FileNotFoundError:
@@ -28,7 +45,11 @@ class Connection:
         try:
             # check_same_thread: the store's own lock lets one thread in at a time.
             self._raw = sqlite3.connect(
-                path, timeout=_BUSY, isolation_level=None, check_same_thread=False
+                path if uri is None else uri,
+                timeout=_BUSY,
+                isolation_level=None,
+                check_same_thread=False,
+                uri=uri is not None,
             )
         except _FAULTS as error:
             raise _translated(error, path) from error
@@ -79,6 +100,11 @@ class Connection:
         return os.path.samestat(now, self._file)
 
     @property
+    def in_transaction(self) -> bool:
+        """Whether something is under way that was neither committed nor undone."""
+        return not self._closed and self._raw.in_transaction
+
+    @property
     def changes(self) -> int:
         """How many rows were changed so far."""
         return self._raw.total_changes
@@ -91,47 +117,29 @@ class Connection:
 
     def rollback(self) -> None:
         """Undo what is not committed; nothing to undo is no error."""
-        if self._raw.in_transaction:
+        if self.in_transaction:
             self.execute("ROLLBACK")
 
     def close(self) -> None:
         """Close the file."""
+        if self.inherited:
+            return
+        self._closed = True
         try:
             self._raw.close()
         except _FAULTS as error:
             raise _translated(error, self.path) from error
 
 
-def check_length(path: Path) -> None:
-    """Raise StoreError for a file that is shorter than its own header says.
-
-    SQLite would find out only where it reads behind the end. With a write-ahead log the
-    header on disk may be an older one, so then nothing is known.
-    """
-    try:
-        with path.open("rb") as file:
-            header = file.read(100)
-            size = file.seek(0, 2)
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise StoreError(f"{path}: {error.strerror}") from error
-    log = path.with_name(path.name + "-wal")
-    if not size or (log.exists() and log.stat().st_size):
-        return
-    # The database header: page size at 16 (1 means 65536), number of pages at 28.
-    page = int.from_bytes(header[16:18], "big")
-    length = int.from_bytes(header[28:32], "big") * (65536 if page == 1 else page)
-    if size < length or size < 100:
-        raise StoreError(f"{path} is cut off: {size} bytes of {length}; {REPAIR}")
+def check_length(path: Path, size: int) -> None:
+    """Raise StoreError for a file that was cut off within a page; SQLite finds the others."""
+    if size % _PAGE:
+        raise StoreError(f"{path} is cut off: {size} bytes are no whole pages; {REPAIR}")
 
 
 def _translated(error: Exception, path: Path) -> StoreError:
     text = str(error)
-    if "full" in text:
-        return StoreError(f"{path}: no room left on the disk ({text}); nothing was changed")
-    if "unable to open" in text or "readonly" in text:
-        return StoreError(f"{path}: {text}: are folder and file there, and writable?")
-    if "locked" in text:
-        return StoreError(f"{path}: {text} by a program that does not queue at {path}.lock")
+    for found, meaning in _MEANINGS:
+        if found in text:
+            return StoreError(f"{path}: {meaning.format(text=text, path=path)}")
     return StoreError(f"{path} is damaged ({text}); {REPAIR}")

@@ -1,17 +1,19 @@
-"""Reading what can still be read of a damaged store file; the file itself is not touched."""
+"""Reading what can still be read of a damaged store file: of a copy, never of the file itself."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from netalloc.errors import StoreError
 from netalloc.store.records import TABLES, Lease
+from netalloc.store.sqlite import place
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.leaf_bitmap import LEAF
-from netalloc.store.sqlite.schema import APPLICATION, checksum, table_name
+from netalloc.store.sqlite.migrations import OLD_TABLES
+from netalloc.store.sqlite.schema import APPLICATION, checksum, counters_of, table_name
 from netalloc.store.sqlite.table import SqliteTable
 
 # The fields of a database header (sqlite.org/fileformat2.html, 1.3) that are the same in
@@ -22,6 +24,10 @@ _HEADER = {
     56: (1).to_bytes(4, "big"),
     68: APPLICATION.to_bytes(4, "big"),
 }
+
+_TABLE_NAMES = "SELECT name FROM sqlite_schema WHERE type = 'table'"
+
+Parse = Callable[[tuple[Any, ...]], Any]
 
 
 @dataclass
@@ -35,28 +41,35 @@ class Salvage:
     counters: dict[str, int] = field(default_factory=dict)
 
 
+def copy(path: Path, to: Path) -> None:
+    """Copy a store's file and its log. This process has neither open (see StoreFile.alone)."""
+    place.create(to)
+    shutil.copyfile(path, to)
+    log = Path(f"{path}-wal")
+    if log.exists():
+        place.create(Path(f"{to}-wal"))
+        shutil.copyfile(log, f"{to}-wal")
+
+
 def salvage(path: Path) -> Salvage:
-    """Read every record whose checksum is right, and what the bitmaps say."""
+    """Read every record whose checksum is right, and what the bitmaps say, of a copy.
+
+    The copy is changed: what damage did to its header is undone before reading.
+    """
     found = Salvage({kind: [] for kind in TABLES})
-    with TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.salvage-") as folder:
-        copy = Path(folder) / path.name
-        shutil.copyfile(path, copy)
-        log = Path(f"{path}-wal")
-        if log.exists():
-            shutil.copyfile(log, f"{copy}-wal")
-        with copy.open("r+b") as file:
-            for offset, value in _HEADER.items():
-                file.seek(offset)
-                file.write(value)
-        connection = Connection(copy)
-        try:
-            found.lost += [f"the file: {problem}" for problem in damage(connection)]
-            for kind in TABLES:
-                _read_records(connection, kind, found)
-            _read_state(connection, found)
-            _read_bitmaps(connection, found)
-        finally:
-            connection.close()
+    with path.open("r+b") as file:
+        for offset, value in _HEADER.items():
+            file.seek(offset)
+            file.write(value)
+    connection = Connection(path)
+    try:
+        found.lost += [f"the file: {problem}" for problem in damage(connection)]
+        for kind, name, parse in _tables(connection):
+            _read_records(connection, kind, name, parse, found)
+        _read_state(connection, found)
+        _read_bitmaps(connection, found)
+    finally:
+        connection.close()
     return found
 
 
@@ -72,9 +85,9 @@ def damage(connection: Connection) -> list[str]:
 def damaged_rows(connection: Connection) -> list[str]:
     """The rows whose checksum is wrong, in words."""
     found = []
-    for kind in TABLES:
-        bad = SqliteTable(kind, connection).split()[1]
-        found += [f"a row of {table_name(kind)} is damaged: {row!r}" for row in bad]
+    for _, name, parse in _tables(connection):
+        bad = _split(connection, name, parse)[1]
+        found += [f"a row of {name} is damaged: {row!r}" for row in bad]
     for table in ("state", "bitmap", "leaf"):
         rows = connection.rows(f"SELECT * FROM {table}")
         bad = [row for row in rows if checksum(table, row[:-1]) != row[-1]]
@@ -84,9 +97,9 @@ def damaged_rows(connection: Connection) -> list[str]:
     bitmaps = SqliteBitmaps(connection)
     names = connection.rows("SELECT name, size FROM bitmap")
     ((counters,),) = connection.rows("SELECT counters FROM state")
-    known = dict(item.split("=") for item in counters.split())
-    if int(known.get("bitmaps", 0)) != len(names):
-        found.append(f"{len(names)} bitmaps are there of {known.get('bitmaps', 0)}")
+    expected = counters_of(counters).get("bitmaps", 0)
+    if expected != len(names):
+        found.append(f"{len(names)} bitmaps are there of {expected}")
     for name, size in names:
         found += _miscounted(bitmaps, name, size)
     return found
@@ -106,17 +119,54 @@ def _mixed(bitmap: Any) -> list[tuple[int, int]]:
     return [(n, bitmap.leaf_size(n)) for a, b in bitmap.mixed.runs() for n in range(a, b)]
 
 
-def _read_records(connection: Connection, kind: type[Any], found: Salvage) -> None:
-    table = SqliteTable(kind, connection)
+def _tables(connection: Connection) -> list[tuple[type[Any], str, Parse]]:
+    """The kinds of records, the table of each, and how its rows are read."""
+    names = {str(row[0]) for row in connection.rows_until_damage(_TABLE_NAMES)}
+    # Its header may be damaged, so the tables say which version it is.
+    if "ended_lease" not in names and "past" in names:
+        old = OLD_TABLES[2 if "former" in names else 1]
+        return [(kind, table.name, table.parse) for kind, table in old.items()]
+    return [(kind, table_name(kind), SqliteTable(kind, connection).parse) for kind in TABLES]
+
+
+def _split(
+    connection: Connection, name: str, parse: Parse
+) -> tuple[list[Any], list[tuple[Any, ...]]]:
+    """The records whose checksum is right, and the rows for which it is not."""
+    good, bad = [], []
+    for row in connection.rows(f"SELECT * FROM {name}"):
+        record = parse(row)
+        if record is None:
+            bad.append(row)
+        else:
+            good.append(record)
+    return good, bad
+
+
+def _until_damage(
+    connection: Connection, kind: type[Any], name: str, parse: Parse, direction: str
+) -> list[Any]:
+    """The good records from one end up to where the file cannot be read."""
+    width = len(TABLES[kind].key)  # the key's columns are the first ones
+    order = ", ".join(f"{i} {direction}" for i in range(1, width + 1))
+    rows = connection.rows_until_damage(f"SELECT * FROM {name} ORDER BY {order}")
+    return [record for record in map(parse, rows) if record is not None]
+
+
+def _read_records(
+    connection: Connection, kind: type[Any], name: str, parse: Parse, found: Salvage
+) -> None:
     try:
-        good, bad = table.split()
+        good, bad = _split(connection, name, parse)
     except StoreError as error:
         # From both ends up to the page that cannot be read.
-        found.lost.append(f"{table_name(kind)}: {error}")
-        ends = [table.until_damage(reverse=reverse) for reverse in (False, True)]
+        found.lost.append(f"{name}: {error}")
+        ends = [
+            _until_damage(connection, kind, name, parse, direction) for direction in ("ASC", "DESC")
+        ]
         good, bad = list(dict.fromkeys(ends[0] + ends[1])), []
     found.records[kind] = good
-    found.lost += [f"a row of {table_name(kind)}: {row!r}" for row in bad]
+    found.lost += [f"a row of {name}: {row!r}" for row in bad]
 
 
 def _read_state(connection: Connection, found: Salvage) -> None:
@@ -124,8 +174,7 @@ def _read_state(connection: Connection, found: Salvage) -> None:
         for row in connection.rows("SELECT * FROM state"):
             if checksum("state", row[:-1]) == row[-1]:
                 found.boot = row[2]
-                pairs = (item.split("=") for item in row[3].split())
-                found.counters = {name: int(value) for name, value in pairs}
+                found.counters = counters_of(row[3])
                 return
         found.lost.append("the state row")
     except StoreError as error:

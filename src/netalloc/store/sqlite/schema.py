@@ -1,23 +1,13 @@
-"""The tables of the store file, its versions, and the checksum that every row carries."""
+"""What a store file begins with, how its version is told, and the checksum of every row."""
 
+import re
 import zlib
-from collections.abc import Callable
 from typing import Any, Protocol
 
 from netalloc.errors import StoreError
-from netalloc.store.records import TABLES, GcCandidate, LastHolder
+from netalloc.store.sqlite.versions import VERSION, statements
 
 APPLICATION = 0x6E616C63  # "nalc", in the file's header: see the pragma application_id
-VERSION = 2
-
-# One row: how many changes were committed, the boot that the dynamic part belongs to, and
-# the counters. Sizes and cursors are text: an IPv6 /64 is more than SQLite's integers hold.
-_FIXED = {
-    "state": "id INTEGER PRIMARY KEY, sequence INTEGER, boot TEXT, counters TEXT, crc INTEGER",
-    "bitmap": "name TEXT PRIMARY KEY, size TEXT, cursor TEXT, count TEXT, full BLOB, mixed BLOB, "
-    "crc INTEGER",
-    "leaf": "name TEXT, number INTEGER, data BLOB, crc INTEGER, PRIMARY KEY (name, number)",
-}
 
 
 class Connection(Protocol):
@@ -28,56 +18,52 @@ class Connection(Protocol):
 
 
 def checksum(what: str, values: tuple[Any, ...]) -> int:
-    """Over the values of a row and what it is a row of, so that none passes for another."""
-    return zlib.crc32(repr(values).encode(), zlib.crc32(what.encode()))
+    """Over the values of a row and what it is a row of, so that none passes for another.
+
+    ascii() of exact int, str, bytes and None says the same in every Python; repr() does not:
+    what it escapes follows the Unicode tables that the Python came with.
+    """
+    return zlib.crc32(ascii(values).encode(), zlib.crc32(what.encode()))
 
 
 def table_name(kind: type[Any]) -> str:
-    """The table of a kind of records."""
-    return kind.__name__.lower()
+    """The table of a kind of records: its name in snake case."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
-def statements(version: int = VERSION) -> list[str]:
-    """What makes the tables of a version out of an empty file."""
-    later = {1: (LastHolder, GcCandidate)}.get(version, ())
-    made = [f"CREATE TABLE {name} ({columns})" for name, columns in _FIXED.items()]
-    for kind in TABLES:
-        if kind not in later:
-            made += _table(kind)
-    return made
+def create(connection: Connection, boot: str, store: int) -> None:
+    """Make the tables of an empty file; inside a transaction.
 
-
-def _table(kind: type[Any]) -> list[str]:
-    shape, name = TABLES[kind], table_name(kind)
-    columns = ", ".join(f'"{field}"' for field in (*kind._fields, "crc"))
-    key = ", ".join(f'"{field}"' for field in shape.key)
-    made = [f"CREATE TABLE {name} ({columns}, PRIMARY KEY ({key})) WITHOUT ROWID"]
-    for i, index in enumerate(shape.indexes):
-        fields = ", ".join(f'"{field}"' for field in index)
-        made.append(f"CREATE INDEX {name}_{i} ON {name} ({fields})")
-    return made
-
-
-def _from_1(connection: Connection) -> None:
-    """Version 2 remembers former holders, for stickiness, and suspects, for gc."""
-    for kind in (LastHolder, GcCandidate):
-        for statement in _table(kind):
-            connection.execute(statement)
-
-
-_MIGRATIONS: dict[int, Callable[[Connection], None]] = {1: _from_1}
-
-
-def create(connection: Connection, boot: str) -> None:
-    """Make the tables of an empty file; inside a transaction."""
+    `store` is a number by which this store is told from every other one.
+    """
     for statement in statements():
         connection.execute(statement)
-    state = (0, 1, boot, "")
-    connection.execute(
-        "INSERT INTO state VALUES (?, ?, ?, ?, ?)", (*state, checksum("state", state))
-    )
+    write_state(connection, 1, boot, f"store={store}")
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
+
+
+def write_state(connection: Connection, sequence: int, boot: str, counters: str) -> None:
+    """Write the one row of the table `state`.
+
+    It has the number of changes that were committed, the boot that the dynamic part belongs
+    to, and the counters as "name=value name=value".
+    """
+    state = (0, sequence, boot, counters)
+    connection.execute(
+        "REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*state, checksum("state", state))
+    )
+
+
+def counters_of(text: str) -> dict[str, int]:
+    """The counters of a state row."""
+    pairs = (item.split("=") for item in text.split())
+    return {name: int(value) for name, value in pairs}
+
+
+def counters_text(counters: dict[str, int]) -> str:
+    """The same as it is written."""
+    return " ".join(f"{name}={value}" for name, value in counters.items())
 
 
 def version_of(connection: Connection) -> int:
@@ -94,10 +80,3 @@ def version_of(connection: Connection) -> int:
     if version < 1 or sorted(found) != sorted(statements(version)):
         raise StoreError(f"the tables are not those of schema {version}")
     return int(version)
-
-
-def migrate(connection: Connection) -> None:
-    """Bring an older file up to date, step by step; inside a transaction."""
-    for version in range(version_of(connection), VERSION):
-        _MIGRATIONS[version](connection)
-        connection.execute(f"PRAGMA user_version = {version + 1}")

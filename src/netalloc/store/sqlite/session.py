@@ -12,8 +12,8 @@ from netalloc.store.sqlite.table import SqliteTable
 class Session(Connection):
     """A connection with the tables and bitmaps that were read over it."""
 
-    def __init__(self, path: Path) -> None:
-        super().__init__(path)
+    def __init__(self, path: Path, uri: str | None = None) -> None:
+        super().__init__(path, uri)
         self.sequence = -1  # of the change that `bitmaps` is as of
         self.bitmaps = SqliteBitmaps(self)
         self._tables: dict[type[Any], SqliteTable[Any]] = {}

@@ -5,7 +5,7 @@ from typing import Any, Generic
 
 from netalloc.errors import StoreError
 from netalloc.store.protocol import R
-from netalloc.store.records import TABLES, Value
+from netalloc.store.records import TABLES, Value, check_plain
 from netalloc.store.sqlite.connection import REPAIR, Connection
 from netalloc.store.sqlite.schema import checksum, table_name
 
@@ -52,31 +52,21 @@ class SqliteTable(Generic[R]):
         """Every record."""
         return [self._record(row) for row in self._connection.rows(f"SELECT * FROM {self._name}")]
 
-    def split(self) -> tuple[list[R], list[tuple[Any, ...]]]:
-        """The records whose checksum is right, and the rows for which it is not."""
-        good, bad = [], []
-        for row in self._connection.rows(f"SELECT * FROM {self._name}"):
-            values = self._values(row)
-            if checksum(self._name, values) == row[-1]:
-                good.append(self._kind(*values))
-            else:
-                bad.append(row)
-        return good, bad
-
-    def until_damage(self, *, reverse: bool) -> list[R]:
-        """The good records from one end up to where the file cannot be read."""
-        order = ", ".join(f'"{field}"{" DESC" if reverse else ""}' for field in self._shape.key)
-        found = []
-        for row in self._connection.rows_until_damage(
-            f"SELECT * FROM {self._name} ORDER BY {order}"
-        ):
-            values = self._values(row)
-            if checksum(self._name, values) == row[-1]:
-                found.append(self._kind(*values))
-        return found
+    def parse(self, row: tuple[Any, ...]) -> R | None:
+        """The record of a row, None for one that is damaged."""
+        if checksum(self._name, row[:-1]) != row[-1]:
+            return None
+        values, i = row[:-1], self._ordinal
+        if i is not None and values[i] < 0:
+            values = (*values[:i], values[i] + 2 * _TOP, *values[i + 1 :])
+        return self._kind(*values)
 
     def add(self, records: Iterable[R]) -> None:
-        """Put new records in."""
+        """Put new records in.
+
+        Raises InvalidValueError, with nothing written, for a value that is not exactly int,
+        str or None, and StoreError where a record of that key is there.
+        """
         rows = [self._row(record) for record in records]
         self._connection.many(self._insert, rows)
 
@@ -99,23 +89,17 @@ class SqliteTable(Generic[R]):
         return f"SELECT * FROM {self._name} WHERE {_equal(fields)} ORDER BY {order} LIMIT ?"
 
     def _row(self, record: R) -> tuple[Any, ...]:
-        values = tuple(record)
-        crc = checksum(self._name, values)
-        if self._ordinal is not None and values[self._ordinal] >= _TOP:  # type: ignore[operator]
+        check_plain(record)
+        values: tuple[Any, ...] = tuple(record)
+        if self._ordinal is not None and values[self._ordinal] >= _TOP:
             values = _signed(values)
-        return (*values, crc)
+        return (*values, checksum(self._name, values))
 
     def _record(self, row: tuple[Any, ...]) -> R:
-        values = self._values(row)
-        if checksum(self._name, values) != row[-1]:
+        record = self.parse(row)
+        if record is None:
             raise StoreError(f"a row of {self._name} is damaged: {row!r}; {REPAIR}")
-        return self._kind(*values)
-
-    def _values(self, row: tuple[Any, ...]) -> tuple[Any, ...]:
-        i = self._ordinal
-        if i is not None and isinstance(row[i], int) and row[i] < 0:
-            return (*row[:i], row[i] + 2 * _TOP, *row[i + 1 : -1])
-        return row[:-1]
+        return record
 
 
 def _equal(fields: tuple[str, ...]) -> str:

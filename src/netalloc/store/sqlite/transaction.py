@@ -3,40 +3,51 @@
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from threading import RLock
+from threading import get_ident
 
-from netalloc.errors import StoreError
+from netalloc.errors import ClosedError, StoreError
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Network
 from netalloc.store.sqlite.connection import REPAIR
-from netalloc.store.sqlite.schema import checksum
+from netalloc.store.sqlite.schema import checksum, counters_of, counters_text, write_state
 from netalloc.store.sqlite.session import Session
-from netalloc.store.sqlite.write_lock import WriteLock, WriterRecord
+from netalloc.store.sqlite.write_lock import WriteLock
+from netalloc.store.sqlite.writer_record import WriterRecord
+
+_NONE: frozenset[int] = frozenset()
 
 
 class SqliteTransaction:
-    """One change of the file, or a view of it; made by SqliteStore."""
+    """One change of the file, or a view of it; made by SqliteStore and SqliteView.
+
+    `owner` is the store that it belongs to. Where it is made step by step, `ended` is called
+    when it is over.
+    """
 
     def __init__(
         self,
         path: Path,
         connection: Session,
-        turn: RLock,
         lock: WriteLock | None,
-        end_of_boot: Callable[[Transaction], None],
+        owner: object,
+        end_of_boot: Callable[[Transaction], None] | None = None,
     ) -> None:
+        self.owner = owner
+        self.thread = get_ident()
+        self.ended: Callable[[], None] | None = None
+        self.dirty = _NONE
+        self.operation = ""
+        self.sequence = 0
+        self.boot = ""
         self._end_of_boot = end_of_boot
-        self.dirty: frozenset[int] = frozenset()
         self._path = path
         self._connection = connection
-        self._turn = turn
         self._lock = lock
-        self._touched: set[int] = set()
-        self.sequence = 0
-        self._boot = ""
+        self.over = self._abandoned = self._committing = False
+        self._touched = _NONE
         self._counters: dict[str, int] = {}
+        self._target = 0  # the sequence number of what is being committed
         self._written = connection.version
-        self._operation = ""
         self.bitmap = connection.bitmaps.bitmap
         self.names = connection.bitmaps.names
         self.drop = connection.bitmaps.drop
@@ -47,30 +58,61 @@ class SqliteTransaction:
         rows = self._connection.rows("SELECT * FROM state")
         if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
             raise StoreError(f"the state row is damaged; {REPAIR}")
-        _, self.sequence, self._boot, counters, _ = rows[0]
-        if mark is not None and mark.boot == self._boot and self.sequence < mark.sequence:
+        _, self.sequence, self.boot, counters, _ = rows[0]
+        self._counters = counters_of(counters)
+        if mark is not None:
+            self._compare(mark)
+        self._connection.at(self.sequence)
+        if self._lock is not None:
+            self._connection.sequence = -1  # until it is committed, or nothing was changed
+        self._connection.bitmaps.expected = self._counters.get("bitmaps", 0)
+        self._written = self._connection.version
+        return self.boot
+
+    def _compare(self, mark: WriterRecord) -> None:
+        """Raise StoreError where the file is not the one that was written to last."""
+        store = self._counters.get("store", 0)
+        if mark.store and store and mark.store != store:
+            raise StoreError(
+                f"another store was put in the place of {self._path}: put the right one back, or "
+                f"remove {self._path}.lock to go on with this one"
+            )
+        if mark.boot == self.boot and self.sequence < mark.sequence:
             raise StoreError(
                 f"{self._path} has {self.sequence} changes, but {mark.sequence} were committed: "
                 f"its log is damaged, or an old copy was put in its place; {REPAIR}"
             )
-        pairs = (item.split("=") for item in counters.split())
-        self._counters = {name: int(value) for name, value in pairs}
-        self._connection.at(self.sequence)
-        self._connection.bitmaps.expected = self._counters.get("bitmaps", 0)
-        self._written = self._connection.version
-        return self._boot
 
     def start(self, operation: str, mark: WriterRecord | None, boot: str) -> None:
         """Read the state, say who is at it, and end the last boot if this is another one."""
         self.state(mark)
-        self._operation = operation
-        if mark is not None and mark.boot == boot:
+        self.operation = operation
+        if self.boot != boot:
+            self.boot = boot
+            self._written = -1
+            if self._end_of_boot is not None:
+                self._end_of_boot(self)
+            self.dirty = self._all_networks()
+        elif mark is None or not mark.known or mark.boot != boot:
+            self.dirty = self._all_networks()  # nothing is known of the last writer
+        else:
             self.dirty = mark.dirty
-        if self._boot != boot:
-            self._boot = boot
-            self._end_of_boot(self)
-            self.dirty = frozenset(network.number for network in self.table(Network).all())
         self._mark(os.getpid(), self.dirty)
+
+    def _all_networks(self) -> frozenset[int]:
+        return frozenset(network.number for network in self.table(Network).all())
+
+    def identify(self, store: int) -> int:
+        """Go by that identity, 0 for the one it has; what it is then."""
+        if store:
+            self._counters["store"] = store
+        return self._counters.get("store", 0)
+
+    def brought_over(self, store: int) -> None:
+        """The file was one of an older version: there is a change, and no kernel part is known."""
+        self._written = -1
+        self._counters.setdefault("store", store)
+        self.dirty = self._all_networks()
 
     @property
     def version(self) -> int:
@@ -82,56 +124,100 @@ class SqliteTransaction:
         self._counters[counter] = first + n
         return first
 
+    def last(self, counter: str) -> int:
+        return self._counters.get(counter, 1) - 1
+
     def mark_dirty(self, network: int) -> None:
-        self._touched.add(network)
+        self._check_under_way()
+        self._touched |= {network}
         self._mark(os.getpid(), self.dirty | self._touched)
 
     def mark_clean(self, network: int) -> None:
         self.dirty -= {network}
-        self._touched.discard(network)
+        self._touched -= {network}
+
+    @property
+    def committed(self) -> bool:
+        """Whether the change is in the file, even where commit() was interrupted after."""
+        if not self._committing or self._connection.in_transaction:
+            return False
+        # An error may have come after the commit, or the commit have been the error.
+        return self._connection.rows("SELECT sequence FROM state") == [(self._target,)]
 
     def commit(self) -> None:
-        connection = self._connection
+        self._check_under_way()
         try:
-            if connection.version == self._written:
-                connection.end_unchanged()
-            else:
-                count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
-                self._counters["bitmaps"] = count
-                counters = " ".join(f"{name}={value}" for name, value in self._counters.items())
-                state = (0, self.sequence + 1, self._boot, counters)
-                connection.execute(
-                    "REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*state, checksum("state", state))
-                )
-                connection.execute("COMMIT")
-                self.sequence += 1
-                connection.sequence = self.sequence
-            self._touched.clear()
+            self._commit()
+            self._touched = _NONE
+            self._finish()
         except BaseException:
-            connection.rollback()
+            if self.ended is not None:
+                self.rollback()
             raise
-        self._leave()
+        if self.ended is not None:
+            self.ended()
 
     def rollback(self) -> None:
+        if self.over:
+            return
         try:
-            if self._connection.version == self._written:
-                self._connection.end_unchanged()
+            if self._abandoned:
+                self.over = True
             else:
-                self._connection.rollback()
+                self._undo()
+                self._finish()
         finally:
-            self._leave()
+            if self.ended is not None:
+                self.over = True
+                self.ended()
 
-    def _leave(self) -> None:
-        try:
+    def abandon(self) -> Session:
+        """In a forked child: it is the parent's, and nothing of it may be touched here."""
+        self._abandoned = True
+        return self._connection
+
+    def _commit(self) -> None:
+        connection = self._connection
+        if connection.version == self._written:
+            connection.end_unchanged()
+            connection.sequence = self.sequence
+            return
+        count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
+        self._counters["bitmaps"] = count
+        self._target = self.sequence + 1
+        write_state(connection, self._target, self.boot, counters_text(self._counters))
+        self._committing = True
+        connection.execute("COMMIT")
+        connection.sequence = self.sequence = self._target
+
+    def _undo(self) -> None:
+        if self.committed:
+            self.sequence = self._target
+            self._touched = _NONE
+        elif self._connection.version == self._written:
+            self._connection.end_unchanged()
             if self._lock is not None:
-                self._mark(0, self.dirty | self._touched)
-                self._lock.leave()
-        finally:
-            self._turn.release()
+                self._connection.sequence = self.sequence
+        else:
+            self._connection.rollback()
 
-    def _mark(self, pid: int, torn: Iterable[int]) -> None:
-        if self._lock is not None:
-            operation = self._operation if pid else ""
-            self._lock.write(
-                WriterRecord(pid, operation, self._boot, self.sequence, frozenset(torn))
+    def _finish(self) -> None:
+        """Say that nothing is going on any more, and what is left to be looked at."""
+        self._mark(0, self.dirty | self._touched)
+        self.over = True
+
+    def _check_under_way(self) -> None:
+        if self.over:
+            raise ClosedError(f"{self.operation or 'this view'} has ended, or its store was closed")
+        if self._abandoned:
+            raise StoreError(
+                f"{self.operation}: this process was forked in the middle of a change of its "
+                "parent's"
             )
+
+    def _mark(self, pid: int, dirty: Iterable[int]) -> None:
+        if self._lock is None:
+            return
+        operation, store = self.operation if pid else "", self._counters.get("store", 0)
+        record = WriterRecord(pid, operation, self.boot, self.sequence, frozenset(dirty), store)
+        self._lock.write(record)

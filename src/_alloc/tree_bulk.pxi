@@ -42,7 +42,7 @@ cdef void fill_below(Tree *t, Node *node, int level, word lo, word hi) noexcept 
                 free_below(t, node.at.child[k], level - 1)
         else:
             if not node.mixed & bit:
-                node.at.child[k] = make(t, level - 1, start, False)
+                node.at.child[k] = make_node(t, level - 1, start, False)
                 node.mixed |= bit
             child = node.at.child[k]
             if level == 1:
@@ -51,13 +51,13 @@ cdef void fill_below(Tree *t, Node *node, int level, word lo, word hi) noexcept 
                 fill_below(t, child, level - 1, max(lo, start), min(hi, stop))
             if child.full != ALL:
                 continue
-            give_back(t, child)
+            recycle(t, child)
         node.mixed &= ~bit
         node.full |= bit
 
 cdef void fill(Tree *t, word lo, word hi) noexcept nogil:
-    """Set lo..hi, both included; the caller has ensured the nodes and counts `used`."""
-    leave(t)
+    """Set lo..hi, both included; the caller has preallocated and counts `used`."""
+    drop_cached_leaf(t)
     if t.root == &FULL:
         return
     if lo == 0 and hi == t.last:
@@ -66,19 +66,19 @@ cdef void fill(Tree *t, word lo, word hi) noexcept nogil:
         t.root = &FULL
         return
     if t.root == &EMPTY:
-        t.root = make(t, t.top, 0, False)
+        t.root = make_node(t, t.top, 0, False)
     if t.top == 0:
         leaf_fill(t.root, lo, hi)
     else:
         fill_below(t, t.root, t.top, lo, hi)
     if t.root.full == ALL:
-        give_back(t, t.root)
+        recycle(t, t.root)
         t.root = &FULL
 
-cdef inline bint ensure_fill(Tree *t) noexcept nogil:
-    if ensure(t, FILL_PATHS * (t.top + 1)):
+cdef inline bint preallocate_fill(Tree *t) noexcept nogil:
+    if preallocate(t, FILL_PATHS * (t.top + 1)):
         return True
-    trim(t)
+    free_spares(t)
     return False
 
 
@@ -166,7 +166,7 @@ cdef inline void take_through(Tree *t, word ahead, word final, word wrapped, wor
         fill(t, 0, wrapped)
         final = wrapped
     t.used += n
-    trim(t)
+    free_spares(t)
     move_cursor(t, final)
 
 cdef word peek_into(
@@ -184,7 +184,7 @@ cdef word peek_into(
 cdef Status take_into(Tree *t, element *out, word n, word offset) noexcept nogil:
     """Take n ordinals, of which at least n are free, and write them, plus `offset`."""
     cdef word ahead, final = 0, wrapped = 0
-    if not ensure_fill(t):
+    if not preallocate_fill(t):
         return NO_MEMORY
     ahead = peek_into(t, out, n, offset, &final, &wrapped)
     take_through(t, ahead, final, wrapped, n)
@@ -300,106 +300,212 @@ cdef bint next_run(Tree *t, word n, word *found) noexcept nogil:
     )
 
 cdef inline void take_run(Tree *t, word first, word n) noexcept nogil:
-    """Take what next_run found; the caller has ensured the nodes."""
+    """Take what next_run found; the caller has preallocated."""
     fill(t, first, first + (n - 1))
     t.used += n
-    trim(t)
+    free_spares(t)
     move_cursor(t, first + (n - 1))
 
 
-# ---- releasing many
+# ---- releasing and reserving many
 
-cdef inline Py_ssize_t first_clear(
-    element *values, Py_ssize_t j, Py_ssize_t stop, word offset, word bits
+cdef extern from *:
+    """
+    /* A caller's buffer may be written by another thread meanwhile, so each item is read once. */
+    #define na_read32(p) (*(const volatile uint32_t *)(p))
+    #define na_read64(p) (*(const volatile uint64_t *)(p))
+    """
+    uint32_t read32 "na_read32"(uint32_t *p) noexcept nogil
+    uint64_t read64 "na_read64"(uint64_t *p) noexcept nogil
+
+cdef inline word read_once(element *p) noexcept nogil:
+    if element is uint32_t:
+        return read32(p)
+    else:
+        return read64(p)
+
+cdef struct Refused:
+    Py_ssize_t at        # which of the items
+    word ordinal
+
+cdef struct Bits:        # of one word, of which `base` is the first ordinal
+    word base
+    word bits
+
+cdef struct Journal:     # what has been changed so far, one entry for each run within a word
+    Bits *at
+    Py_ssize_t n
+    Py_ssize_t room
+    Bits here[64]        # short calls ask for no memory
+
+cdef bint note(Journal *journal, word base, word bits) noexcept nogil:
+    cdef Bits *more
+    if journal.n == journal.room:
+        more = <Bits *>PyMem_RawMalloc(2 * journal.room * sizeof(Bits))
+        if more == NULL:
+            return False
+        memcpy(more, journal.at, journal.n * sizeof(Bits))
+        close_journal(journal)
+        journal.at = more
+        journal.room *= 2
+    journal.at[journal.n].base = base
+    journal.at[journal.n].bits = bits
+    journal.n += 1
+    return True
+
+cdef inline void open_journal(Journal *journal) noexcept nogil:
+    journal.at, journal.n, journal.room = journal.here, 0, 64
+
+cdef inline void close_journal(Journal *journal) noexcept nogil:
+    if journal.at != journal.here:
+        PyMem_RawFree(journal.at)
+
+cdef inline void leaf_put(Node *leaf, word base, word bits, bint on) noexcept nogil:
+    """Set or clear these bits, all of which are otherwise."""
+    cdef int k = <int>((base >> 6) & 63)
+    if on:
+        leaf.at.words[k] |= bits
+        leaf.mixed += popcount(bits)
+        if leaf.at.words[k] == ALL:
+            leaf.full |= <word>1 << k
+    else:
+        leaf.at.words[k] &= ~bits
+        leaf.full &= ~(<word>1 << k)
+        leaf.mixed -= popcount(bits)
+
+cdef void undo(Tree *t, Journal *journal, bint on) noexcept nogil:
+    """Set again, or clear again, what was changed; needs no memory."""
+    cdef Py_ssize_t j = journal.n
+    cdef int level
+    while j > 0:
+        j -= 1
+        leaf_put(locate(t, journal.at[j].base, &level), journal.at[j].base, journal.at[j].bits, on)
+    collapse_changed(t, journal)
+
+cdef void collapse_changed(Tree *t, Journal *journal) noexcept nogil:
+    """Give up the leaves that have become uniform."""
+    cdef Node *leaf = NULL
+    cdef word i, base = 0
+    cdef Py_ssize_t j
+    cdef int level
+    for j in range(journal.n):
+        i = journal.at[j].base
+        if leaf == NULL or (i ^ base) > LEAF_MASK:
+            leaf = locate(t, i, &level)
+            base = i & ~<word>LEAF_MASK
+            if leaf != &EMPTY and leaf != &FULL:
+                if leaf.full == ALL or (leaf.mixed == 0 and leaf != t.leaf):
+                    collapse(t, i)
+                    leaf = NULL
+    free_spares(t)
+
+cdef inline Py_ssize_t first_wrong(
+    element *values, Py_ssize_t j, Py_ssize_t stop, word offset, word bits, word *ordinal
 ) noexcept nogil:
     """Which of these values of one word has no bit of its own in it."""
     cdef word bit
     while j < stop:
-        bit = <word>1 << ((<word>values[j] - offset) & 63)
+        ordinal[0] = read_once(values + j) - offset
+        bit = <word>1 << (ordinal[0] & 63)
         if not bits & bit:
             return j
         bits &= ~bit
         j += 1
     return stop
 
-cdef Status release_all(
-    Tree *t, element *values, Py_ssize_t n, word offset, Py_ssize_t *at
+cdef Status change_all(
+    Tree *t, element *values, Py_ssize_t n, word offset, word last, bint on, Refused *refused
 ) noexcept nogil:
-    """Clear every ordinal, given plus `offset`, or none; `at` is the one that failed.
+    """Set or clear every ordinal, given plus `offset`, or none; `last` is the highest allowed.
 
-    Neighbours in one word are cleared together: 1 ns an ordinal in sorted order, 5 shuffled.
-    One that is named twice shows in the word's count, or as clear already.
-    No leaf is given up before all are cleared, so that undoing needs no memory.
+    Neighbours in one word change together: 1 ns an ordinal in sorted order, 5 shuffled. One
+    that is named twice shows in the word's count, or as changed already. No leaf is given up
+    before all are changed, so that undoing needs no memory. `used` and cursor are the caller's.
     """
     cdef Node *leaf = NULL
-    cdef word base = 0, i = 0, start, room, bits
+    cdef word base = 0, i = 0, start, room, bits, free
     cdef int level, k, count
-    cdef bint emptied = False
+    cdef bint uniform = False
     cdef Status status = OK
+    cdef Status wrong = FOUND_SET if on else FOUND_CLEAR
     cdef Py_ssize_t j = 0, begin = 0
+    cdef Journal journal
+    open_journal(&journal)
+    if n:
+        i = read_once(values) - offset
     while j < n:
-        i = <word>values[j] - offset
         begin = j
-        if i > t.last:
-            status = FOUND_CLEAR
+        if i > last:
+            status = wrong
+            refused.ordinal = i
             break
         if leaf == NULL or (i ^ base) > LEAF_MASK:
             leaf = locate(t, i, &level)
             base = i & ~<word>LEAF_MASK
-            if leaf == &EMPTY:
-                status = FOUND_CLEAR
-                break
-            if leaf == &FULL:
-                leaf = enter(t, i)
+            if leaf == &EMPTY or leaf == &FULL:
+                if (leaf == &FULL) == on:
+                    status = wrong
+                    refused.ordinal = i
+                    break
+                leaf = materialize(t, i)
                 if leaf == NULL:
                     status = NO_MEMORY
                     break
+                uniform = True
         k = <int>((i >> 6) & 63)
         start = i & ~<word>63
-        room = min(<word>63, t.last - start)
+        room = min(<word>63, last - start)
         bits = 0
         while True:                 # all that fall into this word
             bits |= <word>1 << (i & 63)
             j += 1
             if j == n:
                 break
-            i = <word>values[j] - offset
+            i = read_once(values + j) - offset
             if i - start > room:
                 break
         count = <int>(j - begin)
-        if bits & ~leaf.at.words[k] or (count > 1 and popcount(bits) != count):
-            status = FOUND_CLEAR
-            j = first_clear(values, begin, j, offset, leaf.at.words[k])
+        free = leaf.at.words[k] if on else ~leaf.at.words[k]
+        if bits & free or (count > 1 and popcount(bits) != count):
+            status = wrong
+            j = begin = first_wrong(values, begin, j, offset, ~free, &refused.ordinal)
             break
-        leaf.at.words[k] &= ~bits
-        leaf.full &= ~(<word>1 << k)
-        leaf.mixed -= count
-        emptied |= leaf.mixed == 0
+        if not note(&journal, start, bits):
+            status = NO_MEMORY
+            break
+        leaf_put(leaf, start, bits, on)
+        uniform |= leaf.mixed == 0 or leaf.full == ALL
+    refused.at = begin
     if status != OK:
-        at[0] = j
-        j = begin
-        while j > 0:
-            j -= 1
-            i = <word>values[j] - offset
-            leaf = locate(t, i, &level)
-            leaf_set(leaf, i)
-            if leaf.full == ALL:
-                settle(t, i)
-        trim(t)
-        return status
-    if emptied:
-        leaf = NULL
-        for j in range(n):
-            i = <word>values[j] - offset
-            if leaf == NULL or (i ^ base) > LEAF_MASK:
-                leaf = locate(t, i, &level)
-                base = i & ~<word>LEAF_MASK
-                if leaf != &EMPTY and leaf.mixed == 0 and leaf != t.leaf:
-                    settle(t, i)
-                    leaf = &EMPTY
-    if n and t.used == t.last + 1:
-        leave(t)
-        t.cursor = <word>values[0] - offset
-    t.used -= n
-    trim(t)
-    return OK
+        undo(t, &journal, not on)
+        if leaf != NULL and leaf != &EMPTY and leaf != &FULL:
+            collapse(t, base)       # made for one that was refused
+            free_spares(t)
+    elif uniform:
+        collapse_changed(t, &journal)
+    close_journal(&journal)
+    return status
+
+cdef Status release_all(
+    Tree *t, element *values, Py_ssize_t n, word offset, word last, Refused *refused
+) noexcept nogil:
+    """Clear every ordinal, or none; if all were set, the first is the next one given."""
+    cdef word first
+    cdef Status status
+    if n == 0:
+        return OK
+    first = read_once(values) - offset
+    status = change_all(t, values, n, offset, last, False, refused)
+    if status == OK:
+        if t.used == t.last + 1:
+            drop_cached_leaf(t)
+            t.cursor = min(first, t.last)
+        t.used -= n
+    return status
+
+cdef Status reserve_all(Tree *t, word *values, Py_ssize_t n, Refused *refused) noexcept nogil:
+    """Set every ordinal, or none."""
+    cdef Status status = change_all(t, values, n, 0, t.last, True, refused)
+    if status == OK:
+        t.used += n
+    return status

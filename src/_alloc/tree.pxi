@@ -41,8 +41,8 @@ cdef enum:
 
 cdef enum Status:
     OK
-    FOUND_SET            # reserve: somebody has it
-    FOUND_CLEAR          # release: nobody has it
+    FOUND_SET            # reserve: it is taken already
+    FOUND_CLEAR          # release: it is not taken
     NO_MEMORY            # nothing was changed
 
 cdef union Slots:
@@ -61,8 +61,8 @@ cdef struct Tree:
     Node *leaf           # the leaf under the cursor, or &FULL: in either the search is the same
     word base            # its first ordinal
     word stop            # its last one
-    Node *hot            # the leaf last released in, or &EMPTY: worth 3 ns where releases are near
-    word hot_base
+    Node *last_released  # the leaf last released in, or &EMPTY: 3 ns where releases are near
+    word last_released_base
     Node *root           # &EMPTY, &FULL or a node of level `top`
     int top
     Node *spare          # kept nodes, chained through at.child[0]
@@ -105,7 +105,7 @@ cdef inline bint is_empty(Tree *t, Node *node, int level, word base) noexcept no
 
 # ---- nodes
 
-cdef bint ensure(Tree *t, Py_ssize_t count) noexcept nogil:
+cdef bint preallocate(Tree *t, Py_ssize_t count) noexcept nogil:
     """Hold `count` spare nodes, so that what follows cannot fail."""
     cdef Node *node
     while t.spares < count:
@@ -118,7 +118,7 @@ cdef bint ensure(Tree *t, Py_ssize_t count) noexcept nogil:
         t.nodes += 1
     return True
 
-cdef void trim(Tree *t) noexcept nogil:
+cdef void free_spares(Tree *t) noexcept nogil:
     """Free all spare nodes."""
     cdef Node *node
     while t.spares > 0:
@@ -128,9 +128,9 @@ cdef void trim(Tree *t) noexcept nogil:
         t.nodes -= 1
         PyMem_RawFree(node)
 
-cdef inline void give_back(Tree *t, Node *node) noexcept nogil:
-    if node == t.hot:
-        t.hot = &EMPTY
+cdef inline void recycle(Tree *t, Node *node) noexcept nogil:
+    if node == t.last_released:
+        t.last_released = &EMPTY
     if t.spares < KEPT:
         node.at.child[0] = t.spare
         t.spare = node
@@ -139,7 +139,7 @@ cdef inline void give_back(Tree *t, Node *node) noexcept nogil:
         t.nodes -= 1
         PyMem_RawFree(node)
 
-cdef Node *make(Tree *t, int level, word base, bint full) noexcept nogil:
+cdef Node *make_node(Tree *t, int level, word base, bint full) noexcept nogil:
     """A uniform node out of the spare ones, for the block of this level at `base`."""
     cdef Node *node = t.spare
     cdef int k, bit
@@ -171,12 +171,12 @@ cdef void free_below(Tree *t, Node *node, int level) noexcept nogil:
         while left:
             free_below(t, node.at.child[ctz(left)], level - 1)
             left &= left - 1
-    give_back(t, node)
+    recycle(t, node)
 
 cdef void tree_init(Tree *t, word last) noexcept nogil:
     memset(t, 0, sizeof(Tree))
     t.last = last
-    t.root = t.hot = &EMPTY
+    t.root = t.last_released = &EMPTY
     t.leaf = &FULL
     while t.top < HEIGHT - 1 and last > span_mask(t.top):
         t.top += 1
@@ -210,7 +210,7 @@ cdef inline Node *locate(Tree *t, word i, int *level) noexcept nogil:
     level[0] = at
     return node
 
-cdef Node *enter(Tree *t, word i) noexcept nogil:
+cdef Node *materialize(Tree *t, word i) noexcept nogil:
     """The leaf around i, made if the block is uniform; NULL when memory is short.
 
     A leaf made here is uniform: the caller sets or clears a bit in it at once, or makes it
@@ -223,25 +223,25 @@ cdef Node *enter(Tree *t, word i) noexcept nogil:
     if child != &EMPTY and child != &FULL:
         return child
     full = child == &FULL
-    if not ensure(t, level + 1):
-        trim(t)
+    if not preallocate(t, level + 1):
+        free_spares(t)
         return NULL
     if t.root == child:
-        t.root = make(t, t.top, 0, full)
+        t.root = make_node(t, t.top, 0, full)
     node = t.root
     level = t.top
     while level > 0:
         k = index_at(i, level)
         level -= 1
         if not (node.mixed >> k & 1):
-            child = make(t, level, i & ~span_mask(level), full)
+            child = make_node(t, level, i & ~span_mask(level), full)
             node.at.child[k] = child
             node.mixed |= <word>1 << k
             node.full &= ~(<word>1 << k)
         node = node.at.child[k]
     return node
 
-cdef void settle(Tree *t, word i) noexcept nogil:
+cdef void collapse(Tree *t, word i) noexcept nogil:
     """Replace the blocks around i that have become uniform by their mark, bottom up."""
     cdef Node *path[10]
     cdef Node *node = t.root
@@ -265,7 +265,7 @@ cdef void settle(Tree *t, word i) noexcept nogil:
             return
         if node == t.leaf:
             t.leaf = &FULL
-        give_back(t, node)
+        recycle(t, node)
         if level == t.top:
             t.root = &FULL if full else &EMPTY
             return
@@ -275,18 +275,18 @@ cdef void settle(Tree *t, word i) noexcept nogil:
         if full:
             path[level].full |= <word>1 << k
 
-cdef inline void stay(Tree *t, Node *leaf, word i) noexcept nogil:
+cdef inline void cache_leaf(Tree *t, Node *leaf, word i) noexcept nogil:
     """Make the leaf around i the one under the cursor."""
     t.leaf = leaf
     t.base = i & ~<word>LEAF_MASK
     t.stop = min(i | LEAF_MASK, t.last)
 
-cdef void leave(Tree *t) noexcept nogil:
+cdef void drop_cached_leaf(Tree *t) noexcept nogil:
     """Forget the leaf under the cursor, and the leaf itself if nothing is set in it."""
     cdef Node *leaf = t.leaf
     t.leaf = &FULL
     if leaf.mixed == 0:
-        settle(t, t.base)
+        collapse(t, t.base)
 
 
 # ---- one ordinal
@@ -310,42 +310,42 @@ cdef Status tree_reserve(Tree *t, word i) noexcept nogil:
     cdef Node *leaf
     if contains(t, i):
         return FOUND_SET
-    leaf = enter(t, i)
+    leaf = materialize(t, i)
     if leaf == NULL:
         return NO_MEMORY
     leaf_set(leaf, i)
     t.used += 1
     if leaf.full == ALL:
-        settle(t, i)
+        collapse(t, i)
     return OK
 
 cdef Node *release_slow(Tree *t, word i, Status *status) noexcept nogil:
-    """The leaf to release i in, which becomes the hot one; NULL when that cannot be."""
+    """The leaf to release i in, which becomes the last released in; NULL when that cannot be."""
     cdef int level
     cdef bint first = t.root == &FULL
     cdef Node *leaf = locate(t, i, &level)
     if leaf == &FULL:
-        leaf = enter(t, i)
+        leaf = materialize(t, i)
         if leaf == NULL:
             status[0] = NO_MEMORY
             return NULL
     elif not (leaf.at.words[(i >> 6) & 63] >> (i & 63) & 1):
         status[0] = FOUND_CLEAR
         return NULL
-    t.hot = leaf
-    t.hot_base = i & ~<word>LEAF_MASK
-    if first:                # all was taken, so no leaf was hot: this one is given next
-        leave(t)
+    t.last_released = leaf
+    t.last_released_base = i & ~<word>LEAF_MASK
+    if first:                # all was taken, so none was known: this one is given next
+        drop_cached_leaf(t)
         t.cursor = i
-        stay(t, leaf, i)
+        cache_leaf(t, leaf, i)
     return leaf
 
 cdef inline Status tree_release(Tree *t, word i) noexcept nogil:
-    cdef Node *leaf = t.hot
+    cdef Node *leaf = t.last_released
     cdef int k = <int>((i >> 6) & 63)
     cdef word bit = <word>1 << (i & 63), bits
     cdef Status status = OK
-    if (i ^ t.hot_base) > LEAF_MASK or not leaf.at.words[k] & bit:
+    if (i ^ t.last_released_base) > LEAF_MASK or not leaf.at.words[k] & bit:
         leaf = release_slow(t, i, &status)
         if unlikely(leaf == NULL):
             return status
@@ -356,7 +356,7 @@ cdef inline Status tree_release(Tree *t, word i) noexcept nogil:
     leaf.mixed -= 1
     t.used -= 1
     if unlikely(leaf.mixed == 0) and leaf != t.leaf:
-        settle(t, i)
+        collapse(t, i)
     return OK
 
 
@@ -449,12 +449,12 @@ cdef bint next_set(Tree *t, word i, word *found) noexcept nogil:
 cdef void move_cursor(Tree *t, word taken) noexcept nogil:
     """Past what was just taken, round the end."""
     if taken == t.last:
-        leave(t)
+        drop_cached_leaf(t)
         t.cursor = 0
     else:
         t.cursor = taken + 1
         if (taken & LEAF_MASK) == LEAF_MASK:
-            leave(t)
+            drop_cached_leaf(t)
 
 cdef word next_slow(Tree *t, Status *status) noexcept nogil:
     """Bring the leaf of the next free ordinal under the cursor."""
@@ -463,12 +463,12 @@ cdef word next_slow(Tree *t, Status *status) noexcept nogil:
     if not next_free(t, t.cursor, &i) and not next_free(t, 0, &i):
         status[0] = FOUND_SET
     elif t.leaf == &FULL or (i ^ t.base) > LEAF_MASK:
-        leaf = enter(t, i)
+        leaf = materialize(t, i)
         if leaf == NULL:
             status[0] = NO_MEMORY
         else:
-            leave(t)
-            stay(t, leaf, i)
+            drop_cached_leaf(t)
+            cache_leaf(t, leaf, i)
     return i
 
 cdef inline word tree_next(Tree *t, Status *status) noexcept nogil:
@@ -500,6 +500,6 @@ cdef inline void tree_take(Tree *t, word i) noexcept nogil:
     if unlikely(bits == ALL):
         leaf.full |= <word>1 << k
         if leaf.full == ALL:
-            settle(t, i)
+            collapse(t, i)
     if unlikely(i == t.stop):
         move_cursor(t, i)

@@ -1,72 +1,14 @@
 # Bitmap: the tree as a Python set of ordinals. Every method checks its arguments, calls one
 # tree function and turns its status into an error.
-
-cdef extern from *:
-    """
-    #if PY_VERSION_HEX >= 0x030C0000
-    #define NA_DIGITS(o) ((o)->long_value.lv_tag)
-    #define NA_DIGIT(o, k) ((uint64_t)(o)->long_value.ob_digit[k])
-    #define NA_ONE_DIGIT (1 << _PyLong_NON_SIZE_BITS)
-    #define NA_TWO_DIGITS (2 << _PyLong_NON_SIZE_BITS)
-    #else
-    #define NA_DIGITS(o) Py_SIZE(o)
-    #define NA_DIGIT(o, k) ((uint64_t)(o)->ob_digit[k])
-    #define NA_ONE_DIGIT 1
-    #define NA_TWO_DIGITS 2
-    #endif
-
-    /* PyLong_AsUnsignedLongLong, inline for what is positive and has at most two digits:
-       every IPv4 address. The call alone costs 3 ns, a seventh of a release. */
-    static inline uint64_t na_as_uint64(PyObject *n)
-    {
-        if (PyLong_CheckExact(n)) {
-            PyLongObject *o = (PyLongObject *)n;
-            if (NA_DIGITS(o) == NA_ONE_DIGIT)
-                return NA_DIGIT(o, 0);
-            if (NA_DIGITS(o) == NA_TWO_DIGITS)
-                return NA_DIGIT(o, 0) | NA_DIGIT(o, 1) << PyLong_SHIFT;
-        }
-        return PyLong_AsUnsignedLongLong(n);
-    }
-
-    /* PyLong_FromLong has a short way for small numbers; PyLong_FromUnsignedLongLong has none
-       before Python 3.12 and costs 10 ns more. */
-    static inline PyObject *na_from_uint64(uint64_t n)
-    {
-        return n <= LONG_MAX ? PyLong_FromLong((long)n) : PyLong_FromUnsignedLongLong(n);
-    }
-
-    /* An object that is returned as it is: a Python variable would cost a count up and down. */
-    #define na_owned(o) ((PyObject *)(o))
-    """
-    object from_word "na_from_uint64"(word)
-    void *new_int "na_from_uint64"(word) noexcept
-    object owned "na_owned"(void *)
-    word as_uint64 "na_as_uint64"(object) noexcept
-
-cdef extern from "Python.h":
-    void *error_set "PyErr_Occurred"() noexcept
-    void error_clear "PyErr_Clear"() noexcept
+#
+# Making an int runs no Python code; making anything that the collector knows may run it, and
+# with it code that comes back to this very bitmap. So what is to be returned is made before
+# the search, or with the collector held off.
 
 cdef Py_ssize_t NODE_BYTES = sizeof(Node) + 16      # with the C allocator's own header
 
 
 # ---- arguments
-
-cdef int word_from_index(object n, word *out) except -1:
-    n = index(n)                        # numpy's integers come this way
-    if not 0 <= n <= ALL:
-        raise OutOfRangeError(f"{n} is not in 0 to 2**64 - 1")
-    out[0] = n
-    return 0
-
-cdef inline int as_word(object n, word *out) except -1:
-    """Any integer of 64 bits; only what Python's own conversion refuses pays for a second look."""
-    out[0] = as_uint64(n)
-    if unlikely(out[0] == ALL) and error_set():
-        error_clear()
-        return word_from_index(n, out)
-    return 0
 
 cdef int refuse_ordinal(Bitmap self, word i) except -1:
     raise OutOfRangeError(f"{i} is not in 0 to {self.tree.last}")
@@ -75,15 +17,6 @@ cdef inline int as_ordinal(Bitmap self, object n, word *out) except -1:
     as_word(n, out)
     if unlikely(out[0] > self.tree.last):
         return refuse_ordinal(self, out[0])
-    return 0
-
-cdef int check_items(Py_buffer *view, word highest) except -1:
-    """A buffer of integers that are wide enough for `highest`."""
-    cdef bytes code = view.format if view.format != NULL else b"B"
-    if code.lstrip(b"@=<") not in (b"I", b"L", b"Q", b"i", b"l", b"q") or view.itemsize < 4:
-        raise OutOfRangeError(f"buffer items of type {code.decode()!r} are no 32- or 64-bit integers")
-    if view.itemsize == 4 and highest > 0xFFFFFFFF:
-        raise OutOfRangeError(f"32-bit items cannot hold {highest}")
     return 0
 
 
@@ -128,9 +61,9 @@ cdef class Bitmap:
     cdef object __weakref__
 
     def __cinit__(self, size):
-        size = index(size)
+        size = plain_int(size)
         if not 1 <= size <= 2**64:
-            raise OutOfRangeError(f"size {size} is not in 1 to 2**64")
+            raise OutOfRangeError(f"size {shown(size)} is not in 1 to 2**64")
         tree_init(&self.tree, size - 1)
 
     def __dealloc__(self):
@@ -161,7 +94,7 @@ cdef class Bitmap:
         as_ordinal(self, i, &n)
         cdef Status status = tree_reserve(&self.tree, n)
         if unlikely(status != OK):
-            refuse(status, i)
+            refuse(status, n)
 
     @cython.critical_section
     def release(self, i, /):
@@ -173,7 +106,7 @@ cdef class Bitmap:
         as_ordinal(self, i, &n)
         cdef Status status = tree_release(&self.tree, n)
         if unlikely(status != OK):
-            refuse(status, i)
+            refuse(status, n)
 
     @cython.critical_section
     def discard(self, i, /):
@@ -188,10 +121,11 @@ cdef class Bitmap:
     @cython.critical_section
     def __contains__(self, i):
         cdef word n
-        if not isinstance(i, int) or not 0 <= i <= self.tree.last:
+        try:
+            as_word(i, &n)
+        except InvalidValueError:
             return False
-        n = i
-        return contains(&self.tree, n)
+        return n <= self.tree.last and contains(&self.tree, n)
 
     # ---- many
 
@@ -232,14 +166,15 @@ cdef class Bitmap:
         >>> b.acquire_block(8)
         6
         """
-        cdef word count, first = find_block(self, n, &count)
-        try:
-            ordinal = from_word(first)
-        except MemoryError:
-            trim(&self.tree)
-            raise
+        cdef word count, first
+        as_count(n, &count)
+        first = find_block(self, count)
+        cdef void *ordinal = new_int(first)
+        if unlikely(ordinal == NULL):
+            free_spares(&self.tree)
+            raise MemoryError
         take_run(&self.tree, first, count)
-        return ordinal
+        return owned(ordinal)
 
     @cython.critical_section
     def release_many(self, ordinals, /):
@@ -255,9 +190,7 @@ cdef class Bitmap:
         >>> list(b)
         [0, 3]
         """
-        if not PyObject_CheckBuffer(ordinals):
-            ordinals = as_array(ordinals)
-        release_many(self, ordinals, 0)
+        release_many(self, ordinals if PyObject_CheckBuffer(ordinals) else words_of(ordinals))
 
     # ---- looking
 
@@ -285,7 +218,7 @@ cdef class Bitmap:
         cdef word i
         as_word(start, &i)
         if i <= self.tree.last and next_free(&self.tree, i, &i):
-            return i
+            return from_word(i)
         return None
 
     @cython.critical_section
@@ -294,7 +227,7 @@ cdef class Bitmap:
         cdef word i
         as_word(start, &i)
         if i <= self.tree.last and next_set(&self.tree, i, &i):
-            return i
+            return from_word(i)
         return None
 
     @property
@@ -318,7 +251,7 @@ cdef class Bitmap:
         cdef word n
         as_ordinal(self, i, &n)
         with cython.critical_section(self):
-            leave(&self.tree)
+            drop_cached_leaf(&self.tree)
             self.tree.cursor = n
 
     @property
@@ -346,7 +279,7 @@ cdef class Bitmap:
         """
         cdef Tree *t = &self.tree
         cdef Py_ssize_t size = HEADER
-        leave(t)
+        drop_cached_leaf(t)         # from here on nothing runs Python code but the checksum
         if t.root != &EMPTY and t.root != &FULL:
             size += encoded_size(t.root, t.top)
         cdef bytes data = PyBytes_FromStringAndSize(NULL, size + TRAILER)
@@ -361,15 +294,7 @@ cdef class Bitmap:
 
         Raises StoreError for bytes that are truncated, corrupt, foreign or of a newer version.
         """
-        view = checked_frame(data)
-        cdef const uint8_t[::1] raw = view
-        cdef Bitmap self = cls.__new__(cls, 1)
-        cdef Status status = tree_decode(&self.tree, &raw[0], raw.shape[0])
-        if status == NO_MEMORY:
-            raise MemoryError
-        if status != OK:
-            raise StoreError("a bitmap whose parts contradict each other")
-        return self
+        return decoded(private_bytes(data))
 
     def __reduce__(self):
         return type(self).from_bytes, (self.to_bytes(),)
@@ -393,8 +318,20 @@ cdef class Bitmap:
         if t.leaf != &FULL:
             assert t.base == t.cursor & ~<word>LEAF_MASK, state
             assert t.leaf == locate(t, t.base, &level), state
-        if t.hot != &EMPTY:
-            assert t.hot == locate(t, t.hot_base, &level), state
+        if t.last_released != &EMPTY:
+            assert t.last_released == locate(t, t.last_released_base, &level), state
+
+
+cdef Bitmap decoded(bytes data):
+    """The bitmap of these bytes, which nothing can change meanwhile."""
+    cdef Py_ssize_t size = checked_size(data)
+    cdef Bitmap self = Bitmap(1)
+    cdef Status status = tree_decode(&self.tree, <const uint8_t *>PyBytes_AS_STRING(data), size)
+    if status == NO_MEMORY:
+        raise MemoryError
+    if status != OK:
+        raise StoreError("a bitmap whose parts contradict each other")
+    return self
 
 
 cdef word check_node(Tree *t, Node *node, int level, word base, Py_ssize_t *nodes) except? 0:

@@ -120,10 +120,10 @@ cdef Node *decode(Tree *t, Reader *r, int level, word base) noexcept nogil:
     cdef Node *child
     cdef word full, mixed, pad, bit, start
     cdef int k
-    if not ensure(t, 1):
+    if not preallocate(t, 1):
         r.status = NO_MEMORY
         return NULL
-    node = make(t, level, base, False)
+    node = make_node(t, level, base, False)
     if level == 0:
         decode_leaf(t, r, node, base)
     else:
@@ -180,7 +180,7 @@ cdef Status tree_decode(Tree *t, const uint8_t *data, Py_ssize_t size) noexcept 
         r.status = FOUND_CLEAR
     if r.status == OK and (r.left or r.used != t.used or t.cursor > t.last):
         r.status = FOUND_CLEAR
-    trim(t)
+    free_spares(t)
     return r.status
 
 cdef void put_crc(uint8_t *out, uint32_t crc) noexcept nogil:
@@ -188,15 +188,14 @@ cdef void put_crc(uint8_t *out, uint32_t crc) noexcept nogil:
     for k in range(4):
         out[k] = crc >> 8 * k & 0xFF
 
-cdef object checked_frame(object data):
-    """What lies before the checksum, once magic, version, length and checksum are right."""
-    view = memoryview(data).cast("B")
-    if len(view) < HEADER + TRAILER or bytes(view[:4]) != b"NABM":
-        raise StoreError(f"{len(view)} bytes that are no bitmap, or only its beginning")
-    version = int.from_bytes(view[4:6], "little")
+cdef Py_ssize_t checked_size(bytes data) except -1:
+    """How many bytes precede the checksum, once magic, version and checksum are right."""
+    cdef Py_ssize_t size = len(data) - TRAILER
+    if size < HEADER or data[:4] != b"NABM":
+        raise StoreError(f"{len(data)} bytes that are no bitmap, or only its beginning")
+    version = int.from_bytes(data[4:6], "little")
     if version != FORMAT_VERSION:
         raise StoreError(f"a bitmap of version {version}; this is version {FORMAT_VERSION}")
-    body = view[:-TRAILER]
-    if crc32(body) != int.from_bytes(view[-TRAILER:], "little"):
-        raise StoreError(f"a bitmap of {len(view)} bytes that is corrupt or cut: wrong checksum")
-    return body
+    if crc32(memoryview(data)[:size]) != int.from_bytes(data[size:], "little"):
+        raise StoreError(f"a bitmap of {len(data)} bytes that is corrupt or cut: wrong checksum")
+    return size

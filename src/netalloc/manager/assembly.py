@@ -1,0 +1,245 @@
+"""Putting a manager together: store, claim, network, kernel, in an order that undoes itself."""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from hashlib import blake2s
+from typing import TYPE_CHECKING, TypeVar
+
+from netalloc._alloc import Subnet
+from netalloc.errors import InUseError, InvalidValueError
+from netalloc.ipam.addresses import Addresses
+from netalloc.ipam.check import rebuild_ports
+from netalloc.ipam.networks import (
+    Statement,
+    check_agreement,
+    completed,
+    enter,
+    find,
+    get,
+    ports_of,
+    purge,
+    replace,
+    subnet_of,
+)
+from netalloc.ipam.publications import Publications
+from netalloc.manager.commit import Committer
+from netalloc.manager.host_checks import host_check, host_probe
+from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
+from netalloc.manager.leases import LeaseService
+from netalloc.manager.mappings import ExclusiveMappings, SharedMappings
+from netalloc.ports import Probe
+from netalloc.store.protocol import Store, Transaction
+from netalloc.store.records import Network
+
+if TYPE_CHECKING:
+    from netalloc.portmap.backend import Backend
+
+T = TypeVar("T")
+REAL = ("nftables", "iptables")  # the backends that touch the kernel
+
+
+def assemble(
+    opened: ExitStack,
+    stated: Statement,
+    store: object,
+    part: "Backend | None" = None,
+    probe: Probe | None = None,
+    *,
+    registered: bool = False,
+) -> LeaseService:
+    """The leases of a network as it is stated; `opened` gives everything back, in its order.
+
+    A new network is entered when all the rest is there: the kernel's part is made inside the
+    transaction that enters it, so that a refusal leaves nothing registered.
+    """
+    if stated.backend is None and store is None:
+        stated = _complete(stated)
+    host = _host_store(stated, store)
+    opened.callback(host.close)
+    while True:
+        network = _look(host, stated)
+        if network is None and registered:
+            _read(host.store, lambda tx: get(tx, stated.name))  # says which there are
+        if network is None or not network.backend:
+            whole = _complete(_with_subnet(stated, network))
+        else:
+            whole = stated._replace(backend=network.backend)
+        mappings = _mappings(whole, network, part, host)
+        with ExitStack() as made:
+            made.callback(mappings.close)
+            if whole.backend in REAL:
+                host.claim(stated.name)
+            known = network is not None and network.backend
+            if known:
+                mappings.setup()
+            else:
+                network = _register(host.store, whole, mappings)
+            if network is None:
+                continue  # another process was quicker: look again
+            leases = _service(host, network, mappings, probe)
+            if known and not host.store.persistent:
+                leases.committer.reconcile()
+            else:
+                leases.committer.recover()
+            opened.push(made.pop_all())
+            break
+    if host.shared:
+        opened.callback(_take_back, host, network)
+    opened.callback(leases.holds.close)
+    opened.callback(leases.committer.close)
+    return leases
+
+
+def _service(
+    host: HostStore, network: Network, mappings: ExclusiveMappings, probe: Probe | None
+) -> LeaseService:
+    subnet, ports = subnet_of(network), ports_of(network)
+    real = network.backend in REAL
+    publications = Publications(
+        network.number,
+        subnet,
+        ports,
+        host_probe(ports) if real and probe is None else probe,
+        host_check if real else None,
+    )
+    committer = Committer(host.store, mappings, network.number, publications.desired)
+    return LeaseService(network, Addresses.of(network), publications, mappings, committer)
+
+
+def _host_store(stated: Statement, store: object) -> HostStore:
+    if store is not None:
+        return open_store(store)
+    return shared_store() if stated.backend in REAL else private_store()
+
+
+def _look(host: HostStore, stated: Statement) -> Network | None:
+    """The record of the network, which must not say anything else than is stated."""
+    network = _read(host.store, lambda tx: find(tx, stated.name))
+    if network is None:
+        return None
+    if host.shared:
+        raise InUseError(
+            f"network {stated.name} is managed in memory, by this process: two managers of a "
+            "network need a store to share",
+            stated.name,
+        )
+    check_agreement(network, stated)
+    return network
+
+
+def _read(store: Store, view: Callable[[Transaction], T]) -> T:
+    tx = store.read()
+    try:
+        return view(tx)
+    finally:
+        tx.rollback()
+
+
+def _with_subnet(stated: Statement, network: Network | None) -> Statement:
+    """What is stated, with the addresses of the record, or else of the bridge."""
+    if stated.subnet is not None:
+        return stated
+    if network is not None:
+        return stated._replace(subnet=subnet_of(network), bridge=network.bridge)
+    if stated.bridge is None:
+        raise InvalidValueError("a network without a bridge needs its subnet")
+    from netalloc.host.links import interface_address
+
+    return stated._replace(subnet=Subnet(str(interface_address(stated.bridge))))
+
+
+def _complete(stated: Statement) -> Statement:
+    """What is stated, with the best backend that works here where none is named."""
+    if stated.subnet is not None and stated.subnet.version == 6:
+        return stated._replace(backend="null")  # host ports lead to IPv4 addresses alone
+    if stated.backend is not None:
+        return stated
+    from netalloc.portmap.choice import choose
+
+    return stated._replace(backend=choose(kernel_name(stated.name)))
+
+
+def kernel_name(network: str) -> str:
+    """What tables and chains of a network are called; a chain's name has 24 characters."""
+    if len(network) > 15:
+        network = f"{network[:6]}-{blake2s(network.encode(), digest_size=4).hexdigest()}"
+    return f"netalloc-{network}"
+
+
+def _mappings(
+    stated: Statement, network: Network | None, part: "Backend | None", host: HostStore
+) -> ExclusiveMappings:
+    from netalloc.portmap.kernel import KernelMappings
+
+    kind = SharedMappings if host.store.persistent else ExclusiveMappings
+    if part is not None:
+        return kind(KernelMappings(part))
+    assert stated.backend is not None
+    if stated.backend == "null":
+        return kind(KernelMappings("null"))
+    subnet = subnet_of(network) if network is not None else stated.subnet
+    bridge = network.bridge if network is not None else stated.bridge
+    forward = bool(network.forward) if network is not None else bool(stated.forward)
+    assert subnet is not None
+    name = kernel_name(stated.name)
+    kernel = KernelMappings(
+        stated.backend, bridge=bridge, network=str(subnet.network), name=name, forward=forward
+    )
+    return kind(kernel)
+
+
+def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> Network | None:
+    """Enter the network and make its part in the kernel, or neither.
+
+    None where another process has registered it since we looked. What the kernel has under its
+    name, from a store that is gone, goes.
+    """
+    tx = store.begin("register", durable=True)
+    with ExitStack() as failed:
+        failed.callback(tx.rollback)
+        network = find(tx, stated.name)
+        if network is not None and network.backend:
+            return None
+        if network is None:
+            network = enter(tx, stated)
+        else:
+            replace(tx, network, fresh := completed(network, stated))
+            network = fresh
+        failed.callback(mappings.cleanup)
+        mappings.setup()
+        desired = Publications(network.number, subnet_of(network), ports_of(network)).desired(tx)
+        mappings.reconcile(desired)
+        failed.pop_all()
+    try:
+        tx.commit()
+    except BaseException:
+        mappings.cleanup()
+        raise
+    return network
+
+
+def _take_back(host: HostStore, network: Network) -> None:
+    """Take what a manager in memory held out of the store that it shared."""
+    tx = host.store.begin("close")
+    try:
+        purge(tx, network)
+        rebuild_ports(tx)
+    except BaseException:
+        tx.rollback()
+        raise
+    tx.commit()
+
+
+def kernel_cleanup(network: Network, store: Store) -> None:
+    """Remove what a network has in the kernel; its bridge may be gone."""
+    if network.backend not in REAL:
+        return
+    host = HostStore(store, owned=False)
+    try:
+        host.claim(network.name)
+        mappings = _mappings(Statement(network.name, backend=network.backend), network, None, host)
+        with ExitStack() as made:
+            made.callback(mappings.close)
+            mappings.cleanup()
+    finally:
+        host.close()

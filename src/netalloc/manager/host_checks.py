@@ -1,0 +1,37 @@
+"""Asking the host about a port: whether it is free there, and what has it."""
+
+from ipaddress import IPv4Address
+
+from netalloc.ports import Probe
+
+
+def host_probe(ports: range) -> Probe:
+    """Whether the host has a port free: nothing listens there and the administrator did not
+    reserve it. Warns where the range overlaps that of the host's outgoing connections.
+    """
+    from netalloc.host.sockets import can_bind, reserved_ports, warn_of_overlap
+
+    warn_of_overlap(ports)
+    reserved = reserved_ports()
+
+    def probe(port: int, protocol: str, host_ip: IPv4Address | None) -> bool:
+        return port not in reserved and can_bind(port, protocol, host_ip)
+
+    return probe
+
+
+def host_check(port: int, protocol: str, host_ip: IPv4Address | None) -> str | None:
+    """Why the host cannot publish that port there, or None.
+
+    A listener of the host would lose its port to the mapping without a word, as address
+    translation comes first, and a mapping on an address that is not the host's never answers.
+    Port 0 asks about the address alone.
+    """
+    from netalloc.host.sockets import can_bind, is_host_address, listener
+
+    if host_ip is not None and not is_host_address(host_ip):
+        return f"{host_ip} is not an address of this host"
+    if not port or can_bind(port, protocol, host_ip):
+        return None
+    holder = listener(port, protocol, host_ip) or "a socket of this host holds it"
+    return f"port {port}/{protocol} is not free: {holder}"

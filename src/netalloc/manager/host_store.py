@@ -1,0 +1,120 @@
+"""The one store that whatever touches the kernel of a network namespace shares.
+
+Two stores that give out the ports and mappings of one host would give them twice. So a manager
+with a real backend claims its network namespace for its store: more of the same store are let
+in, in whatever process; another store is refused and told which one is there. The managers in
+memory of one process share one memory store for each namespace.
+"""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from netalloc.errors import InvalidValueError
+from netalloc.ipam.check import rebuild_ports
+from netalloc.ipam.reboot import end_of_boot
+from netalloc.store.memory import MemoryStore
+from netalloc.store.protocol import Store
+from netalloc.values import shown
+
+
+class HostStore:
+    """A store, the claim of the namespace for it, and what gives both back.
+
+    `is_last` says, at its closing, whether no other manager of this process shares a store in
+    memory: then nothing in it needs to be taken back.
+    """
+
+    def __init__(self, store: Store, *, owned: bool) -> None:
+        self.store = store
+        self.shared = False
+        self._owned = owned
+        self._release: list[Callable[[], Any]] = []
+
+    def close(self) -> None:
+        """Give back the claim, and the store where it was opened for this; twice is no error."""
+        while self._release:
+            self._release.pop()()
+        if self._owned:
+            self._owned = False
+            self.store.close()
+
+    def claim(self, network: str) -> None:
+        """Claim the caller's network namespace for this store: InUseError for a second truth."""
+        from netalloc.host.namespace_lock import claim
+
+        held = claim(_truth(self.store), network)
+        self._release.append(held.close)
+
+
+_shared: dict[tuple[int, int], tuple[MemoryStore, int]] = {}
+_shared_lock = Lock()
+
+
+def open_store(store: object) -> HostStore:
+    """The store that a caller names: a path, or the part itself."""
+    if isinstance(store, str | os.PathLike | bytes):
+        from netalloc.store.sqlite.store import SqliteStore
+
+        return HostStore(SqliteStore(store, **callbacks()), owned=True)  # type: ignore[arg-type]
+    for method in ("begin", "read", "close"):
+        if not callable(getattr(store, method, None)):
+            raise InvalidValueError(f"store {shown(store)} is neither a path nor a store")
+    return HostStore(store, owned=False)  # type: ignore[arg-type]
+
+
+def callbacks() -> dict[str, Any]:
+    """What a file needs to have done by the rules: at a reboot, and after a migration."""
+    return {"end_of_boot": end_of_boot, "migrated": rebuild_ports}
+
+
+def private_store() -> HostStore:
+    """A memory store of its own, for a manager that touches no kernel."""
+    return HostStore(MemoryStore(), owned=True)
+
+
+def shared_store() -> HostStore:
+    """The memory store of this process for the caller's network namespace."""
+    namespace = _namespace()
+    with _shared_lock:
+        store, users = _shared.get(namespace) or (MemoryStore(), 0)
+        _shared[namespace] = store, users + 1
+    host = HostStore(store, owned=False)
+    host.shared = True
+    host._release.append(lambda: _leave(namespace))
+    return host
+
+
+def _leave(namespace: tuple[int, int]) -> None:
+    with _shared_lock:
+        store, users = _shared[namespace]
+        if users == 1:
+            del _shared[namespace]
+        else:
+            _shared[namespace] = store, users - 1
+
+
+def _forget_shared() -> None:
+    """In a forked child: the parent's managers in memory are closed here, and so is its store."""
+    global _shared_lock  # noqa: PLW0603  # another thread of the parent may have had it
+    _shared_lock = Lock()
+    _shared.clear()
+
+
+os.register_at_fork(after_in_child=_forget_shared)
+
+
+def _namespace() -> tuple[int, int]:
+    status = Path("/proc/thread-self/ns/net").stat()
+    return status.st_dev, status.st_ino
+
+
+def _truth(store: Store) -> str:
+    """The place that a store keeps its truth in, in words that tell two of them apart."""
+    path = getattr(store, "path", None)
+    if path is None:
+        return f"memory of process {os.getpid()}"
+    lock = Path(f"{path}.lock").stat()  # stays when a repair puts another file in the store's place
+    return f"store {path} ({lock.st_dev}:{lock.st_ino})"

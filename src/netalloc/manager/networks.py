@@ -1,0 +1,208 @@
+"""All networks of a host, by name: to create, open and remove them, and what is done over all."""
+
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from threading import RLock
+from types import TracebackType
+from typing import Any, TypeVar
+
+from netalloc.errors import ClosedError, InUseError, InvalidValueError
+from netalloc.ipam.networks import NetworkInfo, as_network_name, find, get, info, networks, remove
+from netalloc.manager.assembly import kernel_cleanup
+from netalloc.manager.host_store import open_store
+from netalloc.manager.manager import NetworkManager
+from netalloc.manager.undo import attempt
+from netalloc.store.protocol import Store, Transaction
+from netalloc.values import IP, as_each, as_text
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
+
+T = TypeVar("T")
+
+
+class Networks(Mapping[str, NetworkInfo]):
+    """The networks of a store, as a mapping from names to how they are configured.
+
+    `store` is the path of a file, made when there is none. The managers that are opened here
+    are kept, and closed with it. Thread-safe; a context manager.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder, Networks(f"{folder}/host.db") as host:
+    ...     web = host.create("web", "10.88.0.1/16", bridge="br0", backend="null")
+    ...     str(web.allocate("shop").ip), list(host), str(host["web"].subnet)
+    ('10.88.0.2', ['web'], '10.88.0.1/16')
+    """
+
+    def __init__(self, store: "str | os.PathLike[str] | Store") -> None:
+        self._managers: dict[str, NetworkManager] = {}
+        self._lock = RLock()
+        self._closed = False
+        self._opened = ExitStack()
+        host = open_store(store)
+        self._opened.callback(host.close)
+        self._store = host.store
+
+    # ---- looking
+
+    def __getitem__(self, name: str) -> NetworkInfo:
+        network = self._read(lambda tx: find(tx, as_network_name(name)))
+        if network is None:
+            raise KeyError(name)
+        return info(network)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._read(lambda tx: [network.name for network in networks(tx)]))
+
+    def __len__(self) -> int:
+        return self._read(lambda tx: len(networks(tx)))
+
+    def __contains__(self, name: object) -> bool:
+        try:
+            plain = as_network_name(name)
+        except InvalidValueError:
+            return False
+        return self._read(lambda tx: find(tx, plain)) is not None
+
+    # ---- one network
+
+    def create(
+        self, name: str, network: Any = None, *, bridge: str | None = None, **configuration: Any
+    ) -> NetworkManager:
+        """Register a network and open it; the arguments are NetworkManager's.
+
+        `bridge` is called as the network unless given. Raises InUseError for a name that is
+        registered already, and as NetworkManager does.
+        """
+        name = as_network_name(name)
+        with self._lock:
+            if name in self:
+                raise InUseError(f"network {name} is registered already: open() it", name)
+            manager = NetworkManager(
+                name if bridge is None else bridge,
+                network=network,
+                name=name,
+                store=self._store,
+                **configuration,
+            )
+            return self._kept(name, manager)
+
+    def open(self, name: str) -> NetworkManager:
+        """The manager of a network that is registered; the same one for each call.
+
+        Raises NotAllocatedError for a name that is not registered, naming those that are.
+        """
+        name = as_network_name(name)
+        with self._lock:
+            self._check_open()
+            manager = self._managers.get(name)
+            if manager is None or manager.closed or name not in self:
+                self._managers.pop(name, None)
+                manager = self._kept(name, NetworkManager.open(name, self._store))
+            return manager
+
+    def remove(self, name: str) -> None:
+        """Take a network out of the store, and what it has in the kernel.
+
+        Raises NotAllocatedError, and InUseError while addresses are held or reserved.
+        """
+        name = as_network_name(name)
+        with self._lock:
+            self._check_open()
+            tx = self._store.begin("remove network", durable=True)
+            try:
+                network = get(tx, name)
+                remove(tx, network)
+                kernel_cleanup(network, self._store)
+            except BaseException:
+                tx.rollback()
+                raise
+            tx.commit()
+            manager = self._managers.pop(name, None)
+        if manager is not None:
+            manager.close()
+
+    # ---- all of them
+
+    def release(self, owner: str) -> int:
+        """Release all that an owner holds on this host; how many interfaces that were.
+
+        Goes on past failures and raises them together, as an ExceptionGroup.
+        """
+        owner = as_text(owner, "owner")
+        return sum(self._each(lambda manager: manager.release(owner)).values())
+
+    def gc(self, alive: Iterable[str], grace: float = 30.0) -> dict[str, list[IP]]:
+        """Release what belongs to owners that are not among the living: addresses by network.
+
+        See NetworkManager.gc. Goes on past failures and raises them together.
+        """
+        living = as_each(alive, "alive", lambda owner: as_text(owner, "owner"))
+        found = self._each(lambda manager: manager.gc(living, grace))
+        return {name: addresses for name, addresses in found.items() if addresses}
+
+    def check(self) -> list[str]:
+        """What is wrong with the store, and with each network's part of the kernel. O(held)."""
+        found: dict[str, None] = {}
+        for name in self:
+
+            def step(name: str = name) -> None:
+                found.update(dict.fromkeys(self.open(name).check()))
+
+            failure = attempt(step)
+            if failure is not None and name in self:  # it was not removed meanwhile
+                found[f"network {name} cannot be checked: {failure}"] = None
+        return list(found)
+
+    def close(self) -> None:
+        """Close the managers that were opened here, and the store; twice is no error."""
+        with self._lock:
+            self._closed = True
+            managers, self._managers = list(self._managers.values()), {}
+            with self._opened, ExitStack() as closing:
+                for manager in managers:
+                    closing.callback(manager.close)
+
+    def _each(self, work: Callable[[NetworkManager], T]) -> dict[str, T]:
+        done: dict[str, T] = {}
+        failures = []
+        for name in self:
+
+            def step(name: str = name) -> None:
+                done[name] = work(self.open(name))
+
+            failure = attempt(step)
+            if failure is not None:
+                failures.append(failure)
+        if failures:
+            raise ExceptionGroup("not all networks could be done", failures)
+        return done
+
+    def _kept(self, name: str, manager: NetworkManager) -> NetworkManager:
+        self._managers[name] = manager
+        return manager
+
+    def _read(self, view: Callable[[Transaction], T]) -> T:
+        self._check_open()
+        tx = self._store.read()
+        try:
+            return view(tx)
+        finally:
+            tx.rollback()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("these networks are closed")
+
+    def __enter__(self) -> "Networks":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()

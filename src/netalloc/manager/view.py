@@ -1,0 +1,282 @@
+"""Looking at a store: what is held, by what, and why something cannot be had.
+
+Needs no privilege but to read the file, no kernel and no set-up, and never makes a writer wait.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import datetime, timezone
+from types import TracebackType
+from typing import NamedTuple, TypeVar
+
+from netalloc.errors import InvalidValueError
+from netalloc.ipam.addresses import Addresses
+from netalloc.ipam.clock import SECOND
+from netalloc.ipam.history import PastLease, history
+from netalloc.ipam.networks import (
+    NetworkInfo,
+    as_network_name,
+    get,
+    info,
+    networks,
+    ports_of,
+    subnet_of,
+)
+from netalloc.ipam.publications import Publications, holding
+from netalloc.model import PortMapping
+from netalloc.store.protocol import Store, Transaction
+from netalloc.store.records import Cooldown, Label, Lease, Network, Reservation
+from netalloc.values import IP, as_ip, as_optional_text, as_port, as_protocol, shown
+
+T = TypeVar("T")
+
+
+class Held(NamedTuple):
+    """An address that is held: by what, since when (UTC), and what it publishes."""
+
+    network: str
+    ip: IP
+    owner: str | None
+    key: str | None
+    generation: int
+    since: datetime
+    labels: dict[str, str]
+    ports: tuple[PortMapping, ...]
+
+
+class Usage(NamedTuple):
+    """How much of a network is in use; an address may be reserved and held, or cooling, too."""
+
+    network: str
+    capacity: int
+    held: int
+    free: int
+    reserved: int
+    cooling: int
+    ports: int
+
+
+class NetworkView:
+    """What is in a store, read without disturbing anything.
+
+    `store` is the path of a file, or a store that is open. Each call sees one moment. A context
+    manager. Raises StoreError for a file that cannot be read.
+    """
+
+    def __init__(self, store: "str | os.PathLike[str] | Store") -> None:
+        self._owned = isinstance(store, str | os.PathLike | bytes)
+        if self._owned:
+            from netalloc.store.sqlite.view import open_view
+
+            store = open_view(store)  # type: ignore[arg-type, assignment]
+        elif not callable(getattr(store, "read", None)):
+            raise InvalidValueError(f"store {shown(store)} is neither a path nor a store")
+        self._store: Store = store  # type: ignore[assignment]
+
+    def networks(self) -> list[NetworkInfo]:
+        """How each network is configured, by name."""
+        return self._read(lambda tx: [info(network) for network in networks(tx)])
+
+    def find(
+        self, owner: str | None = None, *, network: str | None = None, label: str | None = None
+    ) -> list[Held]:
+        """What is held: by an owner, in a network, with a label ("app=shop"), or all of it.
+
+        By network and address. O(found) for an owner or a label.
+        """
+        owner = as_optional_text(owner, "owner")
+        pair: tuple[str, str] | None = None
+        if label is not None:
+            name, equals, value = (as_optional_text(label, "label", 5000) or "").partition("=")
+            if not equals:
+                raise InvalidValueError(f"label {shown(label)} is not name=value")
+            pair = name, value
+        name_of = None if network is None else as_network_name(network)
+
+        def view(tx: Transaction) -> list[Held]:
+            chosen = networks(tx) if name_of is None else [get(tx, name_of)]
+            return [held for one in chosen for held in _find(tx, one, owner, pair)]
+
+        return self._read(view)
+
+    def who(self, what: IP | str) -> list[Held]:
+        """What holds an address, or a host port ("tcp/8080"): empty where nothing does."""
+        port = _port(what)
+        if port is None:
+            ip = as_ip(what)
+
+            def view(tx: Transaction) -> list[Held]:
+                network, ordinal = _place(tx, ip)
+                lease = None if network is None else tx.table(Lease).get(network.number, ordinal)
+                return [] if network is None or lease is None else [_held(tx, network, lease)]
+        else:
+
+            def view(tx: Transaction) -> list[Held]:
+                by_number = {network.number: network for network in networks(tx)}
+                found = []
+                for row in holding(tx, port[1], port[0]):
+                    lease = tx.table(Lease).get(row.network, row.ordinal)
+                    if lease is not None and row.network in by_number:
+                        found.append(_held(tx, by_number[row.network], lease))
+                return found
+
+        return self._read(view)
+
+    def why(self, what: IP | str) -> str:
+        """Why an address or a host port ("tcp/8080") can be had now, or cannot, in a sentence.
+
+        What the host's own sockets hold is not known here.
+        """
+        port = _port(what)
+        if port is not None:
+            found = self.who(what)
+            if not found:
+                return f"port {port[1]}/{port[0]} is free: no lease publishes it"
+            return "; ".join(
+                f"port {port[1]}/{port[0]} is published by {one.owner or one.ip} ({one.ip} of "
+                f"network {one.network})"
+                for one in found
+            )
+        ip = as_ip(what)
+        return self._read(lambda tx: _why(tx, ip))
+
+    def usage(self) -> list[Usage]:
+        """How much of each network is in use, by name. O(held)."""
+        return self._read(lambda tx: [_usage(tx, network) for network in networks(tx)])
+
+    def history(self, ip: IP | str, at: datetime | None = None) -> list[PastLease]:
+        """What held an address, oldest first; with `at`, what did at that moment."""
+        if at is not None and not isinstance(at, datetime):
+            raise InvalidValueError(f"at {shown(at)} is not a datetime")
+        plain = as_ip(ip)
+
+        def view(tx: Transaction) -> list[PastLease]:
+            network, ordinal = _place(tx, plain)
+            return [] if network is None else history(tx, network.number, ordinal, at)
+
+        return self._read(view)
+
+    def close(self) -> None:
+        """Close the file; twice is no error."""
+        if self._owned:
+            self._store.close()
+
+    def _read(self, view: Callable[[Transaction], T]) -> T:
+        tx = self._store.read()
+        try:
+            return view(tx)
+        finally:
+            tx.rollback()
+
+    def __enter__(self) -> "NetworkView":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _port(what: object) -> tuple[str, int] | None:
+    """The protocol and number of "tcp/8080"; None for what is no port."""
+    if not isinstance(what, str) or "/" not in what or len(what) > 100:
+        return None
+    protocol, _, number = str.__str__(what).partition("/")
+    return as_protocol(protocol), as_port(int(number) if number.isdecimal() else number)
+
+
+def _place(tx: Transaction, ip: IP) -> tuple[Network | None, int]:
+    """The network that an address can be given by, and its ordinal there."""
+    for network in networks(tx):
+        subnet = subnet_of(network)
+        if ip in subnet:
+            return network, subnet.ordinal(ip)
+    return None, 0
+
+
+def _find(
+    tx: Transaction, network: Network, owner: str | None, label: tuple[str, str] | None
+) -> list[Held]:
+    leases, number = tx.table(Lease), network.number
+    if label is not None:
+        rows = tx.table(Label).where("network", "name", "value", equal=(number, *label))
+        some = [leases.get(number, row.ordinal) for row in rows]
+        found = [lease for lease in some if lease and owner in (None, lease.owner)]
+    elif owner is not None:
+        found = leases.where("network", "owner", equal=(number, owner))
+    else:
+        found = leases.where("network", equal=(number,))
+    return [_held(tx, network, lease) for lease in sorted(found, key=lambda one: one.ordinal)]
+
+
+def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
+    subnet = subnet_of(network)
+    publications = Publications(network.number, subnet, ports_of(network))
+    where = (lease.network, lease.ordinal)
+    labels = tx.table(Label).where("network", "ordinal", equal=where)
+    return Held(
+        network.name,
+        subnet.address(lease.ordinal),
+        lease.owner,
+        lease.key,
+        lease.generation,
+        datetime.fromtimestamp(lease.since_ns / SECOND, timezone.utc),
+        {label.name: label.value for label in labels},
+        tuple(publications.mapping(row, lease.owner) for row in publications.of(tx, lease)),
+    )
+
+
+def _why(tx: Transaction, ip: IP) -> str:
+    for network in networks(tx):
+        subnet = subnet_of(network)
+        if ip.version != subnet.version or ip not in subnet.network:
+            continue
+        if ip == subnet.gateway:
+            return f"{ip} is the gateway of network {network.name}"
+        if ip not in subnet:
+            return f"{ip} is never given by network {network.name}: it is excluded, or no host's"
+        return _state(tx, network, Addresses.of(network), ip)
+    known = ", ".join(f"{one.name} ({subnet_of(one).network})" for one in networks(tx)) or "none"
+    return f"{ip} is of no network of this store; there are: {known}"
+
+
+def _state(tx: Transaction, network: Network, addresses: Addresses, ip: IP) -> str:
+    ordinal, where = addresses.subnet.ordinal(ip), f"network {network.name}"
+    kept = tx.table(Reservation).get(network.number, ordinal)
+    kept_for = "" if kept is None else f", reserved for {kept.owner or 'no owner'}"
+    lease = tx.table(Lease).get(network.number, ordinal)
+    if lease is not None:
+        return f"{ip} of {where} is held by {lease.owner or 'a lease without an owner'}{kept_for}"
+    left = addresses.cooling_for(tx, ordinal)
+    if left:
+        return f"{ip} of {where} is cooling down for another {left:.1f} s{kept_for}"
+    if kept is not None:
+        return f"{ip} of {where} is{kept_for.removeprefix(',')}"
+    return f"{ip} of {where} is free"
+
+
+def _usage(tx: Transaction, network: Network) -> Usage:
+    addresses = Addresses.of(network)
+    number = (network.number,)
+    leases = tx.table(Lease).where("network", equal=number)
+    reserved = len(tx.table(Reservation).where("network", equal=number))
+    now = addresses.clock()
+    cooling = [
+        one for one in tx.table(Cooldown).where("network", equal=number) if one.ready_ns > now
+    ]
+    held = {lease.ordinal for lease in leases}
+    kept = {one.ordinal for one in tx.table(Reservation).where("network", equal=number)}
+    taken = held | kept | {one.ordinal for one in cooling}
+    capacity = addresses.subnet.capacity
+    return Usage(
+        network.name,
+        capacity,
+        len(held),
+        capacity - len(taken),
+        reserved,
+        len(cooling),
+        sum(lease.publications for lease in leases),
+    )

@@ -1,0 +1,245 @@
+"""What one process has open of a store's file: one set of connections, whoever asks for it.
+
+The locks that keep SQLite's processes apart are the process's (fcntl(2)): closing any
+descriptor of the file takes all of them away. So all stores of a process over one file share
+a StoreFile, and what reads the file otherwise, to copy or to repair it, does so `alone`,
+while no connection is open.
+
+A forked child must have none of it: what SQLite keeps in memory about a file would say that
+locks are held which the child does not have. So connections are closed before a fork, and
+opened again, by both sides, when they are next needed.
+"""
+
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import RLock
+from typing import TYPE_CHECKING
+
+from netalloc.errors import StoreError
+from netalloc.store.fork import guard
+from netalloc.store.sqlite.session import Session
+from netalloc.store.sqlite.write_lock import WriteLock
+from netalloc.store.turn import in_the_middle
+
+if TYPE_CHECKING:
+    from netalloc.store.sqlite.transaction import SqliteTransaction
+
+# The bytes of the file by which SQLite's readers keep it from being rolled into one with its
+# log: SHARED_FIRST and SHARED_SIZE of os.h in SQLite's source.
+_SHARED = struct.pack("@hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
+
+
+class StoreFile:
+    """A file, its write lock, and the connections of this process: one to write, one to read.
+
+    `turn` is held by the thread that writes, `look` by the one that reads; who needs both
+    takes `look` first. `changing` and `viewing` say that one of them is at it, `writing` and
+    `reading` are its transactions once there is one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.lock = WriteLock(Path(f"{path}.lock"))
+        self.turn = RLock()
+        self.look = RLock()
+        self.changing = self.viewing = False
+        self.writing: SqliteTransaction | None = None
+        self.reading: SqliteTransaction | None = None
+        self.users = 0
+        self._writer: Session | None = None
+        self._reader: Session | None = None
+        self._forked_inside = False
+        guard(self)
+
+    def writer(self) -> Session:
+        """The connection for changes, to the file that is at the path now."""
+        self._writer = self._current(self._writer)
+        return self._writer
+
+    def reader(self) -> Session:
+        """The connection for reading. The caller has `look`."""
+        self._reader = self._current(self._reader)
+        return self._reader
+
+    def _current(self, session: Session | None) -> Session:
+        if self._forked_inside:
+            raise StoreError(
+                f"this process was forked in the middle of a change of {self.path} by the same "
+                "thread, and cannot use it: fork before or after"
+            )
+        if session is not None:
+            if session.is_current:
+                return session
+            session.close()  # it was repaired, and another file has taken its place
+        if not self.path.exists():
+            raise self.gone()
+        return Session(self.path)
+
+    def gone(self) -> StoreError:
+        """What to raise where there is no file."""
+        return StoreError(
+            f"{self.path} is gone: put a copy back, or remove {self.lock.path} as well to begin "
+            "anew"
+        )
+
+    def undo(self) -> None:
+        """Undo the change that is under way, as far as it came. The caller has `turn`."""
+        transaction, writer = self.writing, self._writer
+        if transaction is not None:
+            transaction.rollback()
+            self.writing = None
+        elif writer is not None:
+            writer.rollback()
+
+    def end_view(self) -> None:
+        """End what is being viewed, as far as it came. The caller has `look`."""
+        transaction, reader = self.reading, self._reader
+        if transaction is not None:
+            transaction.rollback()
+            self.reading = None
+        elif reader is not None:
+            reader.rollback()
+
+    def close_connections(self) -> None:
+        """Close both. The caller has `look` and `turn`."""
+        sessions, self._reader, self._writer = (self._reader, self._writer), None, None
+        for session in sessions:
+            if session is not None:
+                session.close()
+
+    def close(self) -> None:
+        """Close everything; no thread is at it any more."""
+        self.close_connections()
+        self.lock.close()
+
+    @contextmanager
+    def alone(self, timeout: float) -> Iterator[None]:
+        """Nothing of this process has the file open, and no process puts the log into it.
+
+        Within, the file may be opened and copied. Raises StoreError where another thread is
+        at it for longer than `timeout` seconds.
+        """
+        with self.held(timeout):
+            if self.changing or self.viewing:
+                raise in_the_middle("repair", f"using {self.path}")
+            self.close_connections()
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                _share(fd, time.monotonic() + timeout, self.path)
+                yield
+            finally:
+                os.close(fd)
+
+    @contextmanager
+    def held(self, timeout: float) -> Iterator[None]:
+        """No other thread of this process reads or writes."""
+        with taken(self.look, timeout, self.path), taken(self.turn, timeout, self.path):
+            yield
+
+    def fork_locks(self) -> "tuple[RLock, RLock]":
+        """A fork waits for other threads' changes; in the order in which read() takes them."""
+        return self.look, self.turn
+
+    def before_fork(self) -> None:
+        """Leave nothing to inherit, unless this very thread is in the middle of something."""
+        if not self.changing and not self.viewing:
+            self.close_connections()
+
+    def after_fork(self) -> None:
+        """In a forked child: neither use nor close what belongs to the parent."""
+        sessions = {self._reader, self._writer}
+        for transaction in (self.writing, self.reading):
+            if transaction is not None:
+                sessions.add(transaction.abandon())
+        for session in sessions - {None}:
+            assert session is not None
+            session.inherited = self._forked_inside = True
+            _inherited.append(session)
+        self._reader = self._writer = None
+        self.lock.close()
+
+
+def _share(fd: int, deadline: float, path: Path) -> None:
+    """Keep the last process to close the file from rolling its log into it meanwhile."""
+    while not _shared(fd):
+        if time.monotonic() >= deadline:
+            raise StoreError(f"{path} is locked by a program that does not give way")
+        time.sleep(0.001)
+
+
+def _shared(fd: int) -> bool:
+    try:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _SHARED)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@contextmanager
+def taken(lock: "RLock", timeout: float, path: Path) -> Iterator[None]:
+    """Hold a lock. Raises StoreError where another thread has it for longer than that."""
+    if not lock.acquire(timeout=timeout):
+        raise StoreError(f"waited {timeout:g} s for another thread of this process at {path}")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Registry:
+    """The files that this process has open, by path."""
+
+    def __init__(self) -> None:
+        self._lock = RLock()
+        self._files: dict[str, StoreFile] = {}
+        guard(self)
+
+    def enter(self, path: Path) -> StoreFile:
+        """The file at a resolved path, which is used once more from now on."""
+        with self._lock:
+            found = self._files.get(str(path))
+            if found is None:
+                self._check_other_names(path)
+                found = self._files[str(path)] = StoreFile(path)
+            found.users += 1
+            return found
+
+    def leave(self, file: StoreFile) -> None:
+        """The file is used once less; the last one closes it."""
+        with self._lock:
+            file.users -= 1
+            if file.users:
+                return
+            del self._files[str(file.path)]
+            file.close()
+
+    def _check_other_names(self, path: Path) -> None:
+        """A mount may give one file two names, of which each would have a log of its own."""
+        try:
+            mine = path.stat()
+        except OSError:
+            return
+        for other in self._files.values():
+            try:
+                same = os.path.samestat(mine, other.path.stat())
+            except OSError:
+                continue
+            if same:
+                raise StoreError(f"{path} is open in this process already, as {other.path}")
+
+    def fork_locks(self) -> "tuple[RLock]":
+        return (self._lock,)
+
+    def after_fork(self) -> None:
+        """The child has the same stores, each to open its file anew."""
+
+
+_inherited: list[Session] = []  # of a fork in the middle of a change: never to be closed
+_registry = _Registry()
+enter = _registry.enter
+leave = _registry.leave

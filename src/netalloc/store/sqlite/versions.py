@@ -1,0 +1,94 @@
+"""The tables of every version of the store file, as text that no later change may touch.
+
+What a file of a version looks like was settled by the edition that made it. So nothing here
+is made out of the records of today: a change of them is a new version with a text of its
+own, and a step of migrations.py that leads there.
+"""
+
+VERSION = 3
+
+_ONE = """
+CREATE TABLE state (id INTEGER PRIMARY KEY, sequence INTEGER, boot TEXT, counters TEXT, crc
+    INTEGER);
+CREATE TABLE bitmap (name TEXT PRIMARY KEY, size TEXT, cursor TEXT, count TEXT, full BLOB, mixed
+    BLOB, crc INTEGER);
+CREATE TABLE leaf (name TEXT, number INTEGER, data BLOB, crc INTEGER, PRIMARY KEY (name, number));
+CREATE TABLE network ("number", "bridge", "spec", "crc", PRIMARY KEY ("number")) WITHOUT ROWID;
+CREATE TABLE lease ("network", "ordinal", "generation", "publications", "owner", "key",
+    "since_ns", "crc", PRIMARY KEY ("network", "ordinal")) WITHOUT ROWID;
+CREATE INDEX lease_0 ON lease ("network", "owner", "key");
+CREATE TABLE label ("network", "ordinal", "name", "value", "crc", PRIMARY KEY ("network",
+    "ordinal", "name")) WITHOUT ROWID;
+CREATE INDEX label_0 ON label ("network", "name", "value");
+CREATE TABLE publication ("network", "ordinal", "host_ip", "protocol", "port", "width",
+    "dest_port", "crc", PRIMARY KEY ("network", "ordinal", "host_ip", "protocol", "port")) WITHOUT
+    ROWID;
+CREATE TABLE reservation ("network", "ordinal", "owner", "since_ns", "crc", PRIMARY KEY
+    ("network", "ordinal")) WITHOUT ROWID;
+CREATE INDEX reservation_0 ON reservation ("network", "owner");
+CREATE TABLE cooling ("network", "ordinal", "ready_ns", "crc", PRIMARY KEY ("network", "ordinal"))
+    WITHOUT ROWID;
+CREATE INDEX cooling_0 ON cooling ("network", "ready_ns");
+CREATE TABLE past ("number", "network", "ordinal", "generation", "owner", "key", "start_ns",
+    "end_ns", "crc", PRIMARY KEY ("number")) WITHOUT ROWID;
+CREATE INDEX past_0 ON past ("network", "ordinal");
+"""
+
+# Former holders, for stickiness, and what gc has seen once.
+_TWO_ADDS = """
+CREATE TABLE former ("network", "ordinal", "owner", "key", "until_ns", "crc", PRIMARY KEY
+    ("network", "ordinal")) WITHOUT ROWID;
+CREATE INDEX former_0 ON former ("network", "owner", "key");
+CREATE INDEX former_1 ON former ("network", "until_ns");
+CREATE TABLE suspect ("network", "ordinal", "generation", "seen_ns", "crc", PRIMARY KEY
+    ("network", "ordinal")) WITHOUT ROWID;
+"""
+
+# A network with all of its configuration, and the names of today.
+_THREE = """
+CREATE TABLE state (id INTEGER PRIMARY KEY, sequence INTEGER, boot TEXT, counters TEXT, crc
+    INTEGER);
+CREATE TABLE bitmap (name TEXT PRIMARY KEY, size TEXT, cursor TEXT, count TEXT, full BLOB, mixed
+    BLOB, crc INTEGER);
+CREATE TABLE leaf (name TEXT, number INTEGER, data BLOB, crc INTEGER, PRIMARY KEY (name, number));
+CREATE TABLE network ("number", "name", "bridge", "mode", "subnet", "subnet6", "exclude",
+    "backend", "ports", "cooldown_ns", "sticky_ns", "forward", "crc", PRIMARY KEY ("number"))
+    WITHOUT ROWID;
+CREATE INDEX network_0 ON network ("name");
+CREATE TABLE lease ("network", "ordinal", "generation", "publications", "owner", "key",
+    "since_ns", "crc", PRIMARY KEY ("network", "ordinal")) WITHOUT ROWID;
+CREATE INDEX lease_0 ON lease ("network", "owner", "key");
+CREATE TABLE label ("network", "ordinal", "name", "value", "crc", PRIMARY KEY ("network",
+    "ordinal", "name")) WITHOUT ROWID;
+CREATE INDEX label_0 ON label ("network", "name", "value");
+CREATE TABLE publication ("network", "ordinal", "host_ip", "protocol", "host_port", "port_count",
+    "container_port", "crc", PRIMARY KEY ("network", "ordinal", "host_ip", "protocol",
+    "host_port")) WITHOUT ROWID;
+CREATE TABLE reservation ("network", "ordinal", "owner", "since_ns", "crc", PRIMARY KEY
+    ("network", "ordinal")) WITHOUT ROWID;
+CREATE INDEX reservation_0 ON reservation ("network", "owner");
+CREATE TABLE cooldown ("network", "ordinal", "ready_ns", "crc", PRIMARY KEY ("network",
+    "ordinal")) WITHOUT ROWID;
+CREATE INDEX cooldown_0 ON cooldown ("network", "ready_ns");
+CREATE TABLE last_holder ("network", "ordinal", "owner", "key", "until_ns", "crc", PRIMARY KEY
+    ("network", "ordinal")) WITHOUT ROWID;
+CREATE INDEX last_holder_0 ON last_holder ("network", "owner", "key");
+CREATE INDEX last_holder_1 ON last_holder ("network", "until_ns");
+CREATE TABLE gc_candidate ("network", "ordinal", "generation", "seen_ns", "crc", PRIMARY KEY
+    ("network", "ordinal")) WITHOUT ROWID;
+CREATE TABLE ended_lease ("number", "network", "ordinal", "generation", "owner", "key",
+    "start_ns", "end_ns", "crc", PRIMARY KEY ("number")) WITHOUT ROWID;
+CREATE INDEX ended_lease_0 ON ended_lease ("network", "ordinal");
+"""
+
+_TABLES = {1: _ONE, 2: _ONE + _TWO_ADDS, 3: _THREE}
+
+
+def statements(version: int = VERSION) -> list[str]:
+    """What makes the tables of a version out of an empty file."""
+    return [" ".join(text.split()) for text in _TABLES[version].split(";") if text.strip()]
+
+
+def added_by_2() -> list[str]:
+    """What version 2 has more than version 1."""
+    return statements(2)[len(statements(1)) :]

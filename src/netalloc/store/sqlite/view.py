@@ -1,0 +1,178 @@
+"""Reading a store's file without a right to write, and without a trace.
+
+A reader of a write-ahead log needs the index of it that the processes share, the file -shm;
+SQLite would make it where it is missing. So there are two ways to look at a file, and at each
+call the one is taken that leaves nothing behind:
+
+- log and index are there: both are opened to read alone (`readonly_shm`), and what was
+  committed last is seen while writers go on;
+- there is no log, or nothing in it: the file alone is the whole store, and is read as it is
+  (`immutable`). Should a writer come and roll a log into it meanwhile, the view notices at its
+  end, and says so.
+
+What cannot be read is a log whose index is missing: the next process that opens the store to
+write makes it (sqlite.org/wal.html, "Read-Only Databases").
+"""
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from netalloc.errors import ClosedError, StoreError
+from netalloc.host.boot import boot_id
+from netalloc.store.sqlite import file as files
+from netalloc.store.sqlite import place
+from netalloc.store.sqlite.file import StoreFile
+from netalloc.store.sqlite.schema import version_of
+from netalloc.store.sqlite.session import Session
+from netalloc.store.sqlite.transaction import SqliteTransaction
+from netalloc.store.sqlite.versions import VERSION
+from netalloc.store.turn import in_the_middle
+from netalloc.values import as_seconds
+
+T = TypeVar("T")
+
+
+class SqliteView:
+    """The store in the file at `path`, to read alone; each read() is one consistent state.
+
+    Needs the right to read the file, and its -wal and -shm while they are there; nothing is
+    written, made or locked against writers. Nothing is kept between two reads, so a file
+    that was replaced, or is not there yet, is no reason to make a new view.
+
+    A store whose boot is over still says what was leased then: `boot` of what read() returns
+    differs from `boot` here. Safe for threads, and across fork.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, timeout: float = 10.0) -> None:
+        self.timeout = as_seconds(timeout, "timeout")
+        self.path = place.resolved(path)
+        self.boot = boot_id()
+        self._closed = False
+
+    def view(self, work: Callable[[SqliteTransaction], T]) -> T:
+        """What `work` makes of what was committed last. Costs some 0.3 ms to open the file.
+
+        Raises StoreError for a file that is not there, cannot be read, is damaged or of
+        another version, and within another view of the same thread.
+        """
+        tx = self.read()
+        try:
+            return work(tx)
+        finally:
+            tx.rollback()
+
+    def read(self) -> SqliteTransaction:
+        """The same step by step; end it by rollback()."""
+        if self._closed:
+            raise ClosedError(f"the view of {self.path} was closed")
+        file = files.enter(self.path)
+        if not file.look.acquire(True, self.timeout):
+            files.leave(file)
+            raise StoreError(f"view: waited {self.timeout:g} s for another thread of this process")
+        try:
+            if file.viewing:
+                raise in_the_middle("view")
+            file.viewing = True
+            try:
+                return self._open(file)
+            except BaseException:
+                file.viewing = False
+                raise
+        except BaseException:
+            file.look.release()
+            files.leave(file)
+            raise
+
+    def close(self) -> None:
+        """Every later read is a ClosedError; one that is under way goes on."""
+        self._closed = True
+
+    def __enter__(self) -> "SqliteView":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _open(self, file: StoreFile) -> SqliteTransaction:
+        found = place.look_at(self.path, owner=False)
+        if found is None:
+            raise StoreError(f"{self.path} is not there: no store was made yet, or it is gone")
+        if not _readable(self.path):
+            raise StoreError(f"{self.path} may not be read by user {os.geteuid()}")
+        if not found.st_size:
+            raise StoreError(f"{self.path} is empty: no store was made yet")
+        place.check_beside(self.path, owner=False)
+        immutable = _is_whole(self.path)
+        connection = Session(self.path, _uri(self.path, immutable))
+        try:
+            connection.execute("BEGIN")
+            version = version_of(connection)
+            if version != VERSION:
+                raise StoreError(
+                    f"{self.path} is of version {version}, and {VERSION} can be read: opening it "
+                    "with a NetworkManager brings it up to date"
+                )
+            tx = SqliteTransaction(self.path, connection, None, self)
+            tx.state(None)
+            tx.ended = partial(self._end, file, connection, found if immutable else None)
+            file.reading = tx
+            return tx
+        except BaseException:
+            connection.close()
+            raise
+
+    def _end(
+        self,
+        file: StoreFile,
+        connection: Session,
+        before: os.stat_result | None,
+    ) -> None:
+        file.reading = None
+        file.viewing = False
+        try:
+            connection.close()
+            if before is not None and _fingerprint(self.path.stat()) != _fingerprint(before):
+                raise StoreError(f"{self.path} was written to while it was read: read it again")
+        finally:
+            file.look.release()
+            files.leave(file)
+
+
+def open_view(path: str | os.PathLike[str], *, timeout: float = 10.0) -> SqliteView:
+    """A view of the store in the file at `path`; see SqliteView."""
+    return SqliteView(path, timeout=timeout)
+
+
+def _uri(path: Path, immutable: bool) -> str:
+    options = "immutable=1" if immutable else "readonly_shm=1"
+    return f"file:{quote(os.fsencode(path))}?mode=ro&{options}"
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether nothing of the store is in a log. Raises StoreError for one that is out of reach."""
+    try:
+        log = Path(f"{path}-wal").stat().st_size
+    except FileNotFoundError:
+        return True
+    except OSError as error:
+        raise StoreError(f"{path}-wal: {error.strerror}") from error
+    if _readable(Path(f"{path}-shm")):
+        return False
+    if not log:
+        return True
+    raise StoreError(
+        f"{path} has a log whose index {path}-shm is missing or may not be read by user "
+        f"{os.geteuid()}: opening the store to write makes it"
+    )
+
+
+def _readable(path: Path) -> bool:
+    return os.access(path, os.R_OK, effective_ids=True)
+
+
+def _fingerprint(found: os.stat_result) -> tuple[int, int, int]:
+    return found.st_ino, found.st_size, found.st_mtime_ns

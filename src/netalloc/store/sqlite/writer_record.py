@@ -1,0 +1,70 @@
+"""What the lock file says: who writes and why, and what was under way when a writer died."""
+
+import re
+import zlib
+from collections.abc import Iterable
+from typing import NamedTuple
+
+# A record is at least that long, so that a shorter one covers the one before. Up to a page it
+# is written in one step. A longer one may be cut off between two pages by a kill: then its
+# checksum is wrong, and everything counts as dirty.
+_LENGTH = 512
+_OURS = re.compile(rb"\0*\Z|\d+\|[^|]*\|[^|]*\|\d+\|", re.ASCII)
+
+
+class WriterRecord(NamedTuple):
+    """What the lock file says. `pid` 0: no process is writing. `sequence`: changes committed.
+
+    `dirty` are the networks whose kernel part was being changed, `store` tells one store
+    from another. `known` is False for a record that cannot be read: then anything may have
+    been under way.
+    """
+
+    pid: int = 0
+    operation: str = ""
+    boot: str = ""
+    sequence: int = 0
+    dirty: frozenset[int] = frozenset()
+    store: int = 0
+    known: bool = True
+
+    def line(self) -> bytes:
+        """The record as it is written."""
+        dirty = ",".join(_spans(self.dirty))
+        text = f"{self.pid}|{self.operation}|{self.boot}|{self.sequence}|{dirty}|{self.store}"
+        return f"{text}|{zlib.crc32(text.encode()):08x}".ljust(_LENGTH - 1).encode() + b"\n"
+
+    @classmethod
+    def parse(cls, data: bytes) -> "WriterRecord | None":
+        """The record in what was read; None for a new file."""
+        if not data:
+            return None
+        text, _, crc = data.partition(b"\n")[0].decode("utf-8", "replace").strip().rpartition("|")
+        if f"{zlib.crc32(text.encode()):08x}" != crc:
+            return cls(known=False)
+        pid, operation, boot, sequence, dirty, *more = text.split("|")
+        numbers = frozenset(_numbers(dirty))
+        # The first edition told no store from another.
+        return cls(int(pid), operation, boot, int(sequence), numbers, int(more[0] if more else 0))
+
+
+def is_record(data: bytes) -> bool:
+    """Whether that may be the beginning of a lock file, and not of somebody's else."""
+    return _OURS.match(data) is not None
+
+
+def _spans(numbers: Iterable[int]) -> list[str]:
+    """Numbers as "1-3" and "7"."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][1] + 1:
+            spans[-1][1] = number
+        else:
+            spans.append([number, number])
+    return [str(first) if first == last else f"{first}-{last}" for first, last in spans]
+
+
+def _numbers(text: str) -> Iterable[int]:
+    for span in filter(None, text.split(",")):
+        first, _, last = span.partition("-")
+        yield from range(int(first), int(last or first) + 1)

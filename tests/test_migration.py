@@ -1,0 +1,236 @@
+"""Files of older versions: brought up to date in one step, or left as they are."""
+
+import base64
+import sqlite3
+import zlib
+from enum import IntEnum
+from ipaddress import ip_address
+from pathlib import Path
+
+import pytest
+
+from faults import DieAt, in_child
+from netalloc.errors import InvalidValueError, StoreError
+from netalloc.manager.repair import repair
+from netalloc.store.records import (
+    TABLES,
+    Cooldown,
+    EndedLease,
+    GcCandidate,
+    Label,
+    LastHolder,
+    Lease,
+    Network,
+    Publication,
+    Reservation,
+)
+from netalloc.store.sqlite.connection import Connection
+from netalloc.store.sqlite.schema import table_name
+from netalloc.store.sqlite.store import SqliteStore
+from netalloc.store.sqlite.versions import VERSION, statements
+from netalloc.store.sqlite.write_lock import WriteLock
+
+BOOT = "a boot of 2026"
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A store that the first edition made."""
+    *_, lock, data = (Path(__file__).with_name("store_version_2.txt")).read_text().split("\n", 4)
+    path = tmp_path / "store.db"
+    path.write_bytes(zlib.decompress(base64.b64decode(data)))
+    (tmp_path / "store.db.lock").write_text(lock.ljust(511) + "\n")
+    return path
+
+
+def make_version_1(path):
+    """The first edition's version 2 added two tables and changed nothing else."""
+    with sqlite3.connect(path, isolation_level=None) as old:
+        for table in ("former", "suspect"):
+            old.execute(f"DROP TABLE {table}")
+        old.execute("PRAGMA user_version = 1")
+        old.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    old.close()
+
+
+def contents(path):
+    """All that a file says, in the form of its version."""
+    raw = sqlite3.connect(path)
+    try:
+        tables = raw.execute("SELECT name FROM sqlite_schema WHERE type = 'table'").fetchall()
+        ((version,),) = raw.execute("PRAGMA user_version").fetchall()
+        return version, {
+            name: raw.execute(f"SELECT * FROM {name}").fetchall() for (name,) in tables
+        }
+    finally:
+        raw.close()
+
+
+def open_store(path, called=None):
+    return SqliteStore(path, boot=BOOT, migrated=[].append if called is None else called.append)
+
+
+def test_the_tables_are_those_of_the_records():
+    """A change of the records needs a version of its own: then this one's text stays."""
+    made = []
+    for kind, shape in TABLES.items():
+        quoted = [f'"{field}"' for field in (*kind._fields, "crc")]
+        key = ", ".join(f'"{field}"' for field in shape.key)
+        name = table_name(kind)
+        made.append(f"CREATE TABLE {name} ({', '.join(quoted)}, PRIMARY KEY ({key})) WITHOUT ROWID")
+        for i, index in enumerate(shape.indexes):
+            fields = ", ".join(f'"{field}"' for field in index)
+            made.append(f"CREATE INDEX {name}_{i} ON {name} ({fields})")
+        assert kind._fields[: len(shape.key)] == shape.key
+    assert made == [text for text in statements(VERSION) if text.split()[2] not in FIXED]
+
+
+FIXED = ("state", "bitmap", "leaf")
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_file_of_the_first_edition_is_brought_up_to_date(path, version):
+    if version == 1:
+        make_version_1(path)
+    _, old = contents(path)
+    rows = {name: [row[:-1] for row in found] for name, found in old.items()}
+    called = []
+    with open_store(path, called) as store:
+        assert [tx.dirty for tx in called] == [{1, 2, 3, 4}]
+        assert all(store.needs_recovery(number) for number in (1, 2, 3, 4))
+        assert store.check() == []
+        tx = store.read()
+        assert tx.table(Network).where("name", equal=("br6",)) == [
+            Network(4, "br6", "br6", "bridge", None, "2001:db8::1/64", "", "", "", 0, 0, 0)
+        ]
+        assert [
+            (one.name, one.bridge, one.subnet, one.subnet6)
+            for one in sorted(tx.table(Network).all())
+        ][:2] == [("br0", "br0", "10.88.0.1/24", None), ("br1", "br1", "10.89.0.1/24", None)]
+        for kind, name in (
+            (Label, "label"),
+            (Publication, "publication"),
+            (Cooldown, "cooling"),
+            (EndedLease, "past"),
+            (LastHolder, "former"),
+            (GcCandidate, "suspect"),
+        ):
+            expected = sorted(rows.get(name, []), key=repr)
+            assert sorted(tx.table(kind).all(), key=repr) == expected
+        base = int(ip_address("2001:db8::1")) + 1
+        leases = {(one.network, one.ordinal): one.owner for one in tx.table(Lease).all()}
+        assert len(leases) == 49 and leases[1, 0] == "web" and "块 \u200b owner" in leases.values()
+        assert leases[4, int(ip_address("2001:db8::ffff:ffff:ffff:fffe")) - base] == "top"
+        half = int(ip_address("2001:db8::8000:0:0:1")) - base
+        assert tx.table(Reservation).get(4, half).owner == "half"
+        assert (
+            tx.table(Lease).get(1, 0)
+            == tx.table(Lease).where("network", "owner", "key", equal=(1, "web", "eth0"))[0]
+        )
+        assert list(tx.names("ports")) == []
+        assert sorted(tx.names("")) == [f"addresses/{number}" for number in (1, 2, 3, 4)]
+        assert len(tx.bitmap("addresses/2", 253)) == len([one for one in leases if one[0] == 2])
+        tx.rollback()
+        tx = store.begin("next")
+        assert tx.next("generation") == 54
+        tx.rollback()
+    with open_store(path, called):
+        assert len(called) == 1
+
+
+def test_what_is_made_while_it_is_brought_over_is_committed_with_it(path):
+    def rebuild(tx):
+        tx.bitmap("ports/tcp/used", 65536).reserve(80)
+        raise_once.pop()
+
+    raise_once = []
+    before = contents(path)
+    with pytest.raises(IndexError):
+        SqliteStore(path, boot=BOOT, migrated=rebuild)
+    assert contents(path) == before
+    raise_once.append(1)
+    with SqliteStore(path, boot=BOOT, migrated=rebuild) as store:
+        tx = store.read()
+        assert 80 in tx.bitmap("ports/tcp/used", 65536) and len(list(tx.names(""))) == 5
+        tx.rollback()
+        assert store.check() == []
+
+
+def test_a_boot_that_ended_meanwhile_ends_with_it(path):
+    ended = []
+    with SqliteStore(path, boot="the next one", end_of_boot=ended.append) as store:
+        assert len(ended) == 1
+        store.read().rollback()
+        assert len(ended) == 1
+
+
+def test_death_at_any_step_leaves_the_old_version_or_the_new(path, tmp_path):
+    data, lock = path.read_bytes(), (tmp_path / "store.db.lock").read_bytes()
+    step, status, versions = 0, None, []
+    while status != 0:
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        copy = folder / "store.db"
+        copy.write_bytes(data)
+        (folder / "store.db.lock").write_bytes(lock)
+
+        def work(copy=copy, step=step):
+            die = DieAt(step)
+            die.watch(Connection, "execute", "many", "rows")
+            die.watch(WriteLock, "enter", "write", "leave")
+            open_store(copy).close()
+
+        status = in_child(work)
+        versions.append(contents(copy)[0])
+        with open_store(copy) as store:
+            assert store.check() == []
+            tx = store.read()
+            assert len(tx.table(Lease).all()) == 49
+            tx.rollback()
+        step += 9 if 20 < step < 120 else 1
+    assert versions[0] == 2 and versions[-1] == VERSION and versions == sorted(versions)
+
+
+def test_a_damaged_row_is_not_brought_over_but_repair_takes_the_rest(path):
+    with sqlite3.connect(path, isolation_level=None) as raw:
+        raw.execute("UPDATE lease SET owner = 'thief' WHERE owner = 'web'")
+    raw.close()
+    before = contents(path)
+    with pytest.raises(StoreError, match=r"a row of lease is damaged: .*'thief'"):
+        open_store(path)
+    assert contents(path) == before
+    done = "\n".join(repair(path))
+    assert "thief" in done and "10.88.0.2 is reserved: quarantine" in done
+    with open_store(path) as store:
+        tx = store.read()
+        assert len(tx.table(Lease).all()) == 48 and len(tx.table(Label).all()) == 0
+        tx.rollback()
+        assert store.check() == []
+
+
+class Colour(IntEnum):
+    RED = 1
+
+
+class Name(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    "owner", [True, Colour.RED, Name("web"), 1.0, b"web", ("web",), "\ud800", 1 << 63, -(1 << 70)]
+)
+def test_what_is_not_plain_is_never_written(tmp_path, owner):
+    """A row of such a value would be read as another one, and so as damaged, for good."""
+    with SqliteStore(tmp_path / "store.db", boot=BOOT) as store:
+        tx = store.begin("add")
+        good = Lease(1, 1, 1, 0, "web", None, 1)
+        with pytest.raises(InvalidValueError, match=r"Lease\.owner"):
+            tx.table(Lease).add((good, good._replace(ordinal=2, owner=owner)))
+        with pytest.raises(InvalidValueError, match=r"Lease\.owner"):
+            tx.table(Lease).remove((good._replace(owner=owner),))
+        assert tx.table(Lease).all() == []
+        tx.table(Lease).add((good._replace(ordinal=(1 << 64) - 1),))
+        with pytest.raises(InvalidValueError, match=r"Lease\.ordinal"):
+            tx.table(Lease).add((good._replace(ordinal=1 << 64),))
+        tx.commit()
+        assert store.check() == []
