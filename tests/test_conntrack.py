@@ -11,7 +11,7 @@ import pytest
 
 from netalloc.errors import CommandError, InterfaceError
 from netalloc.host import conntrack, neighbours
-from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
+from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attributes
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
 
@@ -107,7 +107,7 @@ def way(request, monkeypatch):
         call = NetlinkSocket.call
 
         def refuse(self, kind, body, flags=0):
-            if kind == conntrack._DELETE and len(body) > 4 and b"\x19\x80" in body:  # CTA_FILTER
+            if kind == conntrack._DELETE and conntrack._FILTER in attributes(body, 4):
                 raise NetlinkError(errno.EINVAL)
             return call(self, kind, body, flags)
 

@@ -16,6 +16,7 @@ import struct
 from collections.abc import Collection, Container, Iterable, Iterator
 from typing import NamedTuple
 
+from netalloc.host.local_addresses import is_local
 from netalloc.host.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
@@ -24,6 +25,7 @@ from netalloc.host.netlink import (
     NetlinkSocket,
     attribute,
     attributes,
+    explaining,
 )
 from netalloc.model import PortMapping
 
@@ -41,7 +43,6 @@ _NESTED = 0x8000  # without it the kernel refuses the filter
 _BY_SOURCE, _BY_DESTINATION, _BY_NUMBER, _BY_SOURCE_PORT, _BY_DESTINATION_PORT = 1, 2, 8, 16, 32
 
 _LISTING_FROM = 4  # ports from which one listing is cheaper than a walk for each
-_GET_ROUTE, _LOCAL = 26, 2  # linux/rtnetlink.h: RTM_GETROUTE, RTN_LOCAL
 
 # The start of a listed flow over IPv4 with ports: every field is where it always is.
 _TUPLE_SIZE = 52
@@ -64,6 +65,16 @@ class Flows:
 
     def __init__(self) -> None:
         self._socket = LazySocket(NETLINK_NETFILTER)
+        self._routes = LazySocket(NETLINK_ROUTE)
+
+    def open(self) -> None:
+        """Open the sockets, so that a flush that follows a change does not fail for want of one.
+
+        Raises CommandError when there is no file descriptor left, or no such kernel part.
+        """
+        with explaining("a socket to flush flows"):
+            self._socket.get()
+            self._routes.get()
 
     def flush(self, mappings: Collection[PortMapping], *, added: bool) -> None:
         """Forget the flows that these mappings, just added or just removed, have made stale.
@@ -78,58 +89,63 @@ class Flows:
             mappings = [mapping for mapping in mappings if mapping.protocol == "udp"]
         if not mappings:
             return
-        netlink = self._socket.get()
         try:
-            if sum(mapping.count for mapping in mappings) >= _LISTING_FROM:
-                _flush_listed(netlink, mappings, netlink.dump(_GET, _IPV4)[0], added=added)
-                return
-            for mapping in mappings:
-                (_flush_added if added else _flush_removed)(netlink, mapping)
+            self._flush(mappings, added=added)
         except NetlinkError as error:
             # EINVAL: no such subsystem; an older kernel's refusal of a filter was met above.
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-                raise
+                what = "flows of changed mappings cannot be flushed"
+                raise error.explained(what) from error
             logger.warning("this kernel lists no flows, so that none were flushed: %s", error)
 
+    def _flush(self, mappings: Collection[PortMapping], *, added: bool) -> None:
+        netlink = self._socket.get()
+        if sum(mapping.count for mapping in mappings) >= _LISTING_FROM:
+            self._flush_listed(mappings, netlink.dump(_GET, _IPV4)[0], added=added)
+            return
+        for mapping in mappings:
+            if added:
+                for port in mapping.ports:
+                    flows = netlink.dump(_GET, _filtered(mapping, port, served=False))[0]
+                    self._flush_listed([mapping], flows, added=True)
+            else:
+                self._flush_removed(mapping)
+
     def close(self) -> None:
-        """Close the socket; the next call opens another one."""
+        """Close the sockets; the next call opens others."""
         self._socket.close()
+        self._routes.close()
 
+    def _flush_removed(self, mapping: PortMapping) -> None:
+        """Have the kernel delete by filter, which it can do since Linux 6.8."""
+        netlink = self._socket.get()
+        try:
+            for port in mapping.ports:
+                netlink.call(_DELETE, _filtered(mapping, port, served=True))
+        except NetlinkError as error:
+            if error.errno == errno.EPERM:
+                raise
+            # An older one takes the tuple for a whole one: not found, or not complete.
+            self._flush_listed([mapping], netlink.dump(_GET, _IPV4)[0], added=False)
 
-def _flush_added(netlink: NetlinkSocket, mapping: PortMapping) -> None:
-    for port in mapping.ports:
-        flows = netlink.dump(_GET, _filtered(mapping, port, served=False))[0]
-        _flush_listed(netlink, [mapping], flows, added=True)
-
-
-def _flush_removed(netlink: NetlinkSocket, mapping: PortMapping) -> None:
-    """Have the kernel delete by filter, which it can do since Linux 6.8."""
-    try:
-        for port in mapping.ports:
-            netlink.call(_DELETE, _filtered(mapping, port, served=True))
-    except NetlinkError as error:
-        if error.errno == errno.EPERM:
-            raise
-        # An older one takes the tuple for a whole one: not found, or not complete.
-        _flush_listed(netlink, [mapping], netlink.dump(_GET, _IPV4)[0], added=False)
-
-
-def _flush_listed(
-    netlink: NetlinkSocket, mappings: Iterable[PortMapping], flows: Iterable[bytes], *, added: bool
-) -> None:
-    wanted: dict[tuple[int, int], list[PortMapping]] = {}
-    for mapping in mappings:
-        for port in mapping.ports:
-            wanted.setdefault((_NUMBERS[mapping.protocol], port), []).append(mapping)
-    is_local = _Locals()
-    for flow in _among(flows, wanted):
-        for mapping in wanted[flow.number, flow.port]:
-            if mapping.host_ip is not None and flow.ip != mapping.host_ip.packed:
-                continue
-            served = flow.server == _server(mapping, flow.port)
-            if not served and is_local(flow.ip) if added else served:
-                _delete(netlink, flow)
-                break
+    def _flush_listed(
+        self, mappings: Iterable[PortMapping], flows: Iterable[bytes], *, added: bool
+    ) -> None:
+        wanted: dict[tuple[int, int], list[PortMapping]] = {}
+        for mapping in mappings:
+            for port in mapping.ports:
+                wanted.setdefault((_NUMBERS[mapping.protocol], port), []).append(mapping)
+        netlink, known = self._socket.get(), dict[bytes, bool]()
+        for flow in _among(flows, wanted):
+            for mapping in wanted[flow.number, flow.port]:
+                if mapping.host_ip is not None and flow.ip != mapping.host_ip.packed:
+                    continue
+                served = flow.server == _server(mapping, flow.port)
+                if added and not served and flow.ip not in known:
+                    known[flow.ip] = is_local(self._routes.get(), flow.ip)
+                if not served and known[flow.ip] if added else served:
+                    _delete(netlink, flow)
+                    break
 
 
 def _server(mapping: PortMapping, port: int) -> tuple[bytes, int]:
@@ -207,26 +223,3 @@ def _parse(body: bytes) -> _Flow | None:
         (reply_ip[_SOURCE], int.from_bytes(reply_proto[_SOURCE_PORT], "big")),
         name,
     )
-
-
-class _Locals:
-    """Whether an address is one of the host's own, by asking its routes, once for each."""
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, bool] = {}
-
-    def __call__(self, ip: bytes) -> bool:
-        if ip not in self._known:
-            self._known[ip] = self._ask(ip)
-        return self._known[ip]
-
-    def _ask(self, ip: bytes) -> bool:
-        netlink = NetlinkSocket(NETLINK_ROUTE)
-        # struct rtmsg: family, length of the destination, and the type at offset 7.
-        try:
-            answer = netlink.call(_GET_ROUTE, b"\x02\x20" + bytes(10) + attribute(1, ip))
-        except NetlinkError:  # no route to it
-            return False
-        finally:
-            netlink.close()
-        return answer[0][7] == _LOCAL

@@ -6,6 +6,7 @@ pyroute2 takes 160 ms to import, so it is imported by the first `Links` that is 
 import errno
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -13,9 +14,12 @@ from ipaddress import IPv4Address, IPv4Interface
 from types import TracebackType
 from typing import Any, TypeVar
 
-from netalloc.errors import InterfaceError, OutOfRangeError
+from netalloc.errors import InterfaceError, InvalidValueError, OutOfRangeError
+from netalloc.values import shown
 
 T = TypeVar("T")
+
+_NAME = re.compile(r"(?!-)[^\x00-\x20\x7f-\U0010ffff/:\"'`\\*+!]{1,15}")
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +40,7 @@ def interface_address(name: str) -> IPv4Interface:
     >>> interface_address("lo")
     IPv4Interface('127.0.0.1/8')
     """
+    name = check_name(name)
     with Links() as links:
         return links.interface_address(name)
 
@@ -93,6 +98,7 @@ class Links:
 
     def interface_address(self, name: str) -> IPv4Interface:
         """As the function of that name."""
+        check_name(name)
 
         def work() -> list[IPv4Interface]:
             # A missing interface would be an empty list: the index lookup tells them apart.
@@ -121,7 +127,7 @@ class Links:
                 self._ip.link("del", ifname=name)
                 raise
 
-        _check_name(name)
+        check_name(name)
         with_prefix = None if address is None else _interface(address)
         self._do(f"bridge {name}", work)
 
@@ -151,16 +157,18 @@ class Links:
             if hairpin:
                 self._set_hairpin(name, on=True)
 
-        _check_name(name)
-        _check_name(peer)
+        for each in (name, peer, *([] if bridge is None else [bridge])):
+            check_name(each)
         self._do(f"veth {name}", work)
 
     def set_up(self, name: str) -> None:
         """Set an interface up."""
+        check_name(name)
         self._do(f"interface {name}", lambda: self._ip.link("set", index=_index(name), state="up"))
 
     def add_address(self, name: str, address: IPv4Interface | str) -> None:
         """Give an interface one more address, with its prefix length."""
+        check_name(name)
         with_prefix = _interface(address)
         self._do(f"interface {name}", lambda: self._add_address(_index(name), with_prefix))
 
@@ -182,6 +190,7 @@ class Links:
 
     def set_hairpin(self, name: str, *, on: bool) -> None:
         """Let a bridge port send frames back where they came from, or stop it."""
+        check_name(name)
         self._do(f"bridge port {name}", lambda: self._set_hairpin(name, on=on))
 
     def _set_hairpin(self, name: str, *, on: bool) -> None:
@@ -189,6 +198,7 @@ class Links:
 
     def delete(self, name: str, *, missing_ok: bool = False) -> None:
         """Delete an interface; a veth takes its peer with it."""
+        check_name(name)
 
         def work() -> None:
             try:
@@ -236,16 +246,48 @@ def _index(name: str) -> int:
 
 
 def _interface(address: IPv4Interface | str) -> IPv4Interface:
+    if not isinstance(address, str | IPv4Interface):
+        raise InvalidValueError(f"{shown(address)} is not an address with its prefix length")
     try:
         return IPv4Interface(address)
     except ValueError as error:
         raise OutOfRangeError(str(error)) from None
 
 
-def _check_name(name: str) -> None:
-    # dev_valid_name() in net/core/dev.c; IFNAMSIZ is 16 with the final zero.
-    if not 0 < len(name.encode()) < 16 or name in (".", "..") or set(name) & set("/: \t\n"):
-        raise OutOfRangeError(f"{name!r} cannot name an interface: 1 to 15 bytes, no / : or blank")
+def check_name(name: object, what: str = "interface") -> str:
+    """The name of an interface, when it can be one and rules and settings can hold it.
+
+    The kernel (dev_valid_name() in net/core/dev.c) refuses more than 15 bytes, `.`, `..`,
+    `/`, `:` and blanks. `all` and `default` stand for every interface in /proc/sys, `+` and
+    `*` are wildcards of iptables and nft, quotes end a name there, and of other signs than
+    printable ASCII no one can be sure. Raises InvalidValueError and OutOfRangeError.
+
+    >>> check_name("br0")
+    'br0'
+    >>> check_name("all", "bridge")
+    Traceback (most recent call last):
+    ...
+    netalloc.errors.OutOfRangeError: bridge 'all' would be every interface of the host
+    """
+    if not isinstance(name, str):
+        raise InvalidValueError(f"{what} {shown(name)} is not the name of an interface")
+    plain = str.__str__(name)
+    if plain in ("all", "default"):
+        raise OutOfRangeError(f"{what} {plain!r} would be every interface of the host")
+    if not _NAME.fullmatch(plain) or plain in (".", ".."):
+        raise OutOfRangeError(
+            f"{what} {shown(plain)} cannot name an interface: 1 to 15 ASCII signs, none of them "
+            f"a blank, a quote or one of / : \\ * + ! and no - at the start"
+        )
+    return plain
+
+
+def index_of(name: str) -> int:
+    """The number of an interface; InterfaceError when there is none of that name."""
+    try:
+        return socket.if_nametoindex(name)
+    except OSError:
+        raise InterfaceError(f"no such interface: {name}") from None
 
 
 def _translated(what: str, work: Callable[[], T]) -> T:

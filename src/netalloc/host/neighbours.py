@@ -10,8 +10,14 @@ import struct
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 
-from netalloc.errors import InterfaceError
-from netalloc.host.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket, attribute
+from netalloc.host.links import index_of
+from netalloc.host.netlink import (
+    NETLINK_ROUTE,
+    NetlinkError,
+    NetlinkSocket,
+    attribute,
+    explaining,
+)
 
 _DELETE_NEIGHBOUR = 29  # linux/rtnetlink.h
 _DESTINATION = 1  # linux/neighbour.h
@@ -24,16 +30,14 @@ def forget(interface: str, addresses: Iterable[IPv4Address]) -> int:
     Raises InterfaceError when there is no such interface, CommandError without the
     privilege. About 10 µs for each address.
     """
-    try:
-        index = socket.if_nametoindex(interface)
-    except OSError:
-        raise InterfaceError(f"no such interface: {interface}") from None
+    index = index_of(interface)
     head = _NEIGHBOUR.pack(socket.AF_INET, index, 0, 0, 0)
-    netlink = NetlinkSocket(NETLINK_ROUTE)
-    try:
-        return sum([_forget(netlink, head, ip) for ip in addresses])
-    finally:
-        netlink.close()
+    with explaining(f"neighbour entries of {interface}"):
+        netlink = NetlinkSocket(NETLINK_ROUTE)
+        try:
+            return sum([_forget(netlink, head, ip) for ip in addresses])
+        finally:
+            netlink.close()
 
 
 def _forget(netlink: NetlinkSocket, head: bytes, ip: IPv4Address) -> bool:

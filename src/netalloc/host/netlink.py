@@ -10,8 +10,10 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from threading import Lock
+from types import TracebackType
 
 from netalloc.errors import CommandError
+from netalloc.host.netns import HomeNamespace
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -47,7 +49,7 @@ _OFFSET = struct.Struct("=I")
 
 
 class NetlinkError(CommandError):
-    """The kernel refused a message.
+    """The kernel refused a message; callers outside of host and portmap get `explained`.
 
     `errno` is the kernel's, `seq` the message's number, `offset` where in that message
     the offending attribute starts (None where the kernel does not say).
@@ -58,12 +60,46 @@ class NetlinkError(CommandError):
         if code == errno.EPERM:
             reason += " (this process lacks CAP_NET_ADMIN)"
         super().__init__(
-            f"netlink: {reason}{': ' if text else ''}{text}", ("netlink",), code, text or reason
+            f"netlink: {reason}{': ' if text else ''}{text}",
+            ("netlink",),
+            code,
+            f"{reason}: {text}" if text else reason,
         )
         self.errno = code
         self.text = text
         self.seq = seq
         self.offset = offset
+
+    def explained(self, what: str) -> CommandError:
+        """The same in words: what was asked of the kernel, and why it was not done."""
+        name = errno.errorcode.get(self.errno, str(self.errno))
+        return CommandError(
+            f"{what}: {self.stderr} ({name})", ("netlink",), self.errno, self.stderr
+        )
+
+
+class explaining:  # noqa: N801: used like a function, and ten times as fast as one
+    """Turns a NetlinkError into a CommandError that says what was asked of the kernel.
+
+    A context manager, to be used again and by several threads.
+    """
+
+    __slots__ = ("what",)
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, NetlinkError):
+            raise error.explained(self.what) from error
 
 
 def message(kind: int, flags: int, seq: int, body: bytes) -> bytes:
@@ -125,10 +161,16 @@ class NetlinkSocket:
             raise NetlinkError(
                 error.errno or errno.EPROTONOSUPPORT, text=f"no netlink protocol {protocol}"
             ) from None
-        for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
-            self._socket.setsockopt(_SOL_NETLINK, option, 1)
-        self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_ROOM)
-        self._socket.bind((0, groups))
+        try:
+            for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
+                self._socket.setsockopt(_SOL_NETLINK, option, 1)
+            self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_ROOM)
+            self._socket.bind((0, groups))
+        except BaseException as error:
+            self._socket.close()
+            if isinstance(error, OSError):
+                raise NetlinkError(error.errno or errno.EIO) from None
+            raise
         self._lock = Lock()
         self._seq = 0
         self.max_message = self._limit()
@@ -301,21 +343,25 @@ class NetlinkSocket:
 class LazySocket:
     """Opens a socket at the first use and keeps it; a child process gets its own.
 
+    It belongs to the network namespace in which this was made: a thread in another one can
+    use the socket while it is open, and gets a NetallocError where one would be opened.
     Keeping is no luxury: the kernel ends a nftables transaction in the background, and a
     netfilter socket that is closed meanwhile waits for it, 10 ms and more.
     """
 
     def __init__(self, protocol: int) -> None:
-        self._protocol = protocol
         self._kept: NetlinkSocket | None = None
+        self._protocol = protocol
+        self._home = HomeNamespace()
 
     def get(self) -> NetlinkSocket:
-        """The socket, of the network namespace of the first call in this process."""
+        """The socket, opened if it is not; NetlinkError or NetallocError when it cannot be."""
         kept = self._kept
         if kept is not None and kept.pid != os.getpid():  # the parent would read our answers
             kept.close()
             kept = None
         if kept is None:
+            self._home.check()
             kept = self._kept = NetlinkSocket(self._protocol)
         return kept
 
@@ -327,7 +373,8 @@ class LazySocket:
 
     def __del__(self) -> None:
         # No caller asked for this socket, so none has to be warned that it was not closed.
-        self.close()
+        if hasattr(self, "_kept"):
+            self.close()
 
 
 def _failure(data: bytes, flags: int, seq: int, start: int, stop: int) -> NetlinkError | None:

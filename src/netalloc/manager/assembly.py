@@ -165,23 +165,23 @@ def kernel_name(network: str) -> str:
 def _mappings(
     stated: Statement, network: Network | None, part: "Backend | None", host: HostStore
 ) -> ExclusiveMappings:
-    from netalloc.portmap.mapper import PortMapper
+    from netalloc.portmap.kernel import KernelMappings
 
     kind = SharedMappings if host.store.persistent else ExclusiveMappings
     if part is not None:
-        return kind(PortMapper(part))
+        return kind(KernelMappings(part))
     assert stated.backend is not None
     if stated.backend == "null":
-        return kind(PortMapper("null"))
+        return kind(KernelMappings("null"))
     subnet = subnet_of(network) if network is not None else stated.subnet
     bridge = network.bridge if network is not None else stated.bridge
     forward = bool(network.forward) if network is not None else bool(stated.forward)
     assert subnet is not None
     name = kernel_name(stated.name)
-    mapper = PortMapper(
+    kernel = KernelMappings(
         stated.backend, bridge=bridge, network=str(subnet.network), name=name, forward=forward
     )
-    return kind(mapper)
+    return kind(kernel)
 
 
 def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> Network | None:

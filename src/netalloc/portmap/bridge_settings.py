@@ -1,47 +1,208 @@
-"""The kernel settings that containers behind a bridge need, and who switched them on."""
+"""The kernel settings that containers behind a bridge need, and taking them back."""
 
-from collections.abc import Callable
+import logging
+import socket
 from contextlib import suppress
 from typing import Final
 
-from netalloc.errors import InterfaceError
+from netalloc.errors import CommandError, InterfaceError
 from netalloc.host import sysctl
+from netalloc.host.bridge_ports import needs_hairpin, set_hairpin
+from netalloc.host.links import index_of
+from netalloc.host.loopback_guard import (
+    Guard,
+    guards,
+    number_of,
+    open_socket,
+    remove_guard,
+    remove_place,
+    set_guard,
+)
+from netalloc.host.netlink import NetlinkSocket, explaining
+from netalloc.host.opened import Entry, opened
+
+logger = logging.getLogger(__name__)
 
 _FORWARD: Final = ("net", "ipv4", "ip_forward")
 
 
 class BridgeSettings:
-    """ip_forward, and route_localnet on the bridge alone, which only a guard makes safe."""
+    """ip_forward, a guard and route_localnet on the bridge, hairpin mode where it is needed.
 
-    def __init__(self, bridge: str) -> None:
+    `user` names the one who needs them among all of netalloc in the network namespace. What
+    is changed on the host:
+
+    - `net.ipv4.ip_forward` is switched on, which is logged. It is switched off again when
+      the last user leaves, if it was off before the first one came.
+    - `net.ipv4.conf.BRIDGE.route_localnet`, for the way from 127.0.0.1, is switched on behind
+      a guard at the bridge (netalloc.host.loopback_guard), and off before the guard goes. With
+      several users on a bridge the last one does it. A bridge that was renamed meanwhile is
+      closed at the next set-up, reconciliation or clean-up of any user. Without a guard,
+      where the kernel has no cls_bpf, it stays off and there is no way from 127.0.0.1.
+    - Where iptables sees bridged frames (bridge-nf-call-iptables=1), all ports of the bridge
+      are put into hairpin mode. That stays: it ends with the ports.
+
+    The backends' rules hold a second guard. Only a program that removes both, the filters of
+    the bridge (`tc qdisc del dev BRIDGE clsact`) and the rules (`nft flush ruleset`), opens
+    127.0.0.0/8 to the containers, until the next reconciliation, which a watch makes at once.
+    """
+
+    def __init__(self, bridge: str, user: str) -> None:
+        self.bridge = bridge
+        self._user = user
+        self._number = number_of(user)
+        self._ifindex: int | None = None  # of the bridge that we have served
         self._localnet = ("net", "ipv4", "conf", bridge, "route_localnet")
-        self._was_open: bool | None = None
+        self._has_guard = True
 
-    def look(self, ours: Callable[[], bool]) -> None:
-        """See how things are before we change any; InterfaceError when there is no bridge.
+    def check(self) -> None:
+        """Raise InterfaceError when there is no bridge, before anything has changed.
 
-        `ours` says whether a table of netalloc is there, which then has switched on what is
-        on; it is asked the first time only.
+        A bridge that we served under this name, and that is called otherwise by now, is
+        closed.
         """
-        value = sysctl.read(*self._localnet)
-        if self._was_open is None:
-            self._was_open = value == "1" and not ours()
+        try:
+            here = index_of(self.bridge)
+        except InterfaceError:
+            here = None
+        if self._ifindex is not None and here != self._ifindex:
+            with opened() as record, explaining(f"filters of bridge {self.bridge}"):
+                netlink = open_socket()
+                try:
+                    _close_renamed(netlink, record)
+                finally:
+                    netlink.close()
+            self._ifindex = None
+        if here is None:
+            raise InterfaceError(f"no such interface: {self.bridge}")
 
     def restore(self) -> tuple[str, ...]:
-        """Switch on what is off; says what was."""
-        found: tuple[str, ...] = ()
-        for setting in (_FORWARD, self._localnet):
-            if sysctl.read(*setting) == "0":
-                sysctl.write("1", *setting)
-                found += (f"{'.'.join(setting)} was 0",)
+        """Switch on what is off, the guard first; says what was. 0.1 ms when nothing was.
+
+        Raises InterfaceError when there is no bridge, CommandError and NetallocError
+        without the privilege.
+        """
+        self.check()
+        ifindex = index_of(self.bridge)
+        with explaining(f"filters of bridge {self.bridge}"):
+            netlink = open_socket()
+            try:
+                found = self._restore(netlink, ifindex)
+            finally:
+                netlink.close()
+        self._ifindex = ifindex
+        if needs_hairpin(self.bridge):
+            found += tuple(f"hairpin mode of {port} was off" for port in set_hairpin(self.bridge))
         return found
 
-    def withdraw(self, *, ours: bool) -> None:
-        """Switch route_localnet off again if `ours`, unless it was on before us.
+    def withdraw(self) -> None:
+        """Switch off what only we have needed and what was off before; no bridge is no error."""
+        ifindex = self._ifindex
+        if ifindex is None:
+            with suppress(InterfaceError):
+                ifindex = index_of(self.bridge)
+        with opened() as record, explaining(f"filters of bridge {self.bridge}"):
+            netlink = open_socket()
+            try:
+                if ifindex is not None:
+                    _withdraw_guard(netlink, ifindex, self._number, record)
+                record -= {entry for entry in record if entry[:2] == ("route_localnet", self._user)}
+                _close_renamed(netlink, record)
+            finally:
+                netlink.close()
+            forwarding = Entry("ip_forward", self._user)
+            if forwarding in record:
+                if sum(entry.what == "ip_forward" for entry in record) == 1:
+                    sysctl.write("0", *_FORWARD)
+                    logger.info("set %s back to 0, as it was", ".".join(_FORWARD))
+                record.discard(forwarding)
+        self._ifindex = None
 
-        Forwarding stays: others may rely on it by now, and it opens nothing.
-        """
-        if ours and not self._was_open:
-            with suppress(InterfaceError):  # the bridge went first
-                sysctl.write("0", *self._localnet)
-        self._was_open = None
+    def _restore(self, netlink: NetlinkSocket, ifindex: int) -> tuple[str, ...]:
+        closed = sysctl.read(*self._localnet) == "0"
+        still = sysctl.read(*_FORWARD) == "0"
+        there = guards(netlink, ifindex)
+        guarded = any(guard.number == self._number for guard in there) or not self._has_guard
+        if guarded and not still and (not closed or not self._has_guard) and self._ifindex:
+            return ()
+        found: tuple[str, ...] = ()
+        with opened() as record:
+            _close_renamed(netlink, record)
+            there = guards(netlink, ifindex)
+            mine = Entry("route_localnet", self._user, ifindex, self.bridge)
+            ours = any(entry.what == mine.what and entry[2:] == mine[2:] for entry in record)
+            was_closed = closed or ours or any(guard.opened for guard in there)
+            if Guard(self._number, was_closed) not in there:
+                self._set_guard(netlink, ifindex, Guard(self._number, was_closed), record)
+                found += (f"the guard of {self.bridge} was missing",)
+            if self._has_guard:
+                if was_closed:
+                    record.add(mine)
+                if closed:
+                    sysctl.write("1", *self._localnet)
+                    found += (f"{'.'.join(self._localnet)} was 0",)
+            if still or any(entry.what == "ip_forward" for entry in record):
+                record.add(Entry("ip_forward", self._user))
+            if still:
+                sysctl.write("1", *_FORWARD)
+                found += (f"{'.'.join(_FORWARD)} was 0",)
+                logger.info("set %s, which was 0: the containers need it", ".".join(_FORWARD))
+        return found
+
+    def _set_guard(
+        self, netlink: NetlinkSocket, ifindex: int, guard: Guard, record: set[Entry]
+    ) -> None:
+        try:
+            if set_guard(netlink, ifindex, guard):
+                record.add(Entry("clsact", "", ifindex))
+            self._has_guard = True
+        except CommandError as error:
+            if "EPERM" in str(error):
+                raise
+            self._has_guard = False
+            logger.warning("there is no way to containers from 127.0.0.1: %s", error)
+
+
+def _withdraw_guard(netlink: NetlinkSocket, ifindex: int, number: int, record: set[Entry]) -> None:
+    """Take one guard away; before the last one, what it guards is closed."""
+    there = guards(netlink, ifindex)
+    if any(guard.number != number for guard in there):
+        remove_guard(netlink, ifindex, number)
+        return
+    if any(guard.opened for guard in there):
+        _close(ifindex)
+    remove_guard(netlink, ifindex, number)
+    place = Entry("clsact", "", ifindex)
+    if place in record:
+        remove_place(netlink, ifindex)
+        record.discard(place)
+
+
+def _close_renamed(netlink: NetlinkSocket, record: set[Entry]) -> None:
+    """Close the bridges that we have opened and that are called otherwise by now."""
+    for entry in [entry for entry in record if entry.what == "route_localnet"]:
+        name = _name_of(entry.ifindex)
+        if name == entry.interface:
+            continue
+        if name is not None:
+            logger.warning("bridge %s is %s now: closed its 127.0.0.0/8", entry.interface, name)
+            _close(entry.ifindex)
+            for guard in guards(netlink, entry.ifindex):
+                _withdraw_guard(netlink, entry.ifindex, guard.number, record)
+        record.discard(entry)
+    gone = {e for e in record if e.what == "clsact" and _name_of(e.ifindex) is None}
+    record -= gone
+
+
+def _close(ifindex: int) -> None:
+    name = _name_of(ifindex)
+    if name is not None:
+        with suppress(InterfaceError):  # it goes at this moment
+            sysctl.write("0", "net", "ipv4", "conf", name, "route_localnet")
+
+
+def _name_of(ifindex: int) -> str | None:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return None

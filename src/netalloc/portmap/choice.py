@@ -4,8 +4,9 @@ import logging
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
-from netalloc.errors import OutOfRangeError
+from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.portmap.backend import Backend
+from netalloc.values import shown
 
 if TYPE_CHECKING:
     from netalloc.portmap.iptables.forward import ForwardAccept
@@ -22,10 +23,14 @@ def network_of(network: IPv4Network | str | None, bridge: str | None) -> IPv4Net
         from netalloc.host.links import interface_address
 
         return interface_address(bridge).network
+    if isinstance(network, IPv4Network):
+        return IPv4Network((int(network.network_address), network.prefixlen))
+    if not isinstance(network, str):
+        raise InvalidValueError(f"network {shown(network)} is not an IPv4 network")
     try:
-        return IPv4Network(network, strict=False)
+        return IPv4Network(str.__str__(network), strict=False)
     except ValueError as error:
-        raise OutOfRangeError(f"network {network!r}: {error}") from None
+        raise OutOfRangeError(f"network {shown(network)}: {error}"[:300]) from None
 
 
 def make_backend(
@@ -45,7 +50,7 @@ def make_backend(
         return Nftables(name, bridge=bridge, network=network)
     if backend == "auto":
         return make_backend(choose(name), name, bridge, network)
-    raise OutOfRangeError(f"backend {backend!r} is none of {', '.join(BACKENDS)}")
+    raise OutOfRangeError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
 
 
 def make_forward(name: str, bridge: str | None) -> "ForwardAccept":

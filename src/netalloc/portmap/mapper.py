@@ -1,27 +1,17 @@
-"""PortMapper: the desired mappings, and a backend that makes the kernel agree."""
+"""PortMapper: the desired mappings, and the kernel made to agree with them."""
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Network
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING
 
-from netalloc.errors import NotAllocatedError
-from netalloc.host.conntrack import Flows
+from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
-from netalloc.portmap.choice import make_backend, make_forward, network_of
 from netalloc.portmap.desired import MappingTable, describe
+from netalloc.portmap.kernel import KernelMappings
 from netalloc.portmap.watch import Watch
-from netalloc.values import as_host_ip, as_port, as_protocol
-
-if TYPE_CHECKING:
-    pass
-
-logger = logging.getLogger(__name__)
-
-_TRANSLATING = ("nftables", "iptables")  # those whose mappings conntrack remembers
+from netalloc.values import as_each, as_host_ip, as_port, as_protocol, shown
 
 
 class PortMapper:
@@ -29,16 +19,17 @@ class PortMapper:
 
     `backend` is one of "auto" (nftables where kernel and privileges allow it, otherwise
     iptables), "nftables", "iptables", "null", or an object that follows the Backend
-    protocol. With `bridge`, and its `network` (default: that of the bridge's address), the
-    containers also reach each other through host ports, and the host reaches them from
-    127.0.0.1. `name` is what chains or tables are called after; two mappers on a host need
+    protocol and serves no other mapper. With `bridge`, and its `network` (default: that of
+    the bridge's address), the containers also reach each other through host ports, and the
+    host reaches them from 127.0.0.1: netalloc.portmap.bridge_settings says what that changes
+    on the host. `name` is what chains or tables are called after; two mappers on a host need
     two names. `forward` also accepts the containers' packets in the FORWARD chain, for hosts
     where that drops by default; it takes iptables, whatever the backend. Safe for threads.
     Raises OutOfRangeError and InUseError for bad arguments.
 
     >>> mapper = PortMapper("null")
     >>> mapper.map(8080, ("10.0.0.2", 80))
-    PortMapping(port=8080, dest=(IPv4Address('10.0.0.2'), 80), protocol='tcp', host_ip=None, \
+    PortMapping(host_port=8080, dest=(IPv4Address('10.0.0.2'), 80), protocol='tcp', host_ip=None, \
 count=1, owner=None)
     >>> mapper.map(8080, ("10.0.0.3", 80), host_ip="192.0.2.1")
     Traceback (most recent call last):
@@ -57,14 +48,11 @@ count=1, owner=None)
         name: str = "netalloc",
         forward: bool = False,
     ) -> None:
-        self._forward = make_forward(name, bridge) if forward else None
-        if isinstance(backend, str):
-            backend = make_backend(backend, name, bridge, network_of(network, bridge))
-        self.backend: Backend = backend
+        self._kernel = KernelMappings(
+            backend, bridge=bridge, network=network, name=name, forward=forward
+        )
         self._table = MappingTable()
         self._lock = RLock()
-        self._watch: Watch | None = None
-        self._flows = Flows()
 
     def __enter__(self) -> "PortMapper":
         self.setup()
@@ -87,46 +75,37 @@ count=1, owner=None)
         with self._lock:
             return list(self._table)
 
-    def setup(self, *, adopt: bool = False, reconcile: bool = True) -> ReconcileResult:
+    @property
+    def backend(self) -> Backend:
+        """What makes the kernel agree; for a look at `backend.mappings()`."""
+        return self._kernel.backend
+
+    def setup(self, *, adopt: bool = False) -> ReconcileResult:
         """Make what the mappings need, and make the kernel agree with `mappings`.
 
         What a crashed predecessor of this name left behind is used again, and mappings of
-        its that are not among ours are removed; with `adopt` they become ours instead, and
-        without `reconcile` they are left alone, unseen. Returns what was there too much or
-        missing.
+        its that are not among ours are removed; with `adopt` they become ours instead.
+        Returns what was there too much or missing.
         """
         with self._lock:
-            if self._forward is not None:
-                self._forward.reconcile()
-            try:
-                self.backend.setup()
-            except BaseException:
-                if self._forward is not None:
-                    self._forward.cleanup()
-                raise
+            self._kernel.setup()
             if adopt:
-                self._table = MappingTable(self.backend.mappings())
+                self._table = MappingTable(self._kernel.present())
                 return ReconcileResult()
-            return self.reconcile() if reconcile else ReconcileResult()
+            return self.reconcile()
 
     def cleanup(self) -> None:
-        """Remove all that is ours from the kernel; what is missing already is no error."""
-        self._end_watch()
+        """Remove all that is ours from the kernel; what is missing already is no error.
+
+        Goes on past failures and raises them together.
+        """
         with self._lock:
-            gone = self.mappings
-            try:
-                if self._forward is not None:
-                    self._forward.cleanup()
-            finally:
-                self.backend.cleanup()
-            self._table = MappingTable()
-            self._flush(gone, added=False)
+            gone, self._table = list(self._table), MappingTable()
+        self._kernel.cleanup(gone)
 
     def close(self) -> None:
         """Give back what the backend keeps open; the mappings stay in the kernel."""
-        self._end_watch()
-        self._flows.close()
-        self.backend.close()
+        self._kernel.close()
 
     def map(
         self,
@@ -143,7 +122,7 @@ count=1, owner=None)
         Raises OutOfRangeError for what is no port, protocol or address, InUseError when
         the port is mapped, both before anything has changed.
         """
-        mapping = _mapping(port, dest, protocol, host_ip, count, owner)
+        mapping = PortMapping(port, dest, protocol, host_ip, count, owner)
         self.map_many([mapping])
         return mapping
 
@@ -159,9 +138,7 @@ count=1, owner=None)
 
         Raises NotAllocatedError when the port is not mapped, unless `missing_ok`.
         """
-        as_port(port)
-        as_protocol(protocol)
-        address = as_host_ip(host_ip)
+        port, protocol, address = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
         with self._lock:
             found = self._table.find(port, protocol, address)
             if found is not None:
@@ -171,19 +148,13 @@ count=1, owner=None)
 
     def map_many(self, mappings: Iterable[PortMapping]) -> None:
         """Add all of them in one batch, or none; raises InUseError as `map` does."""
-        batch = list(mappings)
+        batch = as_each(mappings, "mappings", _as_mapping)
         with self._lock:
             self._table.add(batch)
             try:
-                self.backend.apply(batch)
+                self._kernel.apply(batch)
             except BaseException:
                 self._table.remove(batch)
-                raise
-            try:
-                self._flush(batch, added=True)
-            except BaseException:
-                self._table.remove(batch)
-                self.backend.apply((), batch)
                 raise
 
     def unmap_many(self, mappings: Iterable[PortMapping], *, missing_ok: bool = False) -> None:
@@ -192,9 +163,10 @@ count=1, owner=None)
         Raises NotAllocatedError, before anything has changed, when one is not mapped as
         given, unless `missing_ok`.
         """
+        asked = as_each(mappings, "mappings", _as_mapping)
         with self._lock:
             batch: dict[PortMapping, None] = {}
-            for mapping in mappings:
+            for mapping in asked:
                 found = self._table.find(mapping.host_port, mapping.protocol, mapping.host_ip)
                 if found == mapping and found not in batch:
                     batch[found] = None
@@ -202,28 +174,17 @@ count=1, owner=None)
                     raise NotAllocatedError(f"{describe(mapping)} is not mapped")
             self._remove(list(batch), missing_ok=missing_ok)
 
-    def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
-        """Remove, then add, in one batch, passing over `mappings`.
-
-        For a caller who keeps the desired mappings himself, as processes do that share a
-        store. Raises InUseError and NotAllocatedError as every backend does.
-        """
-        self.backend.apply(add, remove)
-        self._flush(remove, added=False)
-        self._flush(add, added=True)
-
     def _remove(self, batch: Sequence[PortMapping], *, missing_ok: bool) -> None:
         lost: list[PortMapping] = []
         try:
-            self.backend.apply((), batch)
+            self._kernel.apply((), batch)
         except NotAllocatedError:
             # Another program took rules of ours away. The wish is that these are gone: take
             # away the rest, and say so when none is left.
-            present = set(self.backend.mappings())
+            present = set(self._kernel.present())
             lost = [mapping for mapping in batch if mapping not in present]
-            self.backend.apply((), [mapping for mapping in batch if mapping in present])
+            self._kernel.apply((), [mapping for mapping in batch if mapping in present])
         self._table.remove(batch)
-        self._flush(batch, added=False)
         if lost and not missing_ok:
             raise NotAllocatedError(
                 f"gone from the kernel before it was unmapped: {', '.join(map(describe, lost))}"
@@ -234,61 +195,25 @@ count=1, owner=None)
 
         `desired` replaces `mappings` first. Returns what was wrong, false when nothing was.
         """
+        wanted = None if desired is None else as_each(desired, "mappings", _as_mapping)
         with self._lock:
-            table = self._table if desired is None else MappingTable(desired)
-            repairs = self.backend.reconcile(list(table))
+            table = self._table if wanted is None else MappingTable(wanted)
+            repairs = self._kernel.reconcile(list(table))
             self._table = table
-            self._flush(repairs.removed, added=False)
-            self._flush(repairs.added, added=True)
-            if self._forward is not None and (found := self._forward.reconcile()):
-                repairs = ReconcileResult(
-                    repairs.added, repairs.removed, (*repairs.structure, *found)
-                )
             return repairs
 
-    def watch(
-        self,
-        on_repair: Callable[[ReconcileResult], None] | None = None,
-        *,
-        repair: Callable[[], ReconcileResult] | None = None,
-    ) -> Watch:
+    def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> Watch:
         """Reconcile now, and whenever another program changes our rules, within a second.
 
         A thread waits for the kernel to say so, without polling, until the returned watch
-        is closed, or `cleanup` or `close` end it. `on_repair` is called in that thread
-        with what was found; `repair` takes the place of `reconcile`. Ends a watch that runs
-        already. Raises NetallocError where the
-        kernel does not tell: with iptables-legacy and with the null backend.
+        is closed, or `cleanup` or `close` end it. `on_repair` is called in that thread with
+        what was found. Ends a watch that runs already. Raises NetallocError where the kernel
+        does not tell: with iptables-legacy and with the null backend.
         """
-        self._end_watch()
-        monitor = self.backend.monitor()
-        try:
-            (repair or self.reconcile)()  # what has changed before the monitor listened
-        except BaseException:
-            monitor.close()
-            raise
-        self._watch = Watch(monitor, repair or self.reconcile, on_repair)
-        return self._watch
-
-    def _end_watch(self) -> None:
-        # Never with the lock held: the thread may be waiting for it.
-        if self._watch is not None:
-            self._watch.close()
-            self._watch = None
-
-    def _flush(self, mappings: Sequence[PortMapping], *, added: bool) -> None:
-        """Forget the flows that still go where these host ports led before the change."""
-        if mappings and self.backend.name in _TRANSLATING:
-            self._flows.flush(mappings, added=added)
+        return self._kernel.watch(self.reconcile, on_repair)
 
 
-def _mapping(
-    port: int,
-    dest: tuple[IPv4Address | str, int],
-    protocol: str,
-    host_ip: IPv4Address | str | None,
-    count: int,
-    owner: str | None,
-) -> PortMapping:
-    # Mapping itself turns text into addresses.
-    return PortMapping(port, dest, protocol, host_ip, count, owner)
+def _as_mapping(value: object) -> PortMapping:
+    if type(value) is not PortMapping:
+        raise InvalidValueError(f"{shown(value)} is not a PortMapping")
+    return value

@@ -15,13 +15,14 @@ from threading import RLock
 
 from netalloc.errors import (
     CommandError,
-    InterfaceError,
     InUseError,
     NetallocError,
 )
-from netalloc.host import sysctl
+from netalloc.host.links import check_name
+from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.bridge_settings import BridgeSettings
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.commands import iptables, variant
 from netalloc.portmap.iptables.difference import RuleDiff, removal
@@ -34,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 _ATTEMPTS = 20  # at chains that others change at the same time
 _UNCHANGED = 3  # attempts that fail although nothing seems to have changed
-_MARKER = "route_localnet was 0"
-_FORWARD = ("net", "ipv4", "ip_forward")
 _DOCKER_SOCKETS = ("/run/docker.sock", "/var/run/docker.sock")
 
 
@@ -58,9 +57,12 @@ class Iptables:
         network: IPv4Network | None = None,
     ) -> None:
         self.chain = rules.check_name(name)
-        self.bridge = None if bridge is None else rules.check_bridge(bridge)
+        self.bridge = None if bridge is None else check_name(bridge, "bridge")
         self.network = network
-        self._marker: str | None = None  # says that route_localnet was off before us
+        self._settings = (
+            None if self.bridge is None else BridgeSettings(self.bridge, f"iptables {name}")
+        )
+        self._home = HomeNamespace()
         self._known: ChainState | None = None
         self._lock = RLock()
 
@@ -71,34 +73,45 @@ class Iptables:
         another program's, CommandError when iptables fails: before anything has changed.
         """
         with self._lock:
-            if self.bridge is not None:
-                sysctl.read(*self._localnet)
-            self._refuse_taken(commands.read("nat")["nat"])
-            other, rules = commands.other_variant()
-            if self.chain in rules:
+            self._home.check()
+            if self._settings is not None:
+                self._settings.check()
+            nat = commands.read("nat")["nat"]
+            self._refuse_taken(nat)
+            other, present = commands.other_variant()
+            if self.chain in present:
                 logger.warning(
                     "iptables-%s has a chain %s, too: what it maps stays in effect",
                     other,
                     self.chain,
                 )
-            self._mend(None)
+            try:
+                self._mend(None)
+            except BaseException:
+                if self.chain not in nat:
+                    self._undo_setup()
+                raise
 
     def cleanup(self) -> None:
         """Remove our chains and the rules that lead to them; what is missing is no error."""
         with self._lock:
+            self._home.check()
             state = self._read()
             self._refuse_taken(state["nat"])
-            if self.bridge is not None and self._find_marker(state):
-                # Before the guard goes: without it the containers would reach 127.0.0.0/8.
-                with suppress(InterfaceError):  # the bridge went first
-                    sysctl.write("0", *self._localnet)
+            if self._settings is not None:
+                self._settings.withdraw()
             # nat first: as long as there are mappings, there is the guard.
-            known = self._wanted(())
+            ours = self._wanted(())
             for table in ("nat", "raw"):
-                if table in state and (lines := removal(state[table], known[table], self.chain)):
+                if table in state and (lines := removal(state[table], ours[table], self.chain)):
                     commands.restore({table: lines})
             self._known = None
-            self._marker = None
+
+    def _undo_setup(self) -> None:
+        try:
+            self.cleanup()
+        except NetallocError as error:
+            logger.warning("what a failed set-up made stays, in part: %s", error)
 
     def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
         """Remove, then add, in one iptables-restore.
@@ -110,25 +123,28 @@ class Iptables:
         if not add and not remove:
             return
         with self._lock:
-            known = self._known or self._list()
+            self._home.check()
+            # In the middle of a change, an interrupt leaves it unknown what is there.
+            known, self._known = self._known or self._list(), None
             retry = RetryPolicy()
             while True:
                 try:
-                    after, lines = known.change(add, remove, self.chain)
-                    commands.restore({"nat": lines})
+                    change = known.change(add, remove, self.chain)
+                    commands.restore({"nat": change.lines()})
                     break
                 except NetallocError as error:
                     # What was believed may be out of date; if it is not, that is the answer.
-                    self._known = None
                     now = self._list()
                     if retry.ends(error, changed=now != known):
                         raise
                     known = now
-            self._known = after
+            change.done()
+            self._known = known
 
     def mappings(self) -> list[PortMapping]:
         """What the kernel has now; rules in our chains that map nothing are left out."""
         with self._lock:
+            self._home.check()
             self._known = self._list()
             return list(self._known.present.values())
 
@@ -139,6 +155,7 @@ class Iptables:
         0.3 s with 16,000 mappings.
         """
         with self._lock:
+            self._home.check()
             return self._mend(desired)
 
     def monitor(self) -> RuleMonitor:
@@ -147,6 +164,7 @@ class Iptables:
         Raises NetallocError with iptables-legacy: its changes show in the audit log of
         the first network namespace at best, and the kernel tells no one else.
         """
+        self._home.check()
         if variant() == "legacy":
             raise NetallocError(
                 "the kernel does not tell when iptables-legacy changes rules: watch works "
@@ -157,11 +175,6 @@ class Iptables:
     def close(self) -> None:
         """Nothing is held; the rules stay."""
 
-    @property
-    def _localnet(self) -> tuple[str, ...]:
-        assert self.bridge is not None
-        return "net", "ipv4", "conf", self.bridge, "route_localnet"
-
     def _read(self) -> dict[str, Rules]:
         # Without a bridge nothing of ours is in table raw, and a look would make it.
         return commands.read("nat") if self.bridge is None else commands.read("raw", "nat")
@@ -170,7 +183,7 @@ class Iptables:
         return ChainState.read(commands.read("nat")["nat"], self.chain)
 
     def _wanted(self, desired: Iterable[PortMapping]) -> dict[str, Rules]:
-        wanted = rules.fixed_rules(self.chain, self.bridge, self.network, self._marker)
+        wanted = rules.fixed_rules(self.chain, self.bridge, self.network)
         rules.add_mappings(wanted["nat"], desired, self.chain)
         return wanted
 
@@ -187,13 +200,9 @@ class Iptables:
                         what = f"chain {chain} of table nat is another program's"
                         raise InUseError(f"{what}: it has {rule!r}", chain)
 
-    def _find_marker(self, state: dict[str, Rules]) -> bool:
-        """Whether route_localnet was off before us, or before a predecessor that crashed."""
-        out = state["nat"].get(f"{self.chain}/nat", ())
-        return self._marker is not None or any(_MARKER in rule for rule in out)
-
     def _mend(self, desired: Collection[PortMapping] | None) -> ReconcileResult:
-        """Make rules, then settings, what they should be; None keeps the mappings there are."""
+        """Make settings, then rules, what they should be; None keeps the mappings there are."""
+        settings = () if self._settings is None else self._settings.restore()
         state = self._read()
         retry = RetryPolicy()
         while True:
@@ -202,15 +211,12 @@ class Iptables:
                 if desired is None
                 else desired
             )
-            if self.bridge is not None and (
-                self._find_marker(state) or sysctl.read(*self._localnet) == "0"
-            ):
-                self._marker = _MARKER
             wanted = self._wanted(keep)
             difference = RuleDiff(self.chain)
             lines = {t: difference.lines(t, state[t], wanted[t]) for t in wanted}
             try:
                 if any(lines.values()):
+                    self._known = None
                     commands.restore(lines)
                 break
             except CommandError as error:
@@ -218,19 +224,7 @@ class Iptables:
                 if retry.ends(error, changed=state != before):
                     raise
         self._known = ChainState.of(wanted["nat"], keep, self.chain)
-        return difference.repairs(self._mend_settings())
-
-    def _mend_settings(self) -> list[str]:
-        """Set what routing needs, after the guard is there; says what was not set."""
-        found = []
-        if self.bridge is not None and sysctl.read(*self._localnet) == "0":
-            sysctl.write("1", *self._localnet)
-            found.append(f"{'.'.join(self._localnet)} was 0")
-        if sysctl.read(*_FORWARD) == "0":
-            sysctl.write("1", *_FORWARD)
-            found.append(f"{'.'.join(_FORWARD)} was 0")
-            logger.info("set %s: the containers need it; it stays", ".".join(_FORWARD))
-        return found
+        return difference.repairs(settings)
 
 
 class RetryPolicy:

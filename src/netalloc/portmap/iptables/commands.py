@@ -4,8 +4,10 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from netalloc.errors import InvalidValueError
 from netalloc.host.command import run
 from netalloc.portmap.iptables.rules import Rules
+from netalloc.values import shown
 
 WAIT = ("-w", "5")  # seconds for the xtables lock; a bare -w would swallow the next word
 
@@ -14,8 +16,12 @@ def iptables(*args: str) -> str:
     """Run iptables, waiting up to 5 s for the xtables lock, and return what it printed.
 
     Raises CommandError with the command line, the status and stderr; one that says so when
-    there is no iptables on PATH or the privilege is missing.
+    there is no iptables on PATH or the privilege is missing; InvalidValueError for an
+    argument that is no text or that no command can be given.
     """
+    for arg in args:
+        if not isinstance(arg, str) or "\0" in arg or any("\ud800" <= c <= "\udc7f" for c in arg):
+            raise InvalidValueError(f"iptables cannot be given {shown(arg)}")
     return run(["iptables", *WAIT, *args])
 
 

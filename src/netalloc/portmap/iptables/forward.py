@@ -9,6 +9,8 @@ first and keeps when it rebuilds its own chains.
 from threading import RLock
 
 from netalloc.errors import CommandError
+from netalloc.host.links import check_name
+from netalloc.host.netns import HomeNamespace
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.difference import RuleDiff, removal
 from netalloc.portmap.iptables.rules import Rules
@@ -24,7 +26,8 @@ class ForwardAccept:
     def __init__(self, name: str, bridge: str) -> None:
         self.name = rules.check_name(name)
         self.chain = f"{name}/fwd"
-        self.bridge = rules.check_bridge(bridge)
+        self.bridge = check_name(bridge, "bridge")
+        self._home = HomeNamespace()
         self._lock = RLock()
 
     def reconcile(self) -> tuple[str, ...]:
@@ -34,6 +37,7 @@ class ForwardAccept:
         iptables fails.
         """
         with self._lock:
+            self._home.check()
             for attempt in (1, 2, 3):
                 have = commands.read("filter")["filter"]
                 difference = RuleDiff(self.name)
@@ -51,6 +55,7 @@ class ForwardAccept:
     def cleanup(self) -> None:
         """Remove chain and jumps; what is missing already is no error."""
         with self._lock:
+            self._home.check()
             have = commands.read("filter")["filter"]
             if lines := removal(have, self._jumps, self.name):
                 commands.restore({"filter": lines})

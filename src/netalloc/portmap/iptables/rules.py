@@ -41,7 +41,8 @@ _MAPPING = re.compile(
     r"(?:-d (?P<host>[\d.]+)/32 )?-p (?P<protocol>tcp|udp|sctp) -m (?P=protocol) "
     r"--dport (?P<first>\d+)(?::(?P<last>\d+))? "
     r'(?:-m comment --comment (?P<owner>[\w-]+|"(?:[^"\\]|\\.)*") )?'
-    r"-j DNAT --to-destination (?P<ip>[\d.]+)(?::(?P<port>\d+))?"
+    r"-j DNAT --to-destination (?P<ip>[\d.]+)"
+    r"(?::(?P<port>\d+)(?:-(?P<end>\d+)/(?P<base>\d+))?)?"
 )
 
 Rules = dict[str, list[str]]
@@ -64,13 +65,6 @@ def check_name(name: str) -> str:
     if _TAKEN.match(name):
         raise InUseError(f"chain name {name} is taken by another program", name)
     return name
-
-
-def check_bridge(bridge: str) -> str:
-    """The name itself, when a rule can hold it; OutOfRangeError otherwise."""
-    if not re.fullmatch(r"[A-Za-z0-9_.:@-]{1,15}", bridge):
-        raise OutOfRangeError(f"bridge {bridge!r} is no name of an interface (15 characters)")
-    return bridge
 
 
 def is_ours(chain: str, name: str) -> bool:
@@ -167,6 +161,8 @@ def rule(mapping: PortMapping) -> str:
     '-p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80'
     >>> rule(PortMapping(7000, ("10.0.0.2", 7000), "udp", count=100))
     '-p udp -m udp --dport 7000:7099 -j DNAT --to-destination 10.0.0.2'
+    >>> rule(PortMapping(7000, ("10.0.0.2", 80), count=10))
+    '-p tcp -m tcp --dport 7000:7009 -j DNAT --to-destination 10.0.0.2:80-89/7000'
     """
     protocol, port = mapping.protocol, mapping.host_port
     host = f"-d {mapping.host_ip}/32 " if mapping.host_ip is not None else ""
@@ -175,8 +171,10 @@ def rule(mapping: PortMapping) -> str:
     ip = inet_ntoa(int(mapping.dest[0]).to_bytes(4, "big"))  # a third of the time of str()
     if mapping.count == 1:
         return f"{host}{match(protocol)} {port} {owner}{DNAT} {ip}:{to}"
-    # Without a port DNAT keeps the one that was asked for.
-    return f"{host}{match(protocol)} {port}:{port + mapping.count - 1} {owner}{DNAT} {ip}"
+    # Without a port DNAT keeps the one that was asked for; with a base it shifts it
+    # (iptables 1.8 and Linux 4.18).
+    shift = f":{to}-{to + mapping.count - 1}/{port}" if mapping.shifted else ""
+    return f"{host}{match(protocol)} {port}:{port + mapping.count - 1} {owner}{DNAT} {ip}{shift}"
 
 
 def match(protocol: str) -> str:
@@ -189,8 +187,15 @@ def parse(text: str) -> PortMapping | None:
     found = _MAPPING.fullmatch(text)
     if found is None:
         return None
-    host, protocol, first, last, owner, ip, port = found.groups()
-    if (last is None) == (port is None):
+    host, protocol, first, last, owner, ip, port, end, base = found.groups()
+    if last is None:
+        wrong = port is None or base is not None
+    elif base is None:
+        wrong = port is not None
+    else:
+        count = int(last) - int(first)
+        wrong = base != first or port == first or int(end) - int(port) != count or count < 1
+    if wrong:
         return None
     try:
         return PortMapping(
@@ -205,14 +210,12 @@ def parse(text: str) -> PortMapping | None:
         return None
 
 
-def fixed_rules(
-    name: str, bridge: str | None, network: IPv4Network | None, marker: str | None
-) -> dict[str, Rules]:
+def fixed_rules(name: str, bridge: str | None, network: IPv4Network | None) -> dict[str, Rules]:
     """The rules that do not depend on the mappings: by table, by chain.
 
     In a built-in chain only the named rules are ours. The two static masquerades let the
     host reach its containers from 127.0.0.1, and the containers themselves and each other
-    through a host port; the third is their way out. `marker` becomes a comment.
+    through a host port; the third is their way out.
     """
     local = f"-m addrtype --dst-type LOCAL -j {name}"
     out: list[str] = []
@@ -221,8 +224,7 @@ def fixed_rules(
     dnat = "-m conntrack --ctstate DNAT"
     source = f"-s {network} " if network is not None and network.prefixlen else ""
     if bridge is not None:
-        remark = f"-m comment --comment {quoted(marker)} " if marker else ""
-        out.append(f"-s 127.0.0.0/8 -o {bridge} {dnat} {remark}-j MASQUERADE")
+        out.append(f"-s 127.0.0.0/8 -o {bridge} {dnat} -j MASQUERADE")
     if network is not None and bridge is not None:
         out.append(f"{source}-o {bridge} {dnat} -j MASQUERADE")
         out.append(f"{source}! -o {bridge} -j MASQUERADE")
@@ -231,9 +233,10 @@ def fixed_rules(
         out.append(f"{source}! -d {network} -j MASQUERADE")
     if bridge is None:
         return {"nat": nat}
-    # route_localnet lets a container address the host's 127.0.0.0/8: the guard stops it
-    # before conntrack, so that answers to the host's own connections pass.
-    raw = {"PREROUTING": [f"-j {name}"], name: ["-d 127.0.0.0/8 ! -i lo -j DROP"]}
+    # route_localnet lets a container address the host's 127.0.0.0/8, and call itself so: this
+    # stops it before conntrack, so that answers to the host's own connections pass.
+    guard = [f"-{end} 127.0.0.0/8 ! -i lo -j DROP" for end in "ds"]
+    raw = {"PREROUTING": [f"-j {name}"], name: guard}
     return {"raw": raw, "nat": nat}
 
 

@@ -44,65 +44,86 @@ class ChainState:
 
     def change(
         self, add: Sequence[PortMapping], remove: Sequence[PortMapping], name: str
-    ) -> tuple["ChainState", Iterator[str]]:
-        """What will be known after a change, and the lines for iptables-restore.
+    ) -> "ChainChange":
+        """What a change takes; nothing is different until it is `done`. Linear in the batch.
 
-        Raises InUseError or NotAllocatedError when the change cannot be made. The sizes of
-        what is returned are right when all lines have been taken.
+        Raises InUseError or NotAllocatedError when the change cannot be made.
         """
         if name not in self.sizes:
             raise NetallocError(f"chain {name} is missing: setup() makes it, reconcile() mends it")
-        present = dict(self.present)
-        removal: list[PortMapping] = []
+        gone: dict[Key, PortMapping] = {}
         for mapping in remove:
-            found = present.pop(mapping.key, None)
+            found = None if mapping.key in gone else self.present.get(mapping.key)
             if found is None or found != mapping:
                 there = describe(found) if found is not None else "nothing"
                 raise NotAllocatedError(
                     f"{describe(mapping)} is not mapped: the kernel has {there} for that port"
                 )
-            removal.append(found)
+            gone[mapping.key] = found
+        new: dict[Key, PortMapping] = {}
+        present = self.present
         for mapping in add:
             key = mapping.host_ip, mapping.protocol, mapping.host_port
-            if key in present:
-                holder = present[key]
+            if key in new or (key in present and key not in gone):
+                holder = new.get(key) or present[key]
                 raise InUseError(f"{describe(mapping)} is held by {describe(holder)}", holder.owner)
-            present[key] = mapping
-        after = ChainState(present, dict(self.sizes))
-        return after, after._lines(add, removal, name)
+            new[key] = mapping
+        return ChainChange(self, new, gone, name)
 
-    def _lines(
-        self, add: Iterable[PortMapping], remove: Iterable[PortMapping], name: str
-    ) -> Iterator[str]:
-        """The lines that iptables-restore needs for a change; `sizes` follows as they go."""
-        sizes = self.sizes
+
+class ChainChange:
+    """A change of the mappings that has not been made yet."""
+
+    def __init__(
+        self,
+        state: ChainState,
+        add: dict[Key, PortMapping],
+        remove: dict[Key, PortMapping],
+        name: str,
+    ) -> None:
+        self._state = state
+        self._add = add
+        self._remove = remove
+        self._name = name
+        self._sizes = _Sizes(state.sizes)
+
+    def done(self) -> None:
+        """All lines were taken and the kernel has it so."""
+        for key in self._remove:
+            del self._state.present[key]
+        self._state.present.update(self._add)
+        self._sizes.take_over()
+
+    def lines(self) -> Iterator[str]:
+        """The lines that iptables-restore needs, made as they are taken."""
+        sizes, name = self._sizes, self._name
         touched: set[str] = set()
-        for mapping in remove:
+        for mapping in self._remove.values():
             path = rules.chain_path(mapping, name)
             touched.update(path[1:])
-            sizes[path[-1]] -= 1
+            sizes.add(path[-1], -1)
             yield f"-D {path[-1]} {rules.rule(mapping)}\n"
-        yield from self._additions(add, name)
+        yield from self._additions()
         for chain in sorted(touched, reverse=True):  # small letters, the leaves, come first
-            if sizes[chain] == 0:
+            if sizes.get(chain) == 0:
                 above = rules.parent(chain)
-                sizes[above] -= 1
-                del sizes[chain]
+                sizes.add(above, -1)
+                sizes.changed[chain] = None
                 yield f"-D {above} {rules.jump(chain)}\n-X {chain}\n"
 
-    def _additions(self, add: Iterable[PortMapping], name: str) -> Iterator[str]:
-        sizes = self.sizes
+    def _additions(self) -> Iterator[str]:
+        sizes, name = self._sizes, self._name
         lines: list[str] = []
 
         def make(above: str, chain: str) -> None:
             # -N fails where another process was quicker; `:CHAIN` would flush it.
             lines.append(f"-N {chain}\n-A {above} {rules.jump(chain)}\n")
-            sizes[chain] = 0
-            sizes[above] += 1
+            sizes.changed[chain] = 0
+            sizes.add(above, 1)
 
         bits, dnat = rules.LEAF_BITS, rules.DNAT
         leaf, protocol, holder, head = -1, "", "", ""
-        for mapping in add:
+        for mapping in self._add.values():
             port = mapping.host_port
             if mapping.count > 1 or mapping.owner or mapping.host_ip is not None:
                 leaf = -1
@@ -118,8 +139,34 @@ class ChainState:
                 ip, to = mapping.dest
                 ip4 = inet_ntoa(int(ip).to_bytes(4, "big"))
                 lines.append(f"{head} {port} {dnat} {ip4}:{to}\n")
-            sizes[holder] += 1
+            sizes.add(holder, 1)
             if len(lines) >= _PIECE:
                 yield "".join(lines)
                 lines.clear()
         yield "".join(lines)
+
+
+class _Sizes:
+    """How many rules each chain will have; only what differs is kept, None where it is gone."""
+
+    def __init__(self, before: dict[str, int]) -> None:
+        self._before = before
+        self.changed: dict[str, int | None] = {}
+
+    def __contains__(self, chain: object) -> bool:
+        return isinstance(chain, str) and self.get(chain) is not None
+
+    def get(self, chain: str) -> int | None:
+        if chain in self.changed:
+            return self.changed[chain]
+        return self._before.get(chain)
+
+    def add(self, chain: str, count: int) -> None:
+        self.changed[chain] = (self.get(chain) or 0) + count
+
+    def take_over(self) -> None:
+        for chain, size in self.changed.items():
+            if size is None:
+                self._before.pop(chain, None)
+            else:
+                self._before[chain] = size

@@ -18,7 +18,9 @@ from netalloc.errors import (
     NetallocError,
     NotAllocatedError,
 )
-from netalloc.host.netlink import EXCLUSIVE, NetlinkError, NetlinkSocket
+from netalloc.host.links import check_name
+from netalloc.host.netlink import EXCLUSIVE, NetlinkError, NetlinkSocket, explaining
+from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.bridge_settings import BridgeSettings
@@ -57,9 +59,12 @@ class Nftables:
         network: IPv4Network | None = None,
     ) -> None:
         self.table = ruleset.check_table(name)
+        bridge = None if bridge is None else check_name(bridge, "bridge")
         self._table = NftTable(name)
         self._structure = Structure(self._table, bridge, network)
-        self._settings = None if bridge is None else BridgeSettings(bridge)
+        self._settings = None if bridge is None else BridgeSettings(bridge, f"nftables {name}")
+        self._home = HomeNamespace()
+        self._explaining = explaining(f"table ip {name}")
         self._lock = RLock()
 
     @property
@@ -69,30 +74,46 @@ class Nftables:
 
     def monitor(self) -> RuleMonitor:
         """Tells when another program changes our table; CommandError without the privilege."""
-        return RuleMonitor([self.table], own=[self._netlink.portid])
+        self._home.check()
+        with explaining(f"watching table ip {self.table}"):
+            return RuleMonitor([self.table], own=[self._netlink.portid])
 
     def setup(self) -> None:
         """Load the ruleset in one transaction; a predecessor's elements stay and keep working.
 
         Where all is there as it should be, that costs half a millisecond. Raises
-        InterfaceError when there is no such bridge, CommandError when nft fails.
+        InterfaceError when there is no such bridge, CommandError when nft fails; then
+        nothing of a table that was not there before remains.
         """
-        with self._lock:
-            self._restore_structure()
+        with self._lock, self._explaining:
+            self._home.check()
+            before = self._structure.snapshot()
+            try:
+                self._restore_structure(before)
+            except BaseException:
+                if not before:
+                    self._undo_setup()
+                raise
 
     def cleanup(self) -> None:
         """Remove the table with all that is in it; none there is no error."""
-        with self._lock:
+        with self._lock, self._explaining:
+            self._home.check()
             self._structure.forget()
             if self._settings is not None:
                 # Before the guard goes: without it the bridge would reach 127.0.0.0/8.
-                alone = not ruleset.has_sibling(self._netlink, self.table)
-                self._settings.withdraw(ours=alone and bool(self._structure.snapshot()))
+                self._settings.withdraw()
             try:
                 batch.send(self._netlink, [ruleset.table_deletion(self.table)])
             except NetlinkError as error:
                 if error.errno != errno.ENOENT:
                     raise
+
+    def _undo_setup(self) -> None:
+        try:
+            self.cleanup()
+        except NetallocError as error:
+            logger.warning("what a failed set-up made stays, in part: %s", error)
 
     def close(self) -> None:
         """Close the socket; the rules stay, and the next call opens another one."""
@@ -106,7 +127,7 @@ class Nftables:
         to remove is not there as given. The kernel itself checks that it is the very same:
         a late removal never takes away the mapping of the key's next owner.
         """
-        with self._lock:
+        with self._lock, self._explaining:
             held = elements.entries(add)
             gone = elements.entries(remove) if remove else {}
             if remove:
@@ -132,7 +153,7 @@ class Nftables:
 
     def mappings(self) -> list[PortMapping]:
         """What the kernel has now; elements that are no mapping are logged and left out."""
-        with self._lock:
+        with self._lock, self._explaining:
             listing = self._table.list()
         found: list[PortMapping] = []
         for name, entries in listing.items():
@@ -149,9 +170,10 @@ class Nftables:
         """
         wanted = elements.entries(desired)
         structure: tuple[str, ...] = ()
-        with self._lock:
+        with self._lock, self._explaining:
+            self._home.check()
             for _ in range(_ATTEMPTS):
-                structure += self._restore_structure()
+                structure += self._restore_structure(self._structure.snapshot())
                 try:
                     added, removed, foreign = self._repair(wanted)
                 except NetlinkError as error:
@@ -167,18 +189,11 @@ class Nftables:
     def _netlink(self) -> NetlinkSocket:
         return self._table.netlink
 
-    def _restore_structure(self) -> tuple[str, ...]:
-        """Bring the fixed part and the settings to what they should be; what was wrong."""
-        before = self._structure.snapshot()
-        if self._settings is not None:
-            # Raises InterfaceError while nothing has changed.
-            self._settings.look(
-                lambda: bool(before) or ruleset.has_sibling(self._netlink, self.table)
-            )
-        found = self._structure.restore(before)
-        if self._settings is not None:
-            found += self._settings.restore()
-        return found
+    def _restore_structure(self, before: ruleset.Snapshot) -> tuple[str, ...]:
+        """Bring the settings and the fixed part to what they should be; what was wrong."""
+        # Raises InterfaceError while nothing has changed.
+        found = () if self._settings is None else self._settings.restore()
+        return self._structure.restore(before) + found
 
     def _repair(
         self, wanted: elements.Held
@@ -189,10 +204,11 @@ class Nftables:
         foreign: list[str] = []
         for name, present in self._table.list().items():
             held = wanted.get(name, {})
-            if held.keys() == present.keys():
+            wrong = _wrongly_marked(held, present)
+            if held.keys() == present.keys() and not wrong:
                 continue
-            add[name] = {entry: m for entry, m in held.items() if entry not in present}
-            extra[name] = present.keys() - held.keys()
+            add[name] = {e: m for e, m in held.items() if e not in present or e in wrong}
+            extra[name] = (present.keys() - held.keys()) | wrong
             gone = {entry: present[entry] for entry in extra[name]}
             unknown = elements.decode_all(gone, elements.MAP_TYPES[name], removed)
             foreign += [_foreign(name, entry) for entry in unknown]
@@ -202,7 +218,8 @@ class Nftables:
         else:
             for step in steps:  # each is right by itself, and the next repair goes on from there
                 batch.send(self._netlink, [step])
-        return [m for held in add.values() for m in held.values()], removed, foreign
+        added = dict.fromkeys(m for held in add.values() for m in held.values())
+        return list(added), removed, foreign
 
     def _send(
         self,
@@ -245,7 +262,9 @@ class Nftables:
         for name, entries in remove.items():
             present = self._table.look_up(elements.MAP_TYPES[name], list(entries))
             for entry, mapping in entries.items():
-                if entry not in present:
+                if entry not in present or elements.mark_of(present[entry]) != elements.mark(
+                    mapping
+                ):
                     self._refuse(mapping, removing=True)
 
     def _check_free(
@@ -291,6 +310,11 @@ class Nftables:
         steps = self._changes(held, gone)
         if self._netlink.can_send(batch.size(steps)):
             yield held, gone, steps
+        elif len(add) + len(remove) == 1:
+            raise CommandError(
+                f"{describe([*add, *remove][0])} takes {batch.size(steps)} bytes, and this user "
+                f"namespace allows {self._netlink.max_message} (net.core.wmem_max)"
+            )
         elif add and remove:
             yield from self._pieces((), remove)
             yield from self._pieces(add, ())
@@ -316,5 +340,18 @@ def _refuse_addition(mapping: PortMapping, there: PortMapping | None) -> NoRetur
     raise InUseError(f"{describe(mapping)} cannot be mapped: {found}", holder)
 
 
+def _wrongly_marked(held: dict[bytes, PortMapping], present: dict[bytes, bytes]) -> set[bytes]:
+    """The entries that lead where they should and are no part, or one, of a shifted block."""
+    suspects = {entry for entry, rest in present.items() if rest and elements.mark_of(rest)}
+    suspects.update([entry for entry, mapping in held.items() if mapping.count > 1])
+    return {
+        entry
+        for entry in suspects
+        if entry in held
+        and entry in present
+        and elements.mark(held[entry]) != elements.mark_of(present[entry])
+    }
+
+
 def _foreign(name: str, entry: bytes) -> str:
-    return f"map {name} held {entry.hex()}, which is no mapping"
+    return f"map {name} held {entry.hex()}, which is no whole mapping"

@@ -3,6 +3,10 @@
 An element is KEY, for a block KEY_END, DATA and, for the owner, USERDATA. What stands
 before USERDATA we call its entry: the kernel lists it byte for byte as it was added, so
 desired and present mappings compare as bytes and need no decoding.
+
+A map can keep the port of a block or replace it, but not shift it: a block whose container
+ports are others is an element for each port, and each has in its USERDATA a mark that names
+the block, by which they are one mapping again when they are listed.
 """
 
 import struct
@@ -11,18 +15,19 @@ from functools import lru_cache
 from ipaddress import IPv4Address
 from typing import Any, Final, NamedTuple
 
-from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.errors import InUseError, InvalidValueError
 from netalloc.host.netlink import attribute, attributes, text
 from netalloc.model import PortMapping
 
 NUMBERS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 _NAMES: Final = {number: name for name, number in NUMBERS.items()}
 
-MAX_OWNER = 251  # bytes: with its header and NUL 254, where the kernel refuses 255 and more
+MAX_USERDATA = 254  # bytes: the kernel keeps the size of it and one more in a byte
 
 _ELEMENT, _KEY, _DATA, _USERDATA, _KEY_END, _VALUE = 1, 1, 2, 6, 10, 1
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
 _COMMENT = 0  # libnftnl's NFTNL_UDATA_SET_ELEM_COMMENT
+_MARK = b"\x6e\x04"  # a kind that libnftnl passes over, and the size: first port and count
 _MESSAGE_ROOM = 64_000  # of the 65,535 bytes that a nested attribute can say it has
 
 _pair = struct.Struct("=HH").pack
@@ -83,13 +88,13 @@ _ELEMENT_HEADER: Final = {
 
 def map_type_of(mapping: PortMapping) -> MapType:
     """The map that a mapping belongs in."""
-    if mapping.count == 1:
+    if mapping.count == 1 or mapping.shifted:
         return DNAT_ANY if mapping.host_ip is None else DNAT_IP
     return BLOCK_ANY if mapping.host_ip is None else BLOCK_IP
 
 
-def entry(mapping: PortMapping) -> bytes:
-    """The element of one mapping, without its owner.
+def entry(mapping: PortMapping, offset: int = 0) -> bytes:
+    """The element of one mapping, or of one port of a shifted block, without its owner.
 
     >>> entry(PortMapping(8080, ("10.0.0.2", 80))).hex(" ", 4)  # doctest: +NORMALIZE_WHITESPACE
     '10000100 0c000100 06000000 1f900000 10000200 0c000100 0a000002 00500000'
@@ -98,13 +103,18 @@ def entry(mapping: PortMapping) -> bytes:
     ip, port = mapping.dest
     number = NUMBERS[mapping.protocol]
     host = () if mapping.host_ip is None else (int(mapping.host_ip),)
-    start = (*host, number, mapping.host_port)
+    start = (*host, number, mapping.host_port + offset)
     if map_.block:
         end = (*host, number, mapping.host_port + mapping.count - 1)
         return map_.pack.pack(
             map_.key_header, *start, map_.end_header, *end, map_.data_header, int(ip)
         )
-    return map_.pack.pack(map_.key_header, *start, map_.data_header, int(ip), port)
+    return map_.pack.pack(map_.key_header, *start, map_.data_header, int(ip), port + offset)
+
+
+def entries_of(mapping: PortMapping) -> list[bytes]:
+    """All elements of one mapping: one, or one for each port of a shifted block."""
+    return [entry(mapping, offset) for offset in range(mapping.count if mapping.shifted else 1)]
 
 
 Held = dict[str, dict[bytes, PortMapping]]
@@ -126,6 +136,10 @@ def entries(mappings: Iterable[PortMapping]) -> Held:
             usual[pack(key, NUMBERS[mapping.protocol], mapping.host_port, data, int(ip), port)] = (
                 mapping
             )
+        elif mapping.shifted:
+            count += mapping.count - 1
+            held = found.setdefault(map_type_of(mapping).name, {})
+            held.update(dict.fromkeys(entries_of(mapping), mapping))
         else:
             found.setdefault(map_type_of(mapping).name, {})[entry(mapping)] = mapping
     if count != sum(map(len, found.values())):
@@ -137,7 +151,9 @@ def encode(held: dict[bytes, PortMapping], map_: MapType) -> list[bytes]:
     """The elements of entries of one map, with the owner as the comment that nft shows."""
     plain = _ELEMENT_HEADER[map_.name]
     return [
-        plain + entry if mapping.owner is None else _owned(entry, mapping.owner)
+        plain + entry
+        if mapping.owner is None and (mapping.count == 1 or map_.block)
+        else _with_userdata(entry, mapping)
         for entry, mapping in held.items()
     ]
 
@@ -155,16 +171,31 @@ def encode_keys(held: Iterable[bytes], map_: MapType) -> list[bytes]:
     return [header + entry[:size] for entry in held]
 
 
-def _owned(entry: bytes, owner: str) -> bytes:
-    comment = _printable(owner)
-    body = entry + attribute(_USERDATA, bytes((_COMMENT, len(comment))) + comment)
+def mark(mapping: PortMapping) -> bytes:
+    """What the elements of a shifted block have in common; nothing for other mappings."""
+    if not mapping.shifted:
+        return b""
+    return _MARK + struct.pack(">HH", mapping.host_port, mapping.count)
+
+
+def mark_of(rest: bytes) -> bytes:
+    """The mark in what is behind an entry."""
+    return rest[4:10] if rest[4:6] == _MARK else b""
+
+
+def _with_userdata(entry: bytes, mapping: PortMapping) -> bytes:
+    data = mark(mapping)
+    if mapping.owner is not None:
+        comment = _printable(mapping.owner, MAX_USERDATA - len(data) - 3)
+        data += bytes((_COMMENT, len(comment))) + comment
+    body = entry + attribute(_USERDATA, data)
     return _pair(4 + len(body), _ELEMENT) + body
 
 
-def _printable(owner: str) -> bytes:
+def _printable(owner: str, limit: int) -> bytes:
     """The owner as nft can print it and read it back: it has no way to quote a quote."""
     clean = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
-    short = clean.encode(errors="replace")[:MAX_OWNER]
+    short = clean.encode(errors="replace")[:limit]
     return short.decode(errors="ignore").encode() + b"\0"
 
 
@@ -221,44 +252,60 @@ def listed(body: bytes, map_: MapType, found: dict[bytes, bytes]) -> int:
 def decode_all(held: dict[bytes, bytes], map_: MapType, into: list[PortMapping]) -> list[bytes]:
     """Append what the entries of a listing stand for; returns those that are no mapping.
 
-    About two microseconds for each of the usual kind.
+    Parts of a shifted block that is not whole are none. About two microseconds for each of
+    the usual kind.
     """
-    if map_ is not DNAT_ANY:
-        found = [decode(entry, rest, map_) for entry, rest in held.items()]
-        into += [mapping for mapping in found if mapping is not None]
-        return [entry for entry, mapping in zip(held, found, strict=True) if mapping is None]
     foreign = []
+    blocks: dict[PortMapping, list[bytes]] = {}
     unpack, names, size = map_.pack.unpack, _NAMES, map_.pack.size
+    usual = map_ is DNAT_ANY
     for entry, rest in held.items():
-        if len(entry) == size:
+        if usual and len(entry) == size and not mark_of(rest):
             _, number, port, _, ip, dest_port = unpack(entry)
             if number in names and port and dest_port:
                 dest, owner = (IPv4Address(ip), dest_port), _owner(rest) if rest else None
                 into.append(PortMapping(port, dest, names[number], None, 1, owner))
                 continue
-        foreign.append(entry)
+        mapping = decode(entry, rest, map_)
+        if mapping is None:
+            foreign.append(entry)
+        elif mapping.shifted:
+            blocks.setdefault(mapping, []).append(entry)
+        else:
+            into.append(mapping)
+    for mapping, parts in blocks.items():
+        if len(parts) == mapping.count:
+            into.append(mapping)
+        else:
+            foreign += parts
     return foreign
 
 
 def decode(entry: bytes, rest: bytes, map_: MapType) -> PortMapping | None:
-    """The mapping that an entry and the attributes behind it stand for.
+    """The mapping that an entry and the attributes behind it stand for, or are part of.
 
     None for what another program put there and no mapping can say.
     """
     try:
-        return _decode(map_.pack.unpack(entry), _owner(rest) if rest else None, map_)
-    except (struct.error, OutOfRangeError, KeyError):
+        return _decode(map_.pack.unpack(entry), rest, map_)
+    except (struct.error, InvalidValueError, KeyError):
         return None
 
 
-def _decode(fields: tuple[Any, ...], owner: str | None, map_: MapType) -> PortMapping | None:
+def _decode(fields: tuple[Any, ...], rest: bytes, map_: MapType) -> PortMapping | None:
     host_ip = None
+    owner = _owner(rest) if rest else None
     if map_.specific:
         host_ip, fields = IPv4Address(fields[1]), fields[1:]
     number, port = fields[1:3]
     if not map_.block:
-        dest = (IPv4Address(fields[-2]), fields[-1])
-        return PortMapping(port, dest, _NAMES[number], host_ip, 1, owner)
+        ip, to, first, count = IPv4Address(fields[-2]), fields[-1], port, 1
+        if part := mark_of(rest):
+            first, count = struct.unpack_from(">HH", part, len(_MARK))
+            to -= port - first
+            if not (first <= port < first + count and count > 1 and to != first):
+                return None
+        return PortMapping(first, (ip, to), _NAMES[number], host_ip, count, owner)
     if fields[-4] != number or (host_ip is not None and int(host_ip) != fields[-5]):
         return None  # it spans more than ports
     dest = (IPv4Address(fields[-1]), port)

@@ -37,7 +37,7 @@ CHAINS: Final = ("portmap", *_BASE_CHAINS)
 # What of each answer is the fixed part; the rest is handles, counters and use counts.
 # Table: flags. Chain: hook, policy, type, flags. Set: flags, key and data types, lengths.
 _TABLE_PARTS, _CHAIN_PARTS, _SET_PARTS = (2,), (4, 5, 7, 10), (3, 4, 5, 6, 7)
-_NAME, _CHAIN_NAME, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 3, 2, 4
+_NAME, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
 
 
 def check_table(name: str) -> str:
@@ -52,10 +52,7 @@ def check_table(name: str) -> str:
 
 
 def rules(bridge: str | None, network: IPv4Network | None) -> dict[str, list[str]]:
-    """The rules of each chain, as nft writes them; OutOfRangeError for a bad bridge."""
-    # A * would be a pattern.
-    if bridge is not None and not re.fullmatch(r'[^\s/"*\\]{1,15}', bridge):
-        raise OutOfRangeError(f"bridge {bridge!r} is no name of an interface (15 characters)")
+    """The rules of each chain, as nft writes them."""
     found: dict[str, list[str]] = {
         "portmap": [
             # Without it a container's connection to an outside server on a mapped port
@@ -73,8 +70,12 @@ def rules(bridge: str | None, network: IPv4Network | None) -> dict[str, list[str
     }
     if bridge is not None:
         # route_localnet on the bridge lets the host reach its containers from 127.0.0.1;
-        # the guard keeps the containers away from what listens there.
-        found["guard"].append('iifname != "lo" ip daddr 127.0.0.0/8 drop')
+        # the guard keeps the containers away from what listens there, also by UDP that says
+        # it comes from there.
+        found["guard"] += [
+            'iifname != "lo" ip daddr 127.0.0.0/8 drop',
+            'iifname != "lo" ip saddr 127.0.0.0/8 drop',
+        ]
         port = f'oifname "{bridge}"'
         found["postrouting"].append(f"{port} ip saddr 127.0.0.0/8 ct status dnat masquerade")
         if network is not None:
@@ -132,17 +133,6 @@ def snapshot(netlink: NetlinkSocket, name: str) -> Snapshot:
             held[chain].append(parts.get(_RULE_EXPRESSIONS, b""))
     found.update((f"rules {chain}", tuple(expressions)) for chain, expressions in held.items())
     return found
-
-
-def has_sibling(netlink: NetlinkSocket, name: str) -> bool:
-    """Whether there is a table like ours under another name: another instance of netalloc."""
-    held: dict[bytes, set[bytes]] = {}
-    for body in netlink.dump(GET_CHAIN, IPV4)[0]:
-        parts = attributes(body, 4)
-        held.setdefault(parts.get(_NAME, b""), set()).add(parts.get(_CHAIN_NAME, b""))
-    held.pop(name.encode() + b"\0", None)
-    ours = {chain.encode() + b"\0" for chain in CHAINS}
-    return any(ours <= chains for chains in held.values())
 
 
 def _one(

@@ -84,7 +84,10 @@ class NftTable:
     def holder(self, mapping: PortMapping) -> PortMapping | None:
         """What is mapped where `mapping` would be."""
         map_ = elements.map_type_of(mapping)
-        near = self.list_map(map_) if map_.block else self.look_up(map_, [elements.entry(mapping)])
+        if map_.block:
+            near = self.list_map(map_)
+        else:
+            near = self.look_up(map_, elements.entries_of(mapping))
         for entry, rest in near.items():
             there = elements.decode(entry, rest, map_)
             if there is not None and overlap(mapping, there):

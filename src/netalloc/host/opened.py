@@ -1,0 +1,118 @@
+"""What netalloc has switched on in a network namespace, and for which of its users.
+
+A file in the runtime directory, one for each namespace, read and written under one lock: who
+switched something on must not be forgotten with a crash, nor live in rules that another
+program may flush. A namespace that took the inode number of one that is gone has another
+cookie (SO_NETNS_COOKIE, Linux 5.14) and begins with an empty record, as does another boot.
+"""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from netalloc.errors import NetallocError
+from netalloc.host import netns, runtime_dir
+from netalloc.host.boot import boot_id
+
+_SO_NETNS_COOKIE = 71
+_WAIT = 5.0  # seconds for other processes' changes, of a millisecond each
+_PAUSE = 0.001
+
+
+class Entry(NamedTuple):
+    """Something that is on: `what` ("ip_forward", "route_localnet", "clsact"), where, for which
+    user.
+
+    `ifindex` and `interface` are 0 and "" where it is of the whole namespace.
+    """
+
+    what: str
+    user: str
+    ifindex: int = 0
+    interface: str = ""
+
+
+@contextmanager
+def opened() -> Iterator[set[Entry]]:
+    """The record of the caller's network namespace, to be changed by one at a time.
+
+    What the block leaves in it is written when it ends, also by an error: a step that was
+    taken is known. Raises NetallocError when the directory cannot be used, or another
+    process keeps it for 5 s.
+    """
+    here = netns.current()
+    name = f"opened-{here.device}-{here.inode}"
+    header = f"{_cookie()}\t{boot_id()}"
+    with runtime_dir.opened() as directory:
+        _lock(directory)
+        found = _read(directory, name, header)
+        before = set(found)
+        try:
+            yield found
+        finally:
+            if found != before:
+                _write(directory, name, header, found)
+
+
+def _lock(directory: int) -> None:
+    """Be alone until the directory is closed."""
+    deadline = time.monotonic() + _WAIT
+    while True:
+        try:
+            return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            where = runtime_dir.shown(directory)
+            raise NetallocError(f"{where} cannot be locked: {error.strerror}") from error
+        if time.monotonic() > deadline:
+            where = runtime_dir.shown(directory)
+            raise NetallocError(f"another process kept the lock of {where} for {_WAIT:g} s")
+        time.sleep(_PAUSE)
+
+
+def _read(directory: int, name: str, header: str) -> set[Entry]:
+    try:
+        fd = runtime_dir.open_file(directory, name, os.O_RDONLY)
+    except FileNotFoundError:
+        return set()
+    with os.fdopen(fd, encoding="utf-8", errors="surrogateescape") as file:
+        first, *lines = file.read().split("\n")
+    if first != header:
+        return set()
+    found = set()
+    for line in lines:
+        parts = line.split("\t")
+        if len(parts) == 4 and parts[2].isdigit():
+            found.add(Entry(parts[0], parts[1], int(parts[2]), parts[3]))
+    return found
+
+
+def _write(directory: int, name: str, header: str, found: set[Entry]) -> None:
+    if not found:
+        os.unlink(name, dir_fd=directory)
+        return
+    lines = [header, *sorted("\t".join(map(str, entry)) for entry in found), ""]
+    fresh = f"{name}.new"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    try:
+        fd = runtime_dir.open_file(directory, fresh, flags)
+        with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.write("\n".join(lines))
+        os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError as error:
+        where = runtime_dir.shown(directory)
+        raise NetallocError(f"{where}/{name} cannot be written: {error.strerror}") from error
+
+
+def _cookie() -> int:
+    with socket.socket(socket.AF_UNIX) as any_socket:
+        try:
+            found = any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8)
+        except OSError:  # an older kernel
+            return 0
+    return int.from_bytes(found, "little")
