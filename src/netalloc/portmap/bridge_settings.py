@@ -110,7 +110,10 @@ class BridgeSettings:
             try:
                 if ifindex is not None:
                     _withdraw_guard(netlink, ifindex, self._number, record)
-                record -= {entry for entry in record if entry[:2] == ("route_localnet", self._user)}
+                for entry in [e for e in record if e[:2] == ("route_localnet", self._user)]:
+                    if _name_of(entry.ifindex) == entry.interface:
+                        _withdraw_guard(netlink, entry.ifindex, self._number, record)
+                        record.discard(entry)
                 _close_renamed(netlink, record)
             finally:
                 netlink.close()
