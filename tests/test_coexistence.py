@@ -6,7 +6,7 @@ import pytest
 
 from lab import Lab
 from netalloc import NetworkManager
-from netalloc.errors import OutOfRangeError
+from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.portmap.mapper import PortMapper
 
 pytestmark = pytest.mark.root
@@ -228,5 +228,5 @@ def test_a_manager_where_forward_drops(make_lab, tmp_path, stored):
         port = interface.allocate_port(80)
         assert lab.ask(lab.outside, "tcp", (lab.address, port))[0] == container.name
         interface.release()
-    with pytest.raises(OutOfRangeError, match="forward"):
+    with pytest.raises(InvalidValueError, match="backend"):
         NetworkManager("br0", network=network, backend=PortMapper("null"), forward=True)

@@ -292,17 +292,17 @@ def test_cleanup_with_missing_pieces(lab):
 
 
 @pytest.mark.root
-def test_route_localnet_is_put_back_and_forwarding_is_not(lab):
+def test_settings_are_put_back_as_they_were(lab):
     name = ("net", "ipv4", "conf", lab.bridge, "route_localnet")
+    forward = ("net", "ipv4", "ip_forward")
     for value in ("0", "1"):
         sysctl.write(value, *name)
-        sysctl.write("0", "net", "ipv4", "ip_forward")
+        sysctl.write(value, *forward)
         with make(lab):
-            assert sysctl.read(*name) == "1"
+            assert sysctl.read(*name) == sysctl.read(*forward) == "1"
             assert sysctl.read("net", "ipv4", "conf", "all", "route_localnet") == "0"
-            make(lab).setup()  # knows from the rules what was there before
-        assert sysctl.read(*name) == value
-        assert sysctl.read("net", "ipv4", "ip_forward") == "1"
+            make(lab).setup()  # knows what was there before, as after a crash
+        assert sysctl.read(*name) == sysctl.read(*forward) == value
 
 
 @pytest.mark.root

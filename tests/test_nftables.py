@@ -384,7 +384,7 @@ def test_reconcile_mends_what_others_broke_and_says_so(nft, make, nft_lab, fresh
         assert (len(found.added), len(found.removed)) == (added, removed), (breakage, found)
         assert not found.structure
     stranger = "add element ip netalloc dnat_any { icmp . 7 : 1.2.3.4 . 5 }"
-    assert "which is no mapping" in reconciled(stranger).structure[0]
+    assert "which is no whole mapping" in reconciled(stranger).structure[0]
     for setting in ("ip_forward", f"conf/{lab.bridge}/route_localnet"):
         Path("/proc/sys/net/ipv4", setting).write_text("0")
         assert nft.reconcile(desired).structure == (f"net.ipv4.{setting.replace('/', '.')} was 0",)

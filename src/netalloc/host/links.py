@@ -19,7 +19,7 @@ from netalloc.values import shown
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"(?!-)[^\x00-\x20\x7f-\U0010ffff/:\"'`\\*+!]{1,15}")
+_NAME = re.compile(r"(?!-)[^\x00-\x20\x7f-\U0010ffff/:%\"'`\\*+!]{1,15}")
 
 logger = logging.getLogger(__name__)
 
@@ -258,9 +258,9 @@ def check_name(name: object, what: str = "interface") -> str:
     """The name of an interface, when it can be one and rules and settings can hold it.
 
     The kernel (dev_valid_name() in net/core/dev.c) refuses more than 15 bytes, `.`, `..`,
-    `/`, `:` and blanks. `all` and `default` stand for every interface in /proc/sys, `+` and
-    `*` are wildcards of iptables and nft, quotes end a name there, and of other signs than
-    printable ASCII no one can be sure. Raises InvalidValueError and OutOfRangeError.
+    `/`, `:` and blanks, and makes up a name for one with `%`. `all` and `default` stand for
+    every interface in /proc/sys, `+` and `*` are wildcards of iptables and nft, quotes end a
+    name there, and signs that are not printable ASCII are shown in many ways. Raises InvalidValueError and OutOfRangeError.
 
     >>> check_name("br0")
     'br0'
@@ -277,7 +277,7 @@ def check_name(name: object, what: str = "interface") -> str:
     if not _NAME.fullmatch(plain) or plain in (".", ".."):
         raise OutOfRangeError(
             f"{what} {shown(plain)} cannot name an interface: 1 to 15 ASCII signs, none of them "
-            f"a blank, a quote or one of / : \\ * + ! and no - at the start"
+            f"a blank, a quote or one of / : % \\ * + ! and no - at the start"
         )
     return plain
 

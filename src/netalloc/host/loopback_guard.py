@@ -3,8 +3,9 @@
 route_localnet on an interface makes the kernel take packets from and to 127.0.0.0/8 there,
 which it otherwise drops as martians (ip-sysctl in the kernel's documentation). The guard is
 a filter at the interface's ingress (tc-bpf(8)): it drops what comes from the wire with such
-a source or destination. Answers to the host's own connections pass, for they are
-addressed to the bridge until netfilter translates them, which is later.
+a source or destination. Answers to the host's own connections pass: they are addressed to the
+bridge until netfilter translates them, which is later, or where it is earlier
+(bridge-nf-call-iptables=1), the backends' rules have put MARK on them.
 
 It belongs to the interface, not to a firewall: no flush of rules removes it, it goes along
 when the interface is renamed and goes with it. Each user of a bridge sets one of its own, named
@@ -40,7 +41,9 @@ _TCMSG = struct.Struct("=BxxxiIII")  # struct tcmsg: family, interface, handle, 
 _STEP = struct.Struct("=HBBI")
 
 _DROP, _NEXT = 2, 0xFFFFFFFF  # TC_ACT_SHOT, TC_ACT_UNSPEC: whatever else filters decides
-_NET, _PROTOCOL, _TAG = 0xFFF00000, 0xFFFFF000, 0xFFFFF02C  # SKF_NET_OFF, SKF_AD_OFF + ...
+# SKF_NET_OFF; SKF_AD_OFF + SKF_AD_PROTOCOL, + SKF_AD_MARK, + SKF_AD_VLAN_TAG
+_NET, _PROTOCOL, _SKB_MARK, _TAG = 0xFFF00000, 0xFFFFF000, 0xFFFFF014, 0xFFFFF02C
+MARK = 0x6E65746C  # of an answer to the host's own connection; no container can set one
 _OPENED, _FOUND = 0x6F70656E, 0x666F756E
 
 
@@ -147,13 +150,15 @@ def _program(*, opened: bool) -> bytes:
         (immediate, 0, 0, _OPENED if opened else _FOUND),  # read by us, overwritten below
         (load_word, 0, 0, _PROTOCOL),
         (equal, 3, 0, 0x0800),  # IPv4: to the addresses
-        (equal, 8, 0, 0x8100),  # 802.1Q: to the tag in front of it
-        (equal, 7, 0, 0x88A8),  # 802.1ad
+        (equal, 10, 0, 0x8100),  # 802.1Q: to the tag in front of it
+        (equal, 9, 0, 0x88A8),  # 802.1ad
         (answer, 0, 0, _NEXT),
         (load_byte, 0, 0, _NET + 16),  # destination
         (equal, 2, 0, 127),
         (load_byte, 0, 0, _NET + 12),  # source
-        (equal, 0, 1, 127),
+        (equal, 0, 3, 127),
+        (load_word, 0, 0, _SKB_MARK),
+        (equal, 1, 0, MARK),
         (answer, 0, 0, _DROP),
         (answer, 0, 0, _NEXT),
         (load_word, 0, 0, _TAG),

@@ -27,7 +27,8 @@ def host_check(port: int, protocol: str, host_ip: IPv4Address | None) -> str | N
     translation comes first, and a mapping on an address that is not the host's never answers.
     Port 0 asks about the address alone.
     """
-    from netalloc.host.sockets import can_bind, is_host_address, listener
+    from netalloc.host.local_addresses import is_host_address
+    from netalloc.host.sockets import can_bind, listener
 
     if host_ip is not None and not is_host_address(host_ip):
         return f"{host_ip} is not an address of this host"

@@ -47,13 +47,14 @@ class BridgeSettings:
     127.0.0.0/8 to the containers, until the next reconciliation, which a watch makes at once.
     """
 
-    def __init__(self, bridge: str, user: str) -> None:
+    def __init__(self, bridge: str | None, user: str) -> None:
         self.bridge = bridge
         self._user = user
         self._number = number_of(user)
         self._ifindex: int | None = None  # of the bridge that we have served
-        self._localnet = ("net", "ipv4", "conf", bridge, "route_localnet")
+        self._localnet = ("net", "ipv4", "conf", bridge or "", "route_localnet")
         self._has_guard = True
+        self._is_known = False  # as a user of ip_forward
 
     def check(self) -> None:
         """Raise InterfaceError when there is no bridge, before anything has changed.
@@ -61,6 +62,8 @@ class BridgeSettings:
         A bridge that we served under this name, and that is called otherwise by now, is
         closed.
         """
+        if self.bridge is None:
+            return
         try:
             here = index_of(self.bridge)
         except InterfaceError:
@@ -83,14 +86,15 @@ class BridgeSettings:
         without the privilege.
         """
         self.check()
+        if self.bridge is None:
+            return self._restore_forwarding()
         ifindex = index_of(self.bridge)
         with explaining(f"filters of bridge {self.bridge}"):
             netlink = open_socket()
             try:
-                found = self._restore(netlink, ifindex)
+                found = self._restore(netlink, ifindex, self.bridge)
             finally:
                 netlink.close()
-        self._ifindex = ifindex
         if needs_hairpin(self.bridge):
             found += tuple(f"hairpin mode of {port} was off" for port in set_hairpin(self.bridge))
         return found
@@ -98,7 +102,7 @@ class BridgeSettings:
     def withdraw(self) -> None:
         """Switch off what only we have needed and what was off before; no bridge is no error."""
         ifindex = self._ifindex
-        if ifindex is None:
+        if ifindex is None and self.bridge is not None:
             with suppress(InterfaceError):
                 ifindex = index_of(self.bridge)
         with opened() as record, explaining(f"filters of bridge {self.bridge}"):
@@ -116,38 +120,46 @@ class BridgeSettings:
                     sysctl.write("0", *_FORWARD)
                     logger.info("set %s back to 0, as it was", ".".join(_FORWARD))
                 record.discard(forwarding)
-        self._ifindex = None
+        self._ifindex, self._is_known = None, False
 
-    def _restore(self, netlink: NetlinkSocket, ifindex: int) -> tuple[str, ...]:
+    def _restore(self, netlink: NetlinkSocket, ifindex: int, bridge: str) -> tuple[str, ...]:
         closed = sysctl.read(*self._localnet) == "0"
-        still = sysctl.read(*_FORWARD) == "0"
         there = guards(netlink, ifindex)
-        guarded = any(guard.number == self._number for guard in there) or not self._has_guard
-        if guarded and not still and (not closed or not self._has_guard) and self._ifindex:
-            return ()
+        guarded = any(guard.number == self._number for guard in there)
+        if self._ifindex and ((guarded and not closed) or not self._has_guard):
+            return self._restore_forwarding()
         found: tuple[str, ...] = ()
         with opened() as record:
             _close_renamed(netlink, record)
             there = guards(netlink, ifindex)
-            mine = Entry("route_localnet", self._user, ifindex, self.bridge)
+            closed = sysctl.read(*self._localnet) == "0"
+            mine = Entry("route_localnet", self._user, ifindex, bridge)
             ours = any(entry.what == mine.what and entry[2:] == mine[2:] for entry in record)
             was_closed = closed or ours or any(guard.opened for guard in there)
             if Guard(self._number, was_closed) not in there:
                 self._set_guard(netlink, ifindex, Guard(self._number, was_closed), record)
-                found += (f"the guard of {self.bridge} was missing",)
-            if self._has_guard:
-                if was_closed:
-                    record.add(mine)
-                if closed:
-                    sysctl.write("1", *self._localnet)
-                    found += (f"{'.'.join(self._localnet)} was 0",)
+                if self._ifindex and self._has_guard:
+                    found += (f"the guard of bridge {bridge} was missing",)
+            if self._has_guard and was_closed:
+                record.add(mine)
+            if self._has_guard and closed:
+                sysctl.write("1", *self._localnet)
+                found += (f"{'.'.join(self._localnet)} was 0",)
+        self._ifindex = ifindex
+        return found + self._restore_forwarding()
+
+    def _restore_forwarding(self) -> tuple[str, ...]:
+        still = sysctl.read(*_FORWARD) == "0"
+        if self._is_known and not still:
+            return ()
+        with opened() as record:
             if still or any(entry.what == "ip_forward" for entry in record):
                 record.add(Entry("ip_forward", self._user))
             if still:
                 sysctl.write("1", *_FORWARD)
-                found += (f"{'.'.join(_FORWARD)} was 0",)
                 logger.info("set %s, which was 0: the containers need it", ".".join(_FORWARD))
-        return found
+        self._is_known = True
+        return (f"{'.'.join(_FORWARD)} was 0",) if still else ()
 
     def _set_guard(
         self, netlink: NetlinkSocket, ifindex: int, guard: Guard, record: set[Entry]

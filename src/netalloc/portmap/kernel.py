@@ -11,6 +11,7 @@ from weakref import ref
 from netalloc.errors import InUseError, InvalidValueError, NetallocError
 from netalloc.host.conntrack import Flows
 from netalloc.host.links import check_name
+from netalloc.host.netns import HomeNamespace
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.choice import make_backend, make_forward, network_of
@@ -34,8 +35,9 @@ class KernelMappings:
 
     The arguments are those of PortMapper. What is desired is for the caller to know: a
     manager in its store, a PortMapper in its list. A backend object serves one of these at a
-    time, or two lists would each take the other's mappings away: InUseError. Safe for
-    threads as far as the backend is.
+    time, or two lists would each take the other's mappings away: InUseError. It belongs to the
+    network namespace in which it was made: NetallocError from a thread in another one. Safe
+    for threads as far as the backend is.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class KernelMappings:
         self._forward = forwarding
         self._watch: Watch | None = None
         self._flows = Flows() if self.is_real else None
+        self._home = HomeNamespace() if self.is_real else None
         self._stale: list[tuple[tuple[PortMapping, ...], bool]] = []
         self._serve()
 
@@ -76,6 +79,7 @@ class KernelMappings:
 
     def setup(self) -> None:
         """Make the fixed part; a predecessor's mappings stay and keep working."""
+        self._check_home()
         self._serve()
         if self._forward is not None:
             self._forward.reconcile()
@@ -92,6 +96,7 @@ class KernelMappings:
         Goes on past failures and raises them together. The flows of what was mapped are
         flushed, and those of the `known` mappings, which other programs may have removed.
         """
+        self._check_home()
         self._end_watch()
         gone = set(known)
         failures = [
@@ -143,6 +148,7 @@ class KernelMappings:
         Returns what was wrong. Flows that could not be flushed are an error, and tried
         again at the next call.
         """
+        self._check_home()
         found = self.backend.reconcile(desired)
         self._stale += [(found.removed, False), (found.added, True)]
         structure = self._forward.reconcile() if self._forward is not None else ()
@@ -161,6 +167,7 @@ class KernelMappings:
         A watch that runs already is ended. Raises NetallocError where the kernel does not
         tell.
         """
+        self._check_home()
         self._end_watch()
         monitor = self.backend.monitor()
         try:
@@ -180,6 +187,10 @@ class KernelMappings:
                     f"would remove the other's; close that one, or make another backend"
                 )
             _serving[id(self.backend)] = ref(self, _forget(id(self.backend)))
+
+    def _check_home(self) -> None:
+        if self._home is not None:
+            self._home.check()
 
     def _end_watch(self) -> None:
         # Never with a lock held: the thread may be waiting for it.

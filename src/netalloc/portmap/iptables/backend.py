@@ -18,13 +18,14 @@ from netalloc.errors import (
     InUseError,
     NetallocError,
 )
+from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.links import check_name
 from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.bridge_settings import BridgeSettings
 from netalloc.portmap.iptables import commands, rules
-from netalloc.portmap.iptables.commands import iptables, variant
+from netalloc.portmap.iptables.commands import has_table, iptables, variant
 from netalloc.portmap.iptables.difference import RuleDiff, removal
 from netalloc.portmap.iptables.rules import Rules
 from netalloc.portmap.iptables.state import ChainState
@@ -59,9 +60,7 @@ class Iptables:
         self.chain = rules.check_name(name)
         self.bridge = None if bridge is None else check_name(bridge, "bridge")
         self.network = network
-        self._settings = (
-            None if self.bridge is None else BridgeSettings(self.bridge, f"iptables {name}")
-        )
+        self._settings = BridgeSettings(self.bridge, f"iptables {name}")
         self._home = HomeNamespace()
         self._known: ChainState | None = None
         self._lock = RLock()
@@ -74,8 +73,7 @@ class Iptables:
         """
         with self._lock:
             self._home.check()
-            if self._settings is not None:
-                self._settings.check()
+            self._settings.check()
             nat = commands.read("nat")["nat"]
             self._refuse_taken(nat)
             other, present = commands.other_variant()
@@ -96,13 +94,13 @@ class Iptables:
         """Remove our chains and the rules that lead to them; what is missing is no error."""
         with self._lock:
             self._home.check()
-            state = self._read()
+            bridged = has_table("mangle")
+            state = self._read(bridged=bridged)
             self._refuse_taken(state["nat"])
-            if self._settings is not None:
-                self._settings.withdraw()
+            self._settings.withdraw()
             # nat first: as long as there are mappings, there is the guard.
-            ours = self._wanted(())
-            for table in ("nat", "raw"):
+            ours = self._wanted((), bridged=bridged)
+            for table in ("nat", "mangle", "raw"):
                 if table in state and (lines := removal(state[table], ours[table], self.chain)):
                     commands.restore({table: lines})
             self._known = None
@@ -170,20 +168,22 @@ class Iptables:
                 "the kernel does not tell when iptables-legacy changes rules: watch works "
                 "with nftables and iptables-nft; elsewhere call reconcile from time to time"
             )
-        return RuleMonitor(("nat", "raw", "filter"))
+        return RuleMonitor(("nat", "mangle", "raw", "filter"))
 
     def close(self) -> None:
         """Nothing is held; the rules stay."""
 
-    def _read(self) -> dict[str, Rules]:
+    def _read(self, *, bridged: bool) -> dict[str, Rules]:
         # Without a bridge nothing of ours is in table raw, and a look would make it.
-        return commands.read("nat") if self.bridge is None else commands.read("raw", "nat")
+        if self.bridge is None:
+            return commands.read("nat")
+        return commands.read("raw", *(["mangle"] if bridged else []), "nat")
 
     def _list(self) -> ChainState:
         return ChainState.read(commands.read("nat")["nat"], self.chain)
 
-    def _wanted(self, desired: Iterable[PortMapping]) -> dict[str, Rules]:
-        wanted = rules.fixed_rules(self.chain, self.bridge, self.network)
+    def _wanted(self, desired: Iterable[PortMapping], *, bridged: bool) -> dict[str, Rules]:
+        wanted = rules.fixed_rules(self.chain, self.bridge, self.network, bridged=bridged)
         rules.add_mappings(wanted["nat"], desired, self.chain)
         return wanted
 
@@ -202,8 +202,9 @@ class Iptables:
 
     def _mend(self, desired: Collection[PortMapping] | None) -> ReconcileResult:
         """Make settings, then rules, what they should be; None keeps the mappings there are."""
-        settings = () if self._settings is None else self._settings.restore()
-        state = self._read()
+        settings = self._settings.restore()
+        bridged = self.bridge is not None and needs_hairpin(self.bridge)
+        state = self._read(bridged=bridged)
         retry = RetryPolicy()
         while True:
             keep: Collection[PortMapping] = (
@@ -211,7 +212,7 @@ class Iptables:
                 if desired is None
                 else desired
             )
-            wanted = self._wanted(keep)
+            wanted = self._wanted(keep, bridged=bridged)
             difference = RuleDiff(self.chain)
             lines = {t: difference.lines(t, state[t], wanted[t]) for t in wanted}
             try:
@@ -220,7 +221,7 @@ class Iptables:
                     commands.restore(lines)
                 break
             except CommandError as error:
-                before, state = state, self._read()
+                before, state = state, self._read(bridged=bridged)
                 if retry.ends(error, changed=state != before):
                     raise
         self._known = ChainState.of(wanted["nat"], keep, self.chain)

@@ -48,6 +48,14 @@ def read(*tables: str) -> dict[str, Rules]:
     return {table: _rules(run(["iptables-save", "-t", table])) for table in tables}
 
 
+def has_table(table: str) -> bool:
+    """Whether there is such a table, which a look would make where iptables is the legacy one."""
+    if variant() == "nft":
+        return True
+    names = Path("/proc/thread-self/net/ip_tables_names")
+    return names.exists() and table in names.read_text().split()
+
+
 def _rules(dump: str) -> Rules:
     rules: Rules = {}
     for line in dump.splitlines():

@@ -20,6 +20,7 @@ from itertools import pairwise
 from socket import inet_aton, inet_ntoa
 
 from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.host.loopback_guard import MARK
 from netalloc.model import PortMapping
 
 MAX_NAME = 28  # XT_EXTENSION_MAXNAMELEN in linux/netfilter/x_tables.h, less the final zero
@@ -210,12 +211,15 @@ def parse(text: str) -> PortMapping | None:
         return None
 
 
-def fixed_rules(name: str, bridge: str | None, network: IPv4Network | None) -> dict[str, Rules]:
+def fixed_rules(
+    name: str, bridge: str | None, network: IPv4Network | None, *, bridged: bool = False
+) -> dict[str, Rules]:
     """The rules that do not depend on the mappings: by table, by chain.
 
     In a built-in chain only the named rules are ours. The two static masquerades let the
     host reach its containers from 127.0.0.1, and the containers themselves and each other
-    through a host port; the third is their way out.
+    through a host port; the third is their way out. Where iptables sees `bridged` frames, it
+    translates them before they come to the guard at the bridge, which asks for a mark then.
     """
     local = f"-m addrtype --dst-type LOCAL -j {name}"
     out: list[str] = []
@@ -237,7 +241,14 @@ def fixed_rules(name: str, bridge: str | None, network: IPv4Network | None) -> d
     # stops it before conntrack, so that answers to the host's own connections pass.
     guard = [f"-{end} 127.0.0.0/8 ! -i lo -j DROP" for end in "ds"]
     raw = {"PREROUTING": [f"-j {name}"], name: guard}
-    return {"raw": raw, "nat": nat}
+    if not bridged:
+        return {"raw": raw, "nat": nat}
+    answers = (
+        f"-i {bridge} -m conntrack --ctorigdst 127.0.0.0/8 --ctdir REPLY "
+        f"-j MARK --set-xmark {MARK:#x}/0xffffffff"
+    )
+    mangle = {"PREROUTING": [f"-j {name}"], name: [answers]}
+    return {"raw": raw, "mangle": mangle, "nat": nat}
 
 
 def _comment(owner: str) -> str:

@@ -62,7 +62,7 @@ class Nftables:
         bridge = None if bridge is None else check_name(bridge, "bridge")
         self._table = NftTable(name)
         self._structure = Structure(self._table, bridge, network)
-        self._settings = None if bridge is None else BridgeSettings(bridge, f"nftables {name}")
+        self._settings = BridgeSettings(bridge, f"nftables {name}")
         self._home = HomeNamespace()
         self._explaining = explaining(f"table ip {name}")
         self._lock = RLock()
@@ -100,9 +100,7 @@ class Nftables:
         with self._lock, self._explaining:
             self._home.check()
             self._structure.forget()
-            if self._settings is not None:
-                # Before the guard goes: without it the bridge would reach 127.0.0.0/8.
-                self._settings.withdraw()
+            self._settings.withdraw()
             try:
                 batch.send(self._netlink, [ruleset.table_deletion(self.table)])
             except NetlinkError as error:
@@ -192,7 +190,7 @@ class Nftables:
     def _restore_structure(self, before: ruleset.Snapshot) -> tuple[str, ...]:
         """Bring the settings and the fixed part to what they should be; what was wrong."""
         # Raises InterfaceError while nothing has changed.
-        found = () if self._settings is None else self._settings.restore()
+        found = self._settings.restore()
         return self._structure.restore(before) + found
 
     def _repair(

@@ -5,6 +5,7 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.host.loopback_guard import MARK
 from netalloc.host.netlink import NetlinkError, NetlinkSocket, attributes, text
 from netalloc.portmap.nftables.batch import SUBSYSTEM, Step
 from netalloc.portmap.nftables.elements import MAP_TYPES
@@ -31,6 +32,7 @@ _BASE_CHAINS: Final = {
     "output": "type nat hook output priority -105; policy accept;",
     "postrouting": "type nat hook postrouting priority srcnat; policy accept;",
     "guard": "type filter hook prerouting priority raw; policy accept;",
+    "answers": "type filter hook prerouting priority mangle; policy accept;",
 }
 CHAINS: Final = ("portmap", *_BASE_CHAINS)
 
@@ -67,6 +69,7 @@ def rules(bridge: str | None, network: IPv4Network | None) -> dict[str, list[str
         "output": ["jump portmap"],
         "postrouting": [],
         "guard": [],
+        "answers": [],
     }
     if bridge is not None:
         # route_localnet on the bridge lets the host reach its containers from 127.0.0.1;
@@ -76,6 +79,11 @@ def rules(bridge: str | None, network: IPv4Network | None) -> dict[str, list[str
             'iifname != "lo" ip daddr 127.0.0.0/8 drop',
             'iifname != "lo" ip saddr 127.0.0.0/8 drop',
         ]
+        # Bridged frames are translated before they come to the guard at the bridge.
+        found["answers"].append(
+            f'iifname "{bridge}" ct direction reply ct original ip daddr 127.0.0.0/8 '
+            f"meta mark set {MARK:#x}"
+        )
         port = f'oifname "{bridge}"'
         found["postrouting"].append(f"{port} ip saddr 127.0.0.0/8 ct status dnat masquerade")
         if network is not None:
