@@ -260,7 +260,8 @@ def check_name(name: object, what: str = "interface") -> str:
     The kernel (dev_valid_name() in net/core/dev.c) refuses more than 15 bytes, `.`, `..`,
     `/`, `:` and blanks, and makes up a name for one with `%`. `all` and `default` stand for
     every interface in /proc/sys, `+` and `*` are wildcards of iptables and nft, quotes end a
-    name there, and signs that are not printable ASCII are shown in many ways. Raises InvalidValueError and OutOfRangeError.
+    name there, and signs that are not printable ASCII are shown in many ways. Raises
+    InvalidValueError and OutOfRangeError.
 
     >>> check_name("br0")
     'br0'
