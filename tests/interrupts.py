@@ -10,6 +10,7 @@ functions alone, since returning from one in Python is no place.
 """
 
 import dis
+import itertools
 import sys
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -50,7 +51,7 @@ def _places(code: CodeType) -> tuple[frozenset[int], frozenset[int]]:
     calls: set[int] = set()
     instructions = list(dis.get_instructions(code))
     handlers = _handlers(code)
-    for one, following in zip(instructions, instructions[1:], strict=False):
+    for one, following in itertools.pairwise(instructions):
         name = one.opname
         if name.startswith("CALL") and name not in ("CALL_INTRINSIC_1", "CALL_INTRINSIC_2"):
             if OLD and following.opname in ("SETUP_FINALLY", "SETUP_WITH", "SETUP_ASYNC_WITH"):
@@ -69,9 +70,9 @@ def _places(code: CodeType) -> tuple[frozenset[int], frozenset[int]]:
                 if target.opname not in ("SETUP_FINALLY", "SETUP_WITH"):
                     before.add(target.offset)
     for one in instructions:
-        if one.opcode in dis.hasjrel or one.opcode in dis.hasjabs:
-            if isinstance(one.argval, int) and one.argval <= one.offset:
-                before.add(one.offset)  # the same state, and the same handler
+        jumps = one.opcode in dis.hasjrel or one.opcode in dis.hasjabs
+        if jumps and isinstance(one.argval, int) and one.argval <= one.offset:
+            before.add(one.offset)  # the same state, and the same handler
     return frozenset(before), frozenset(calls)
 
 

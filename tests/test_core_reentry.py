@@ -56,7 +56,7 @@ class Ledger:
     def agree(self, what: str) -> None:
         self.core._check()
         assert self.doubles == [], f"{what}: given twice"
-        assert {int(n) for n in self.core} == self.held, f"{what}: lost, or taken by nobody"
+        assert {int(n) for n in self.core} == self.held, f"{what}: lost, or taken by no call"
 
 
 # ---- the objects

@@ -320,7 +320,8 @@ def refused(world: World, call: str, value: str) -> bool:
         if call != "release strict":
             assert world.seen() == before, f"{call} with {value} changed something: {text}"
         return True
-    _forget(result)
+    if result is not world.manager:
+        _forget(result)
     return False
 
 

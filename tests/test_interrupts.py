@@ -1,15 +1,11 @@
 """Interrupts at every place of a call: nothing given twice, nothing half done, none held up."""
 
 import faulthandler
-import os
 import queue
 import random
-import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +13,7 @@ import pytest
 
 from faults import FaultyBackend
 from interrupts import Interrupted, Knife
-from netalloc.errors import ClosedError, CommandError, ExhaustedError, InUseError, StoreError
+from netalloc.errors import CommandError, ExhaustedError, InUseError, StoreError
 from netalloc.ipam.check import check
 from netalloc.manager.manager import NetworkManager
 from netalloc.model import PortRequest

@@ -227,15 +227,17 @@ def test_ports_are_a_range_and_no_allocator(make, part):
 
 def test_two_networks_of_one_store_share_the_ports_and_do_not_overlap(make, backend):
     with make() as one:
-        again = make()
+        with pytest.raises(InUseError, match="backend"):
+            make()  # the backend of the first one: each would remove the other's mappings
+        again = make(backend=FaultyBackend())
         assert one.allocate().ip != again.allocate().ip
-        other = make("10.0.1.1/24", bridge="br1")
+        other = make("10.0.1.1/24", bridge="br1", backend=FaultyBackend())
         assert one.allocate(ports=(80,)).ports()[0].host_port == 8000
         assert other.allocate(ports=(80,)).ports()[0].host_port == 8001
         with pytest.raises(InUseError, match=r"10\.0\.0\.0/23 of br2 overlaps 10\.0\.[01]\.0/2"):
-            make("10.0.0.1/23", bridge="br2")
+            make("10.0.0.1/23", bridge="br2", backend="null")
         with pytest.raises(InUseError, match=r"subnet 10\.0\.1\.1/24, not 10\.0\.1\.2/24"):
-            make("10.0.1.2/24", bridge="br1")
+            make("10.0.1.2/24", bridge="br1", backend="null")
 
 
 def test_a_network_is_a_text_or_a_subnet_and_no_allocator(make):

@@ -257,7 +257,7 @@ def test_gc_spares_a_lease_that_is_not_the_one_it_saw(reopen, clock):
 
 def test_gc_goes_on_past_what_cannot_be_released(reopen, clock):
     manager = reopen()
-    backend = manager._leases.mappings._mapper.backend
+    backend = manager._leases.mappings._kernel.backend
     stuck, free = manager.allocate("dead", ports=(80,)), manager.allocate("dead")
     backend.stuck = {stuck.ports()[0].host_port}
     manager.gc([], grace=0)
@@ -332,7 +332,7 @@ def test_check_names_what_is_wrong_and_repair_mends_it(reopen):
     manager = reopen()
     web = manager.allocate("web", ports=(80, PortRequest(53, "udp", host_ip="10.9.9.9")))
     assert manager.check() == []
-    backend = manager._leases.mappings._mapper.backend
+    backend = manager._leases.mappings._kernel.backend
     mapping = backend.mappings()[0]
     backend.reconcile([])
     tx = manager._leases.committer.store.begin("sabotage")

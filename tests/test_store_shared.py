@@ -36,6 +36,7 @@ def path(tmp_path):
             tx.table(Network).add((NETWORK,))
 
         store.run("make", change)
+        store.write_back()
     return path
 
 
@@ -657,6 +658,21 @@ def test_an_old_copy_in_its_place_while_open(path, tmp_path):
         for call in (lambda: add(store, 3), lambda: ordinals(store)):
             with pytest.raises(StoreError, match="an old copy was put in its place"):
                 call()
+
+
+def test_a_copy_without_its_log_is_no_new_store(tmp_path):
+    """All that was ever written is in the log: the file alone has no table yet."""
+    path = tmp_path / "store.db"
+    store = SqliteStore(path)
+    add(store, 1)
+    header = path.read_bytes()
+    store.close()
+    for suffix in ("-wal", "-shm"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    path.write_bytes(header)
+    with pytest.raises(StoreError, match=r"2 changes were committed to it"):
+        SqliteStore(path)
+    assert path.read_bytes() == header
 
 
 def test_another_store_in_its_place(path, tmp_path):

@@ -69,7 +69,7 @@ def as_text(value: object, what: str, limit: int = MAX_TEXT) -> str:
         raise InvalidValueError(f"{what} {shown(value)} is not text")
     plain = str.__str__(value)
     if not plain:
-        raise InvalidValueError(f"{what} is empty")
+        raise InvalidValueError(f"{what} {plain!r} is empty")
     if len(plain) > limit or len(plain.encode("utf-8", "replace")) > limit:
         raise OutOfRangeError(f"{what} {shown(plain)} is longer than {limit} bytes")
     if not plain.isprintable() and any(

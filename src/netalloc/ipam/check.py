@@ -1,5 +1,6 @@
 """What is wrong with the records and bitmaps of a store, and making the bitmaps anew."""
 
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
@@ -18,6 +19,8 @@ from netalloc.store.records import (
     Publication,
     Reservation,
 )
+
+log = logging.getLogger(__name__)
 
 _PORTS = "ports/"
 
@@ -64,7 +67,12 @@ def rebuild(tx: Transaction) -> None:
 
 
 def rebuild_ports(tx: Transaction) -> None:
-    """Make the bitmaps of the host ports anew from the publications. O(published)."""
+    """Make the bitmaps of the host ports anew from the publications. O(published).
+
+    Where two publications claim one port, as the first edition let it come to, the older lease
+    keeps it: the other one's publication goes, and a warning says so.
+    """
+    _drop_conflicts(tx)
     wanted = expected_ports(tx)
     for name in list(tx.names(_PORTS)):
         tx.drop(name)
@@ -72,6 +80,27 @@ def rebuild_ports(tx: Transaction) -> None:
         bitmap = tx.bitmap(name, SIZE)
         for port in set_bits(wanted.bitmap(name, SIZE)):
             bitmap.reserve(port)
+
+
+def _drop_conflicts(tx: Transaction) -> None:
+    leases, publications = tx.table(Lease), tx.table(Publication)
+    ports = PortAllocator(bitmaps=MemoryBitmaps())
+    found = [(leases.get(row.network, row.ordinal), row) for row in publications.all()]
+    for lease, row in sorted(
+        found, key=lambda pair: ((pair[0] and pair[0].generation) or 0, pair[1])
+    ):
+        host_ip = IPv4Address(row.host_ip) if row.host_ip else None
+        block = range(row.host_port, row.host_port + row.port_count)
+        if not any(ports.held(port, row.protocol, host_ip) for port in block):
+            for port in block:
+                ports.reserve(port, row.protocol, host_ip)
+            continue
+        log.warning("published twice, so this one is not any more: %s of %s", row, lease)
+        publications.remove((row,))
+        current = leases.get(row.network, row.ordinal)
+        if current is not None:
+            leases.remove((current,))
+            leases.add((current._replace(publications=current.publications - 1),))
 
 
 def expected_ports(tx: Transaction, twice: list[str] | None = None) -> MemoryBitmaps:

@@ -186,7 +186,7 @@ def enter(tx: Transaction, stated: Statement) -> Network:
             theirs = None if spec is None else ip_interface(spec).network
             if theirs is not None and theirs.version == subnet.version:
                 ours = ip_network(str(subnet.network))
-                if theirs.overlaps(ours):  # type: ignore[arg-type]
+                if theirs.overlaps(ours):
                     raise InUseError(
                         f"{ours} of {stated.name} overlaps {theirs} of {other.name}", other.name
                     )

@@ -1,6 +1,7 @@
 """What ends with a boot of the machine: everything but reservations and configuration."""
 
 import time
+from typing import Any
 
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.history import remember
@@ -15,6 +16,36 @@ from netalloc.store.records import (
     Publication,
 )
 
+ENDING = (Lease, Label, Publication, Cooldown, LastHolder, GcCandidate)
+
+
+class AfterReboot:
+    """A view of a store whose boot is over, without what has ended with it."""
+
+    def __init__(self, tx: Transaction) -> None:
+        self._tx = tx
+
+    def table(self, kind: type[Any]) -> Any:
+        """The records of that kind; none of a kind that ends with a boot."""
+        return _EMPTY if kind in ENDING else self._tx.table(kind)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tx, name)
+
+
+class _Empty:
+    def get(self, *key: Any) -> None:
+        return None
+
+    def where(self, *fields: str, equal: tuple[Any, ...], limit: int = -1) -> list[Any]:
+        return []
+
+    def all(self) -> list[Any]:
+        return []
+
+
+_EMPTY = _Empty()
+
 
 def end_of_boot(tx: Transaction) -> None:
     """End all leases: their holders went with the machine. O(held), once a boot.
@@ -25,7 +56,8 @@ def end_of_boot(tx: Transaction) -> None:
     ended = leases.all()
     remember(tx, ended, time.time_ns())
     leases.remove(ended)
-    for kind in (Label, Publication, Cooldown, LastHolder, GcCandidate):
+    kind: type[Any]
+    for kind in ENDING[1:]:
         table = tx.table(kind)
         table.remove(table.all())
     for name in list(tx.names("ports")):

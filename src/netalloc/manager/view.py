@@ -23,6 +23,7 @@ from netalloc.ipam.networks import (
     subnet_of,
 )
 from netalloc.ipam.publications import Publications, holding
+from netalloc.ipam.reboot import AfterReboot
 from netalloc.model import PortMapping
 from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Cooldown, Label, Lease, Network, Reservation
@@ -162,7 +163,13 @@ class NetworkView:
             self._store.close()
 
     def _read(self, view: Callable[[Transaction], T]) -> T:
-        return self._store.view(view)
+        def seen(tx: Transaction) -> T:
+            # A file that was not written to since the machine came up says what was before.
+            boot = getattr(self._store, "boot", None)
+            ended = boot is not None and getattr(tx, "boot", boot) != boot
+            return view(AfterReboot(tx) if ended else tx)
+
+        return self._store.view(seen)
 
     def __enter__(self) -> "NetworkView":
         return self

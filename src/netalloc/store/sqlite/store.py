@@ -28,14 +28,10 @@ from netalloc.host.boot import boot_id
 from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
-from netalloc.store.sqlite.connection import check_length
-from netalloc.store.sqlite.migrations import migrate
+from netalloc.store.sqlite.opening import Opening
 from netalloc.store.sqlite.salvage import damage, damaged_rows
-from netalloc.store.sqlite.schema import create, version_of
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.transaction import SqliteTransaction
-from netalloc.store.sqlite.versions import VERSION
-from netalloc.store.sqlite.writer_record import WriterRecord
 from netalloc.store.turn import in_the_middle
 from netalloc.values import as_seconds, as_text
 
@@ -79,11 +75,11 @@ class SqliteStore:
         self.boot = boot_id() if boot is None else as_text(boot, "boot")
         self.path = place.resolved(path)
         self._end_of_boot = end_of_boot
-        self._migrated = migrated
         try:
             self._file = files.enter(self.path, self)
             self._closed = False
-            self._prepare()
+            opening = Opening(self._file, self.timeout, self.boot, self._transaction)
+            opening.prepare(migrated)
         except BaseException:
             self.close()
             raise
@@ -271,7 +267,11 @@ class SqliteStore:
                     raise in_the_middle("close")
                 tx.rollback()
         self._closed = True
-        file.while_idle("close", self.timeout, partial(files.leave, file, self))
+        leave = partial(files.leave, file, self)
+        if get_ident() in (file.viewing, file.changing):
+            leave()  # another store of the file is at it, and keeps the file open
+        else:
+            file.while_idle("close", self.timeout, leave)
 
     def __enter__(self) -> "SqliteStore":
         return self
@@ -329,96 +329,3 @@ class SqliteStore:
         file.reading = None
         file.viewing = 0
         file.look.release()
-
-    def _prepare(self) -> None:
-        """Make the tables, or bring them up to date; usually neither."""
-        place.check_folder(self.path)
-        found = place.look_at(self.path)
-        mark = self._file.lock.peek()
-        if found is None or not found.st_size:
-            if mark is not None and (mark.sequence or not mark.known):
-                changes = f"{mark.sequence} changes were" if mark.known else "something was"
-                raise StoreError(
-                    f"{self.path} is empty or gone, but {changes} committed to it: put a copy "
-                    f"back, or remove {self._file.lock.path} as well to begin anew"
-                )
-        else:
-            check_length(self.path, found.st_size)
-            place.check_beside(self.path)
-            version = self._file.while_viewing(
-                "open", self.timeout, lambda: version_of(self._file.reader())
-            )
-            place.tighten(self.path)  # not before it is known to be a store
-            if version == VERSION:
-                return
-        self._file.while_idle("make tables", self.timeout, self._make)
-
-    def _make(self) -> None:
-        file = self._file
-        mark = file.lock.enter("make tables", self.timeout)
-        try:
-            made = place.look_at(self.path) is None
-            try:
-                if made:
-                    place.create(self.path)
-                else:
-                    place.tighten(self.path)
-                connection = file.writer()
-                ((mode,),) = connection.rows("PRAGMA journal_mode = WAL")
-                if mode != "wal":
-                    raise StoreError(
-                        f"{self.path}: its filesystem shares no memory between processes, which "
-                        "SQLite's write-ahead log needs"
-                    )
-                connection.sync(full=True)
-                connection.execute("BEGIN IMMEDIATE")
-                try:
-                    self._make_tables(connection, mark)
-                except BaseException:
-                    connection.rollback()
-                    raise
-            except BaseException:
-                if made:  # nothing is left of what could not be made
-                    file.close_connections()
-                    place.remove(self.path)
-                    if mark is None:
-                        file.lock.path.unlink(missing_ok=True)
-                raise
-        finally:
-            try:
-                file.abort()
-            except sqlite3.Error:
-                pass
-            finally:
-                try:
-                    file.lock.give()
-                finally:
-                    pass  # a `try` comes first: see store/turn.py
-
-    def _make_tables(self, connection: Session, mark: WriterRecord | None) -> None:
-        version = version_of(connection)
-        identity = int.from_bytes(os.urandom(6), "big") + 1
-        if version == VERSION:  # another process was first
-            connection.rollback()
-        elif not version:
-            create(connection, self.boot, identity)
-            connection.execute("COMMIT")
-            self._file.lock.write(WriterRecord(boot=self.boot, sequence=1, store=identity))
-        else:
-            migrate(connection)
-            tx = self._transaction(connection)
-            self._file.changing, self._file.writing = get_ident(), tx
-            try:
-                tx.start("make tables", mark, self.boot)
-                tx.brought_over(identity)
-                self._migrated(tx)
-                tx.commit()
-            finally:
-                try:
-                    self._file.undo()
-                finally:
-                    try:
-                        self._file.writing = None
-                        self._file.changing = 0
-                    finally:
-                        pass
