@@ -99,8 +99,11 @@ class KernelMappings:
         self._check_home()
         self._end_watch()
         gone = set(known)
+        if self.is_real:
+            unseen = self._attempt(lambda: gone.update(self.backend.mappings()))
+            if unseen:
+                logger.warning("flows of mappings that cannot be listed stay: %s", unseen)
         failures = [
-            self._attempt(lambda: gone.update(self.backend.mappings() if self.is_real else ())),
             self._attempt(self._forward.cleanup) if self._forward is not None else None,
             self._attempt(self.backend.cleanup),
             self._attempt(lambda: self._flush_all((), gone)),

@@ -95,9 +95,10 @@ class Iptables:
         """Remove our chains and the rules that lead to them; what is missing is no error."""
         with self._lock:
             self._home.check()
-            bridged = has_table("mangle")
-            state = self._read(bridged=bridged)
+            state = self._read(bridged=False)
             self._refuse_taken(state["nat"])
+            if bridged := self.bridge is not None and has_table("mangle"):
+                state |= commands.read("mangle")
             self._settings.withdraw()
             # nat first: as long as there are mappings, there is the guard.
             ours = self._wanted((), bridged=bridged)
