@@ -20,6 +20,7 @@ from netalloc.errors import (
 )
 from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.links import check_name
+from netalloc.host.netlink import explaining
 from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
@@ -168,7 +169,9 @@ class Iptables:
                 "the kernel does not tell when iptables-legacy changes rules: watch works "
                 "with nftables and iptables-nft; elsewhere call reconcile from time to time"
             )
-        return RuleMonitor(("nat", "mangle", "raw", "filter"))
+        with explaining("watching tables of iptables"):
+            tables = ("nat", "mangle", "raw", "filter")
+            return RuleMonitor(tables, ports_of=self._settings.watched())
 
     def close(self) -> None:
         """Nothing is held; the rules stay."""

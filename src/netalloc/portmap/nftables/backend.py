@@ -76,7 +76,8 @@ class Nftables:
         """Tells when another program changes our table; CommandError without the privilege."""
         self._home.check()
         with explaining(f"watching table ip {self.table}"):
-            return RuleMonitor([self.table], own=[self._netlink.portid])
+            own = [self._netlink.portid]
+            return RuleMonitor([self.table], own=own, ports_of=self._settings.watched())
 
     def setup(self) -> None:
         """Load the ruleset in one transaction; a predecessor's elements stay and keep working.
