@@ -1,5 +1,6 @@
 """Putting a manager together: store, claim, network, kernel, in an order that undoes itself."""
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import blake2s
@@ -34,6 +35,7 @@ from netalloc.store.records import Network
 if TYPE_CHECKING:
     from netalloc.portmap.backend import Backend
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 REAL = ("nftables", "iptables")  # the backends that touch the kernel
 
@@ -155,6 +157,15 @@ def _complete(stated: Statement) -> Statement:
     return stated._replace(backend=choose(kernel_name(stated.name)))
 
 
+def _remove_others(network: Network) -> None:
+    """Take away what another backend has under the network's name, from a store that is gone."""
+    if network.backend in REAL:
+        from netalloc.portmap.choice import remove_others
+
+        for what in remove_others(kernel_name(network.name), network.backend, network.bridge):
+            log.warning("network %s: removed what another backend had left: %s", network.name, what)
+
+
 def kernel_name(network: str) -> str:
     """What tables and chains of a network are called; a chain's name has 24 characters."""
     if len(network) > 15:
@@ -202,6 +213,7 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
             network = fresh
         try:
             mappings.setup()
+            _remove_others(network)
             number, subnet = network.number, subnet_of(network)
             mappings.reconcile(Publications(number, subnet, ports_of(network)).desired(tx))
             tx.commit()
