@@ -28,6 +28,7 @@ from netalloc.manager.host_checks import host_check, host_probe
 from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
 from netalloc.manager.leases import LeaseService
 from netalloc.manager.mappings import ExclusiveMappings, SharedMappings
+from netalloc.manager.undo import attempt
 from netalloc.ports import Probe
 from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Network
@@ -219,7 +220,9 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
             tx.commit()
         except BaseException:
             if not tx.committed:
-                mappings.cleanup()
+                failure = attempt(mappings.cleanup)
+                if failure is not None:
+                    log.warning("what could not be set up could not be cleaned up: %s", failure)
             raise
         return network
 
