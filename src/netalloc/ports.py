@@ -19,6 +19,7 @@ from typing import Protocol
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
+from netalloc.locks import locked
 from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
 
 PORTS = range(49153, 65536)
@@ -116,31 +117,32 @@ class PortAllocator:
         """
         return self.acquire_many(1, protocol, host_ip)[0]
 
+    @locked
     def acquire_many(
         self, n: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> list[int]:
         """The next n free ports, or none of them: ExhaustedError."""
         protocol, ip = as_protocol(protocol), as_host_ip(host_ip)
         n = as_int(n, "number of ports", 0, 65535)
-        with self._lock:
-            pools = self._pools(protocol, ip)
-            used = self._bitmap(protocol, "used")
-            picked: list[int] = []
-            foreign = 0
-            for port in self._free(pools, used.cursor) if n else ():
-                if self.probe is not None and not self.probe(port, protocol, ip):
-                    foreign += 1
-                    continue
-                picked.append(port)
-                if len(picked) == n:
-                    break
-            if len(picked) < n:
-                raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
-            self._hold(picked, protocol, ip)
-            if picked:
-                used.cursor = self._after(picked[-1])
-            return picked
+        pools = self._pools(protocol, ip)
+        used = self._bitmap(protocol, "used")
+        picked: list[int] = []
+        foreign = 0
+        for port in self._free(pools, used.cursor) if n else ():
+            if self.probe is not None and not self.probe(port, protocol, ip):
+                foreign += 1
+                continue
+            picked.append(port)
+            if len(picked) == n:
+                break
+        if len(picked) < n:
+            raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
+        self._hold(picked, protocol, ip)
+        if picked:
+            used.cursor = self._after(picked[-1])
+        return picked
 
+    @locked
     def acquire_block(
         self, n: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> range:
@@ -155,20 +157,20 @@ class PortAllocator:
         """
         protocol, ip = as_protocol(protocol), as_host_ip(host_ip)
         n = as_int(n, "block of", 1, len(self.ports))
-        with self._lock:
-            pools = self._pools(protocol, ip)
-            used = self._bitmap(protocol, "used")
-            first = self.ports.index(self._clamp(used.cursor))
-            index = self._gap(pools, first, n, protocol, ip)
-            if index is None:
-                index = self._gap(pools, 0, n, protocol, ip)
-            if index is None:
-                raise self._exhausted(f"{n} adjacent ", protocol, ip)
-            block = self.ports[index : index + n]
-            self._hold(block, protocol, ip)
-            used.cursor = self._after(block[-1])
-            return block
+        pools = self._pools(protocol, ip)
+        used = self._bitmap(protocol, "used")
+        first = self.ports.index(self._clamp(used.cursor))
+        index = self._gap(pools, first, n, protocol, ip)
+        if index is None:
+            index = self._gap(pools, 0, n, protocol, ip)
+        if index is None:
+            raise self._exhausted(f"{n} adjacent ", protocol, ip)
+        block = self.ports[index : index + n]
+        self._hold(block, protocol, ip)
+        used.cursor = self._after(block[-1])
+        return block
 
+    @locked
     def reserve(
         self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> None:
@@ -178,12 +180,12 @@ class PortAllocator:
         address is asked for, on any.
         """
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        with self._lock:
-            where = self._in_the_way(port, protocol, ip)
-            if where is not None:
-                raise InUseError(f"port {port}/{protocol} is held on {where}")
-            self._hold((port,), protocol, ip)
+        where = self._in_the_way(port, protocol, ip)
+        if where is not None:
+            raise InUseError(f"port {port}/{protocol} is held on {where}")
+        self._hold((port,), protocol, ip)
 
+    @locked
     def release(
         self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> None:
@@ -193,28 +195,27 @@ class PortAllocator:
         every address is not released by naming one.
         """
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        with self._lock:
-            held = self._bitmap(protocol, "every") if ip is None else self._on(protocol, ip)
-            if held is None or port not in held:
-                where = "every address" if ip is None else str(ip)
-                raise NotAllocatedError(f"port {port}/{protocol} is not held on {where}")
-            full = port in self.ports and self._is_full(self._pools(protocol, ip))
-            used = self._bitmap(protocol, "used")
-            held.release(port)
-            if not any(port in pool for _, pool in self._each_on(protocol)):
-                used.release(port)
-            if ip is not None and not len(held):
-                self._bitmaps.drop(f"ports/{protocol}/on/{ip}")
-            if full:
-                used.cursor = port
+        held = self._bitmap(protocol, "every") if ip is None else self._on(protocol, ip)
+        if held is None or port not in held:
+            where = "every address" if ip is None else str(ip)
+            raise NotAllocatedError(f"port {port}/{protocol} is not held on {where}")
+        full = port in self.ports and self._is_full(self._pools(protocol, ip))
+        used = self._bitmap(protocol, "used")
+        held.release(port)
+        if not any(port in pool for _, pool in self._each_on(protocol)):
+            used.release(port)
+        if ip is not None and not len(held):
+            self._bitmaps.drop(f"ports/{protocol}/on/{ip}")
+        if full:
+            used.cursor = port
 
+    @locked
     def held(
         self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
     ) -> bool:
         """Whether asking for that port would be refused."""
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        with self._lock:
-            return self._in_the_way(port, protocol, ip) is not None
+        return self._in_the_way(port, protocol, ip) is not None
 
     def _in_the_way(self, port: int, protocol: str, ip: IPv4Address | None) -> str | None:
         """Where the port is held so that it cannot be had, in words."""

@@ -15,7 +15,7 @@ class Calls:
     """Who is in, by call: any object for a key, and the thread's number. 0.2 microseconds a call.
 
     A call puts itself in, looks whether the gate is closed, and takes itself out, by steps that
-    no interrupt divides (see store/turn.py); closing does it the other way round. So one of
+    no interrupt divides (see locks.py); closing does it the other way round. So one of
     the two always sees the other.
     """
 

@@ -151,8 +151,7 @@ class Committer:
                 raise ClosedError("the manager is closed")
             result = self.store.run(operation, work)
             assert made is not None
-            for step in made.after:
-                step()
+            _finish(made.after)
             return result
         except BaseException:
             if made is not None:
@@ -168,27 +167,30 @@ class Committer:
     def _run_queued(self, caller: Waiter) -> Any:
         """Have the operation made by whoever leads: another thread, or this one."""
         self.store.refuse_reentry(caller.operation)
-        calls, queue = self._calls, self._queue
+        calls = self._calls
         try:
             calls.inside[caller] = get_ident()
             if calls.closed:
                 raise ClosedError("the manager is closed")
-            while not caller.done:
-                if queue.leads(caller):
-                    self._lead(caller)
-                else:
-                    queue.wait(caller)
-            if caller.error is not None:
-                raise caller.error
-            for step in caller.after():
-                step()
-            return caller.result
+            return self._made(caller)
         finally:
             try:
                 calls.inside.pop(caller, None)
             finally:
                 if calls.closed:
                     calls.report()
+
+    def _made(self, caller: Waiter) -> Any:
+        """What came of the operation."""
+        while not caller.done:
+            if self._queue.leads(caller):
+                self._lead(caller)
+            else:
+                self._queue.wait(caller)
+        if caller.error is not None:
+            raise caller.error
+        _finish(caller.after())
+        return caller.result
 
     def _lead(self, leader: Waiter) -> None:
         """Make the changes of all that are in the queue by now, and hand on the lead."""
@@ -202,13 +204,12 @@ class Committer:
             if not group:  # it was not to be begun, for any of them
                 self._queue.refuse(leader, waiting, error)
                 raise
-            self._cut_off([one.made for one in group if one.made], leader.done)
+            self._cut_off(_changes(group), leader.done)
             if leader.done or not _shared(error, group):
                 raise
-            for caller in group:
-                caller.alone = True
+            _separate(group)
         except BaseException:
-            self._cut_off([one.made for one in group if one.made], leader.done)
+            self._cut_off(_changes(group), leader.done)
             raise
         finally:
             try:
@@ -221,19 +222,22 @@ class Committer:
         if self._network in tx.dirty:
             self._repair(tx)
         group += self._queue.group(leader, durable)
-        made = []
+        made: list[Change] = []
         try:
-            for caller in group:
-                caller.error = None
-                change = caller.made = Change(tx)
-                made.append(change)
-                _run_one(caller, change, len(group) == 1)
-            remove = [mapping for change in made for mapping in change.remove]
-            add = [mapping for change in made for mapping in change.add]
-            self._seal(tx, remove, add)
+            self._run_all(group, made, tx)
         except BaseException as error:
             self._undo(tx, made, error)
             raise
+
+    def _run_all(self, group: list[Waiter], made: list[Change], tx: Transaction) -> None:
+        for caller in group:
+            caller.error = None
+            change = caller.made = Change(tx)
+            made.append(change)
+            _run_one(caller, change, len(group) == 1)
+        remove = [mapping for change in made for mapping in change.remove]
+        add = [mapping for change in made for mapping in change.add]
+        self._seal(tx, remove, add)
 
     def _seal(self, tx: Transaction, remove: list[PortMapping], add: list[PortMapping]) -> None:
         """The kernel's part, and the commit. What fails leaves the kernel as it was, or dirty."""
@@ -280,6 +284,21 @@ class Committer:
             failure = attempt(partial(self.store.run, "recover", self._repair))
             if failure is not None:
                 log.error("the next change has to repair the kernel: %s", failure)
+
+
+def _finish(steps: Sequence[Callable[[], Any]]) -> None:
+    for step in steps:
+        step()
+
+
+def _changes(group: list[Waiter]) -> list[Change]:
+    return [caller.made for caller in group if caller.made is not None]
+
+
+def _separate(group: list[Waiter]) -> None:
+    """Each is to be made by itself, in the thread that called."""
+    for caller in group:
+        caller.alone = True
 
 
 def _run_one(caller: Waiter, made: Change, alone: bool) -> None:

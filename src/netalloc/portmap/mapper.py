@@ -6,6 +6,7 @@ from threading import RLock
 from types import TracebackType
 
 from netalloc.errors import InvalidValueError, NotAllocatedError
+from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.desired import MappingTable, describe
@@ -70,16 +71,17 @@ count=1, owner=None)
             self.close()
 
     @property
+    @locked
     def mappings(self) -> list[PortMapping]:
         """The desired mappings; O(n)."""
-        with self._lock:
-            return list(self._table)
+        return list(self._table)
 
     @property
     def backend(self) -> Backend:
         """What makes the kernel agree; for a look at `backend.mappings()`."""
         return self._kernel.backend
 
+    @locked
     def setup(self, *, adopt: bool = False) -> ReconcileResult:
         """Make what the mappings need, and make the kernel agree with `mappings`.
 
@@ -87,21 +89,23 @@ count=1, owner=None)
         its that are not among ours are removed; with `adopt` they become ours instead.
         Returns what was there too much or missing.
         """
-        with self._lock:
-            self._kernel.setup()
-            if adopt:
-                self._table = MappingTable(self._kernel.present())
-                return ReconcileResult()
-            return self.reconcile()
+        self._kernel.setup()
+        if adopt:
+            self._table = MappingTable(self._kernel.present())
+            return ReconcileResult()
+        return self.reconcile()
 
     def cleanup(self) -> None:
         """Remove all that is ours from the kernel; what is missing already is no error.
 
         Goes on past failures and raises them together.
         """
-        with self._lock:
-            gone, self._table = list(self._table), MappingTable()
-        self._kernel.cleanup(gone)
+        self._kernel.cleanup(self._emptied())  # not under the lock: a watch may wait for it
+
+    @locked
+    def _emptied(self) -> list[PortMapping]:
+        gone, self._table = list(self._table), MappingTable()
+        return gone
 
     def close(self) -> None:
         """Give back what the backend keeps open; the mappings stay in the kernel."""
@@ -126,6 +130,7 @@ count=1, owner=None)
         self.map_many([mapping])
         return mapping
 
+    @locked
     def unmap(
         self,
         port: int,
@@ -139,24 +144,24 @@ count=1, owner=None)
         Raises NotAllocatedError when the port is not mapped, unless `missing_ok`.
         """
         port, protocol, address = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        with self._lock:
-            found = self._table.find(port, protocol, address)
-            if found is not None:
-                self._remove([found], missing_ok=missing_ok)
-            elif not missing_ok:
-                raise NotAllocatedError(f"{address or '0.0.0.0'}:{port}/{protocol} is not mapped")
+        found = self._table.find(port, protocol, address)
+        if found is not None:
+            self._remove([found], missing_ok=missing_ok)
+        elif not missing_ok:
+            raise NotAllocatedError(f"{address or '0.0.0.0'}:{port}/{protocol} is not mapped")
 
+    @locked
     def map_many(self, mappings: Iterable[PortMapping]) -> None:
         """Add all of them in one batch, or none; raises InUseError as `map` does."""
         batch = as_each(mappings, "mappings", _as_mapping)
-        with self._lock:
-            self._table.add(batch)
-            try:
-                self._kernel.apply(batch)
-            except BaseException:
-                self._table.remove(batch)
-                raise
+        self._table.add(batch)
+        try:
+            self._kernel.apply(batch)
+        except BaseException:
+            self._table.remove(batch)
+            raise
 
+    @locked
     def unmap_many(self, mappings: Iterable[PortMapping], *, missing_ok: bool = False) -> None:
         """Remove all of them in one batch.
 
@@ -164,15 +169,14 @@ count=1, owner=None)
         given, unless `missing_ok`.
         """
         asked = as_each(mappings, "mappings", _as_mapping)
-        with self._lock:
-            batch: dict[PortMapping, None] = {}
-            for mapping in asked:
-                found = self._table.find(mapping.host_port, mapping.protocol, mapping.host_ip)
-                if found == mapping and found not in batch:
-                    batch[found] = None
-                elif not missing_ok:
-                    raise NotAllocatedError(f"{describe(mapping)} is not mapped")
-            self._remove(list(batch), missing_ok=missing_ok)
+        batch: dict[PortMapping, None] = {}
+        for mapping in asked:
+            found = self._table.find(mapping.host_port, mapping.protocol, mapping.host_ip)
+            if found == mapping and found not in batch:
+                batch[found] = None
+            elif not missing_ok:
+                raise NotAllocatedError(f"{describe(mapping)} is not mapped")
+        self._remove(list(batch), missing_ok=missing_ok)
 
     def _remove(self, batch: Sequence[PortMapping], *, missing_ok: bool) -> None:
         lost: list[PortMapping] = []
@@ -190,17 +194,17 @@ count=1, owner=None)
                 f"gone from the kernel before it was unmapped: {', '.join(map(describe, lost))}"
             )
 
+    @locked
     def reconcile(self, desired: Iterable[PortMapping] | None = None) -> ReconcileResult:
         """Make the kernel agree with the mappings, touching only what differs.
 
         `desired` replaces `mappings` first. Returns what was wrong, false when nothing was.
         """
         wanted = None if desired is None else as_each(desired, "mappings", _as_mapping)
-        with self._lock:
-            table = self._table if wanted is None else MappingTable(wanted)
-            repairs = self._kernel.reconcile(list(table))
-            self._table = table
-            return repairs
+        table = self._table if wanted is None else MappingTable(wanted)
+        repairs = self._kernel.reconcile(list(table))
+        self._table = table
+        return repairs
 
     def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> Watch:
         """Reconcile now, and whenever another program changes our rules, within a second.

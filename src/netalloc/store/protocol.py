@@ -4,7 +4,7 @@ The contract between a store and what uses it:
 
 - A change is a function of a transaction that the store runs, and so is a view. There is no
   other way, in this package, to have a transaction: only the frame that took the locks can
-  give them back whatever comes (store/turn.py has the rules).
+  give them back whatever comes (locks.py has the rules).
 - What the function leaves uncommitted is committed when it returns, and rolled back when it
   raises. An interrupt is an error like any other; so that rolling back may be interrupted
   too, every change begins by finishing that of an interrupted one.

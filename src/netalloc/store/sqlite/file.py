@@ -22,10 +22,11 @@ from threading import RLock
 from typing import TYPE_CHECKING, TypeVar
 
 from netalloc.errors import StoreError
+from netalloc.locks import holding
 from netalloc.store.fork import guard
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.write_lock import WriteLock
-from netalloc.store.turn import holding, in_the_middle
+from netalloc.store.turn import in_the_middle
 
 if TYPE_CHECKING:
     from netalloc.store.sqlite.transaction import SqliteTransaction

@@ -105,7 +105,7 @@ class Opening:
                 try:
                     file.lock.give()
                 finally:
-                    pass  # a `try` comes first: see store/turn.py
+                    pass  # a `try` comes first: see locks.py
 
     def _make_tables(
         self,
