@@ -13,6 +13,7 @@ from netalloc.errors import InvalidValueError
 from netalloc.ipam.clock import SECOND
 from netalloc.ipam.history import PastLease, history
 from netalloc.ipam.networks import MODES, Statement, as_network_name
+from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.interface import NetworkInterface
 from netalloc.model import AllocationRequest, PortRequest, ReconcileResult
@@ -132,7 +133,6 @@ class NetworkManager:
         registered: bool = False,
     ) -> None:
         self._closing = RLock()
-        self._process = os.getpid()
         with ExitStack() as opened:
             self._leases = assemble(opened, stated, store, part, probe, registered=registered)
             self._opened = opened.pop_all()  # it is whole: from here on close() gives it back
@@ -321,12 +321,15 @@ class NetworkManager:
         """Give everything back. What a file holds stays, its mappings too.
 
         Waits for calls in progress; later ones are a ClosedError. From any thread, twice is no
-        error.
+        error. One that was interrupted may be called again. Raises StoreError within a call.
         """
-        with self._closing:
-            if self._process != os.getpid() and not self._leases.committer.store.persistent:
-                self._opened.pop_all()  # a forked child has nothing to give back
-            self._opened.close()
+        self._leases.committer.close()  # before anything is given back that a call may need
+        holding(self._closing, -1, "", self._give_back)
+
+    def _give_back(self) -> None:
+        if self._leases.committer.inherited:
+            self._opened.pop_all()  # a forked child has nothing to give back
+        self._opened.close()
 
     def _interfaces(self, leases: list[Lease]) -> list[NetworkInterface]:
         return [NetworkInterface(self._leases, lease) for lease in leases]
