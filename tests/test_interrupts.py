@@ -93,7 +93,9 @@ class World:
     def problems(self) -> list[str]:
         """What check() finds in the records and the kernel; the file itself is looked at later."""
         leases = self.manager._leases
-        return leases.read(lambda tx: [*check(tx), *leases._check_kernel(tx)])
+        return leases.read(
+            lambda tx: [*check(tx), *leases.mappings.differences(leases.publications.desired(tx))]
+        )
 
     def sound(self) -> None:
         """Another thread goes on, and nothing is wrong; whatever was held is released."""

@@ -13,29 +13,38 @@ class SqliteBitmaps:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._bitmaps: dict[str, LeafBitmap] = {}
+        self._asked: dict[str, LeafBitmap] = {}  # of them, since the last change was written
         self._dropped: set[str] = set()
-        self._passed = 0  # changes of bitmaps that were dropped
+        self._passed = 0  # changes that were written, and those of bitmaps that were dropped
         self._new: set[str] = set()
         self.expected: int | None = None  # how many there are in the file, where that is known
 
     def forget(self) -> None:
         """Read everything anew from now on."""
         self._bitmaps.clear()
+        self._asked.clear()
         self._dropped.clear()
         self._new.clear()
+
+    def begin(self) -> None:
+        """What was read stands in the file as it is: nothing of it has been asked for yet."""
+        self._asked.clear()
 
     @property
     def changed(self) -> bool:
         """Whether there is something to write."""
-        return bool(self._dropped) or any(bitmap.changed for bitmap in self._bitmaps.values())
+        return bool(self._dropped) or any(bitmap.changed for bitmap in self._asked.values())
 
     @property
     def changes(self) -> int:
-        """A number that grows with every change."""
-        return self._passed + sum([bitmap.changes for bitmap in self._bitmaps.values()])
+        """A number that grows with every change. O(bitmaps asked for in this one)."""
+        return self._passed + sum([one.changes - one.written for one in self._asked.values()])
 
     def bitmap(self, name: str, size: int) -> LeafBitmap:
         """The bitmap of that name, made empty when there is none of that size."""
+        found = self._asked.get(name)
+        if found is not None:
+            return found
         found = self._bitmaps.get(name)
         if found is None:
             found = self._read(name)
@@ -47,6 +56,7 @@ class SqliteBitmaps:
                 self._new.add(name)
                 found = LeafBitmap(size, lambda number: self._leaf(name, number))
             self._bitmaps[name] = found
+        self._asked[name] = found
         return found
 
     def names(self, prefix: str) -> list[str]:
@@ -61,8 +71,9 @@ class SqliteBitmaps:
     def drop(self, name: str) -> None:
         """Forget the bitmap of that name."""
         gone = self._bitmaps.pop(name, None)
+        self._asked.pop(name, None)
         self._new.discard(name)
-        self._passed += 1 + (gone.changes if gone is not None else 0)
+        self._passed += 1 + (gone.changes - gone.written if gone is not None else 0)
         self._dropped.add(name)
 
     def flush(self) -> int:
@@ -76,7 +87,7 @@ class SqliteBitmaps:
             execute("DELETE FROM bitmap WHERE name = ?", (name,))
             more -= self._connection.changes - before
         self._dropped.clear()
-        for name, bitmap in self._bitmaps.items():
+        for name, bitmap in self._asked.items():
             if not bitmap.changed:
                 continue
             for number in bitmap.dirty:
@@ -99,9 +110,11 @@ class SqliteBitmaps:
                 "REPLACE INTO bitmap VALUES (?, ?, ?, ?, ?, ?, ?)",
                 (*head, checksum("bitmap", head)),
             )
+            self._passed += bitmap.changes - bitmap.written
             bitmap.written = bitmap.changes
             more += name in self._new
             self._new.discard(name)
+        self._asked.clear()
         return more
 
     def _check_complete(self, name: str) -> None:

@@ -20,8 +20,8 @@ _MASK = LEAF - 1
 class LeafBitmap:
     """The same methods as netalloc.Bitmap over leaves that `load(number)` brings.
 
-    `dirty` has the numbers of leaves that differ from the store; `changes` counts, and
-    `written` is how many of them the store has.
+    `dirty` has the numbers of leaves that differ from the store; `changes` counts, before each
+    is made, so that an interrupt cannot hide one, and `written` is how many the store has.
     """
 
     __slots__ = (
@@ -61,8 +61,9 @@ class LeafBitmap:
     @cursor.setter
     def cursor(self, ordinal: int) -> None:
         if ordinal != self._cursor:
-            self._cursor = self._check(ordinal)
+            self._check(ordinal)
             self.changes += 1
+            self._cursor = ordinal
 
     def __len__(self) -> int:
         return self.count
@@ -90,6 +91,7 @@ class LeafBitmap:
         """The next n free ordinals as runs (start, stop), or none of them."""
         if n > self.size - self.count:
             raise ExhaustedError(f"{self.size - self.count} ordinals are free, not {n}")
+        self.changes += n > 0
         runs: list[tuple[int, int]] = []
         start = self._cursor
         while n:
@@ -122,6 +124,7 @@ class LeafBitmap:
         low = ordinal & _MASK
         if low in leaf:
             raise InUseError(f"{ordinal} is in use")
+        self.changes += 1
         leaf.reserve(low)
         self._grown(number, leaf, 1)
 
@@ -129,6 +132,7 @@ class LeafBitmap:
         """Give that ordinal back; if all were taken, it is the next one."""
         if ordinal not in self:
             raise NotAllocatedError(f"{self._check(ordinal)} is not in use")
+        self.changes += 1
         if self.count == self.size:
             self._cursor = ordinal
         number = ordinal >> _SHIFT
@@ -142,7 +146,6 @@ class LeafBitmap:
             self.mixed.release(number)
         self.count -= 1
         self.dirty.add(number)
-        self.changes += 1
 
     def next_free(self, start: int) -> int | None:
         """The first free ordinal from start on."""
@@ -207,7 +210,6 @@ class LeafBitmap:
             self.full.reserve(number)
         self.count += taken
         self.dirty.add(number)
-        self.changes += 1
 
     def _check(self, ordinal: int) -> int:
         if not 0 <= ordinal < self.size:

@@ -14,7 +14,7 @@ class Session(Connection):
 
     def __init__(self, path: Path, uri: str | None = None) -> None:
         super().__init__(path, uri)
-        self.sequence = -1  # of the change that `bitmaps` is as of
+        self.sequence = -1  # of the change that `bitmaps` is as of, while none is under way
         self.bitmaps = SqliteBitmaps(self)
         self._tables: dict[type[Any], SqliteTable[Any]] = {}
 
@@ -35,11 +35,13 @@ class Session(Connection):
         if sequence != self.sequence:
             self.bitmaps.forget()
             self.sequence = sequence
+        self.bitmaps.begin()
 
     def rollback(self) -> None:
         """Undo what is not committed; nothing to undo is no error."""
-        self.sequence = -1  # the bitmaps in memory may be ahead of the file
-        super().rollback()
+        if self.in_transaction:
+            self.sequence = -1  # the bitmaps in memory may be ahead of the file
+            super().rollback()
 
     def end_unchanged(self) -> None:
         """End a transaction in which nothing was changed."""

@@ -81,12 +81,15 @@ class SqliteTable(Generic[R]):
             raise StoreError(f"{len(rows) - gone} rows of {self._name} are not there; {REPAIR}")
 
     def _query(self, fields: tuple[str, ...]) -> str:
-        indexes = (*self._shape.indexes, self._shape.key)
-        fitting = [index for index in indexes if index[: len(fields)] == fields]
+        shapes = (self._shape.key, *self._shape.indexes)
+        fitting = [i for i, shape in enumerate(shapes) if shape[: len(fields)] == fields]
         # Of those that begin like this, the one that goes on with a time.
-        best = max(fitting, key=lambda index: index[-1].endswith("_ns"))
-        order = ", ".join(f'"{field}"' for field in best[len(fields) :] or best)
-        return f"SELECT * FROM {self._name} WHERE {_equal(fields)} ORDER BY {order} LIMIT ?"
+        best = max(fitting, key=lambda i: shapes[i][-1].endswith("_ns"))
+        order = ", ".join(f'"{field}"' for field in shapes[best][len(fields) :] or shapes[best])
+        # Left to itself SQLite may take the key's first field and pass all of a network by.
+        by = f" INDEXED BY {self._name}_{best - 1}" if best else ""
+        where = _equal(fields)
+        return f"SELECT * FROM {self._name}{by} WHERE {where} ORDER BY {order} LIMIT ?"
 
     def _row(self, record: R) -> tuple[Any, ...]:
         check_plain(record)
