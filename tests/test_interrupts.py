@@ -1,10 +1,14 @@
 """Interrupts at every place of a call: nothing given twice, nothing half done, none held up."""
 
 import faulthandler
+import os
 import queue
 import random
+import signal
 import sys
 import threading
+import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -321,3 +325,157 @@ def test_an_interrupt_leaves_nothing_half_done(world: World, name: str) -> None:
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_interrupt_anywhere_leaves_nothing_half_done(world: World, name: str) -> None:
     cut_everywhere(world, name, 1 << 40)
+
+
+class Timeout(Exception):
+    """What a signal handler raises that is an Exception, as for a time limit."""
+
+
+@pytest.mark.parametrize("name", ["allocate", "allocate_many", "publish", "reserve"])
+def test_an_exception_of_a_signal_handler_leaves_nothing_half_done(world: World, name: str) -> None:
+    prepare, do, done = OPERATIONS[name]
+    n = places_of(world, OPERATIONS[name])
+    for place in spread(n, PLACES, f"{name} exception"):
+        context = prepare(world)
+        knife = Knife(place, error=Timeout)
+        try:
+            knife.run(lambda: do(world, context))  # noqa: B023
+            assert not knife.cuts, "the exception is lost"
+        except Timeout:
+            pass
+        assert world.other(world.problems) == []
+        world.sound()
+        world.other(lambda: done(world, context))  # noqa: B023
+        world.clean()
+
+
+@pytest.mark.parametrize("name", ["allocate", "release", "publish"])
+def test_an_interrupt_beside_a_commit_that_fails(tmp_path: Path, name: str) -> None:
+    world = World("file", tmp_path)
+    prepare, do, done = OPERATIONS[name]
+    n = places_of(world, OPERATIONS[name])
+    for place in spread(n, PLACES, f"{name} commit"):
+        context = prepare(world)
+        writer = world.manager._leases.committer.store._file.writer()
+
+        def fail(done: list[Any]) -> None:
+            raise StoreError("no room left")
+
+        writer.commit = fail  # type: ignore[method-assign]
+        try:
+            Knife(place).run(lambda: do(world, context))  # noqa: B023
+        except (*ERRORS, Exception):
+            pass
+        finally:
+            del writer.commit
+        world.sound()
+        world.other(lambda: done(world, context))  # noqa: B023
+        world.clean()
+    world.close()
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_an_interrupted_opening_or_closing_can_be_done_again(kind: str, tmp_path: Path) -> None:
+    world = World(kind, tmp_path, backend="null")
+    world.manager.close()
+    knife = Knife(1 << 40)
+    knife.run(lambda: world.open().close())
+    for place in spread(knife.seen, 6 * PLACES, kind):
+        manager: NetworkManager | None = None
+
+        def both() -> None:
+            nonlocal manager
+            manager = world.open()
+            manager.close()
+
+        knife = Knife(place)
+        try:
+            knife.run(both)
+            assert not knife.cuts, "the interrupt is lost"
+            continue
+        except Interrupted:
+            pass
+        if manager is not None:
+            manager.close()
+
+        def again() -> None:
+            with world.open() as manager:
+                manager.allocate("web", ports=TWO).release()
+                assert manager.check() == []
+
+        try:
+            world.other(again)
+        except BaseException as error:
+            raise AssertionError(f"cut at {knife.cuts[0]}: {error}") from error
+    world.other.close()
+    sys.stdout.write(f"{kind}: opened and closed, cut at {6 * PLACES} places, none bad\n")
+
+
+def _signalled(kind: str, folder: Path, rounds: int) -> None:
+    """Operations under signals that come at any time, in a process of its own."""
+    world = World(kind, folder)
+    chance = random.Random(kind)
+    cuts = 0
+
+    def handler(number: int, frame: object) -> None:
+        raise Interrupted
+
+    signal.signal(signal.SIGALRM, handler)
+    operations = list(OPERATIONS.values())
+    for round_ in range(rounds):
+        prepare, do, done = operations[round_ % len(operations)]
+        context = prepare(world)
+        begin = time.perf_counter()
+        try:
+            signal.setitimer(signal.ITIMER_REAL, 10 ** chance.uniform(-5, -2.7), 1e-4)
+            while time.perf_counter() - begin < 4e-3:
+                do(world, context)
+                break
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        except Interrupted:
+            cuts += 1
+        except ERRORS:
+            pass
+        finally:
+            while True:
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                    break
+                except Interrupted:
+                    pass
+        world.backend.refuse = set()
+        if world.lost:
+            world.other(world.manager.reconcile)
+            world.lost = False
+        world.sound()
+        world.other(lambda: done(world, context))  # noqa: B023
+        world.clean()
+    assert world.manager.check() == []
+    os.write(1, f"{kind}: {rounds} rounds under signals, {cuts} cut, none bad\n".encode())
+
+
+@pytest.mark.parametrize(("kind", "rounds"), [("memory", 1200), ("file", 700)])
+def test_signals_at_any_time(kind: str, rounds: int, tmp_path: Path) -> None:
+    run_in_child(lambda: _signalled(kind, tmp_path, rounds))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_many_signals_at_any_time(kind: str, tmp_path: Path) -> None:
+    run_in_child(lambda: _signalled(kind, tmp_path, 30_000))
+
+
+def run_in_child(work: Callable[[], None], seconds: int = 15) -> None:
+    """Run it in a forked child that dies where it hangs."""
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            faulthandler.dump_traceback_later(seconds, exit=True)
+            work()
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

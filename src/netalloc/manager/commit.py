@@ -195,6 +195,7 @@ class Committer:
     def _lead(self, leader: Waiter) -> None:
         """Make the changes of all that are in the queue by now, and hand on the lead."""
         group: list[Waiter] = []
+        waiting: list[Waiter] = []
         try:
             waiting = self._queue.waiting()
             durable = any(caller.durable for caller in waiting)
