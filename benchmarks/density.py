@@ -18,7 +18,7 @@ from time import perf_counter
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from lab import Lab
-from netalloc import NetworkManager, PortMapper
+from netalloc import NetworkManager
 from netalloc.host import namespaces
 from netalloc.host.links import Links, connect
 
@@ -107,8 +107,8 @@ def fill(table: Table, column: str) -> None:
         # Elsewhere than the published ports, or netalloc would warn.
         Path("/proc/sys/net/ipv4/ip_local_port_range").write_text(f"32768 {FIRST_PORT - 1}")
         start = perf_counter()
-        mapper = PortMapper(column.partition("-")[0], bridge=lab.bridge, network=lab.network)
-        manager = NetworkManager(lab.bridge, network=f"{lab.gateway}/16", backend=mapper)
+        backend = column.partition("-")[0]
+        manager = NetworkManager(lab.bridge, network=f"{lab.gateway}/16", backend=backend)
         table.put(SET_UP, column, perf_counter() - start)
         ours = manager.allocate(ip=lab.containers[0].ip)
         only = connecting(lab, ours.allocate_port(80))
@@ -130,7 +130,6 @@ def fill(table: Table, column: str) -> None:
         with table.timed(END, column):
             manager.release("guests")
             ours.release()
-            mapper.cleanup()
             manager.close()
         table.put(ONLY, column, only)
         table.put(LAST, column, last)

@@ -21,10 +21,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import create_server, if_nameindex
 
-from netalloc import NetallocError, NetworkInterface, NetworkManager, PortMapper
+from netalloc import NetallocError, NetworkInterface, NetworkManager
 from netalloc.host import namespaces
 from netalloc.host.command import run
 from netalloc.host.links import Links, connect
+from netalloc.portmap.choice import choose
 
 BRIDGE, NETWORK = "br0", "10.88.0.1/16"
 HOST, OUTSIDE = "192.0.2.1", "192.0.2.2"  # RFC 5737: for documentation, routed nowhere
@@ -117,11 +118,11 @@ def fetch(port: int) -> tuple[str, float]:
 
 
 def rules() -> int:
-    """How many rules and map elements the kernel holds, anybody's."""
+    """How many rules and map elements the kernel holds, of all programs."""
     count = 0
     for item in json.loads(run(["nft", "--json", "list", "ruleset"]))["nftables"]:
         count += ("rule" in item) + len(item.get("map", {}).get("elem", ()))
-    # Without it the kernel has no legacy iptables; in a user namespace nobody may have rules there.
+    # Without it the kernel has no legacy iptables; in a user namespace no one may have rules there.
     legacy = os.access("/proc/net/ip_tables_names", os.R_OK)
     if legacy and shutil.which("iptables-legacy-save"):
         saved = run(["iptables-legacy-save"])
@@ -143,10 +144,11 @@ def play(links: Links, backend: str, count: int) -> bool:
     """The demo itself; whether every port answered and nothing is left."""
     before = rules()
     nothing = tally(0, before)
-    mapper = PortMapper(backend, bridge=BRIDGE)
-    with NetworkManager(BRIDGE, backend=mapper) as manager, ExitStack() as stack:
+    if backend == "auto":
+        backend = choose("netalloc-demo")
+    with NetworkManager(BRIDGE, backend=backend) as manager, ExitStack() as stack:
         print(f"\n  A private host: bridge {BRIDGE} {NETWORK}, {HOST} to the outside,")
-        print(f"  {count} containers, port mappings by {mapper.backend.name}\n")
+        print(f"  {count} containers, port mappings by {backend}\n")
         print(ROW.format("container", "address", "published as", f"answer to {OUTSIDE}", "ms"))
         print(ROW.format(*(width * "-" for width in WIDTHS)))
         answered = 0

@@ -115,8 +115,14 @@ class Lab(AbstractContextManager["Lab"]):
     second_address = "192.0.2.11"
 
     def __init__(
-        self, variant: str | None = None, *, bridge_nf: int | None = None, containers: int = 2
+        self,
+        variant: str | None = None,
+        *,
+        bridge_nf: int | None = None,
+        containers: int = 2,
+        hairpin: bool = True,
     ) -> None:
+        self.hairpin = hairpin
         self.variant = variant
         self.bridge_nf = bridge_nf
         self.host = Place("host", None, self.gateway)
@@ -164,7 +170,7 @@ class Lab(AbstractContextManager["Lab"]):
                     bridge=self.bridge,
                     address=f"{place.ip}/16",
                     gateway=self.gateway,
-                    hairpin=True,
+                    hairpin=self.hairpin,
                 )
             namespaces.create("outside")
             links.create_veth("uplink", "eth0", namespace="outside")

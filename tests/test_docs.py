@@ -120,6 +120,33 @@ def test_make_targets_exist(page: Path) -> None:
     assert set(re.findall(r"`make ([a-z-]+)", page.read_text())) <= targets
 
 
+def test_what_was_once_wrong_has_tests_that_exist() -> None:
+    rows = re.findall(r"(?m)^\| (\d+) \| .* \| ([^|]+) \|$", (ROOT / "tests/README.md").read_text())
+    assert [int(number) for number, _ in rows] == list(range(1, 44))
+    for number, names in rows:
+        file = ""
+        for name in re.findall(r"[\w.]+(?:::\w+)?", names.partition("(")[0]):
+            file, test = name.split("::") if "::" in name else (file, name)
+            source = (ROOT / "tests" / file).read_text()
+            assert f"def {test}(" in source, f"{number}: {name}"
+
+
+def test_the_first_block_of_the_readme_runs_without_root(tmp_path: Path) -> None:
+    """As pasted: it prints what its comments say."""
+    block = blocks(ROOT / "README.md")[0][1]
+    assert ">>>" not in block
+    expected = re.findall(r"(?m)^print\(.*\) +# (.*)$", block)
+    done = subprocess.run(
+        # In a user namespace of its own it has no privilege over the host's network.
+        ["unshare", "--user", sys.executable, "-c", block],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-len(expected) :] == expected
+
+
 def test_the_density_guide_runs_as_written(tmp_path: Path) -> None:
     """Its files are the ones a reader would copy; their gate is open."""
     for name, text in re.findall(

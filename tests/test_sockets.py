@@ -1,6 +1,7 @@
 """Ports that the host's own sockets have, and ports kept from them."""
 
 import logging
+import os
 import resource
 import socket
 from contextlib import ExitStack, closing
@@ -13,6 +14,7 @@ from lab import Private
 from netalloc.errors import ExhaustedError, InUseError, NetallocError
 from netalloc.host import sockets
 from netalloc.host.links import Links
+from netalloc.host.local_addresses import is_host_address, local_addresses
 from netalloc.host.sockets import can_bind, hold, parse_ports, reserved_ports, warn_of_overlap
 
 pytestmark = pytest.mark.root
@@ -150,3 +152,68 @@ def test_an_overlap_is_one_warning(caplog, monkeypatch):
     setting.write_text("60000 60999")
     warn_of_overlap(range(60500, 60600))
     assert "may occupy 60500-60599" in caplog.text
+
+
+def test_who_has_a_port_is_said_in_words():
+    me = f"pid {os.getpid()})"
+    with listener("tcp", "0.0.0.0", 22):
+        for ip in (None, LOOPBACK, FOREIGN):
+            found = sockets.listener(22, "tcp", ip)
+            assert me in found and found.endswith("listens on 0.0.0.0:22")
+    with listener("udp", "127.0.0.1", 53):
+        assert sockets.listener(53, "udp", LOOPBACK).endswith("is bound to 127.0.0.1:53")
+        assert sockets.listener(53, "udp", OTHER) is None
+        assert sockets.listener(53, "udp") is not None
+        assert sockets.listener(53, "tcp") is None
+    with listener("tcp", "::", 80, socket.AF_INET6):
+        assert sockets.listener(80).endswith("listens on [::]:80")
+    with socket.socket(socket.AF_INET6) as only:
+        only.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        only.bind(("::", 81))
+        only.listen()
+        assert sockets.listener(81) is None
+        assert can_bind(81)
+    assert sockets.listener(22) is None
+    assert sockets.listener(22, "sctp") is None
+
+
+def test_all_bound_ports_at_once():
+    with ExitStack() as stack:
+        for protocol, ip, port in (("tcp", "0.0.0.0", 22), ("tcp", "127.0.0.1", 5432),
+                                   ("udp", "0.0.0.0", 53)):  # fmt: skip
+            stack.enter_context(listener(protocol, ip, port))
+        stack.enter_context(listener("tcp", "::1", 6000, socket.AF_INET6))
+        assert sockets.bound_ports() == {22, 5432, 6000}
+        assert sockets.bound_ports("udp") == {53}
+        assert not can_bind(5400, count=100)
+        assert not can_bind(5432, count=1)
+        assert can_bind(5400, "tcp", OTHER, count=100)
+        assert can_bind(5433, count=100)
+        assert can_bind(5400, "udp", count=100)
+    assert sockets.bound_ports() == sockets.bound_ports("udp") == frozenset()
+
+
+def test_a_pick_among_foreign_ports_tries_its_candidate_alone(monkeypatch):
+    tried = []
+    bind = sockets._bind
+    monkeypatch.setattr(sockets, "_bind", lambda *a, **o: tried.append(a) or bind(*a, **o))
+    with ExitStack() as stack:
+        for port in range(50000, 50300):
+            stack.enter_context(listener("udp", "0.0.0.0", port))
+        bound = sockets.bound_ports("udp")
+        free = next(port for port in range(50000, 50400) if port not in bound)
+        assert can_bind(free, "udp") and free == 50300
+        assert not can_bind(50290, "udp", count=100)
+    assert len(tried) == 1
+
+
+def test_the_hosts_own_addresses():
+    with Links() as links:
+        links.create_bridge("br0", "10.9.0.1/24")
+        links.add_address("br0", "10.9.0.7/24")
+    own = IPv4Address("10.9.0.1")
+    assert is_host_address(own) and is_host_address(IPv4Address("10.9.0.7"))
+    assert is_host_address(LOOPBACK) and is_host_address(OTHER)
+    for ip in (FOREIGN, IPv4Address("10.9.0.2"), IPv4Address("10.9.0.255"), IPv4Address(2**32 - 1)):
+        assert not is_host_address(ip)
+    assert local_addresses() == {LOOPBACK, own, IPv4Address("10.9.0.7")}

@@ -42,6 +42,7 @@ _NESTED = 0x8000  # without it the kernel refuses the filter
 # Which fields of a tuple the kernel compares (nf_internals.h).
 _BY_SOURCE, _BY_DESTINATION, _BY_NUMBER, _BY_SOURCE_PORT, _BY_DESTINATION_PORT = 1, 2, 8, 16, 32
 
+_OPENING = explaining("a socket to flush flows")
 _LISTING_FROM = 4  # ports from which one listing is cheaper than a walk for each
 
 # The start of a listed flow over IPv4 with ports: every field is where it always is.
@@ -72,7 +73,7 @@ class Flows:
 
         Raises CommandError when there is no file descriptor left, or no such kernel part.
         """
-        with explaining("a socket to flush flows"):
+        with _OPENING:
             self._socket.get()
             self._routes.get()
 

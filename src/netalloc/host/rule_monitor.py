@@ -10,11 +10,21 @@ import os
 import select
 import socket
 from collections.abc import Collection
+from contextlib import ExitStack
 from threading import Lock
 
-from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attributes
+from netalloc.host.bridge_ports import NEW_LINK, parse
+from netalloc.host.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    NetlinkError,
+    NetlinkSocket,
+    attributes,
+    explaining,
+)
 
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES is the seventh
+_LINKS = 1 << 0  # RTNLGRP_LINK is the first
 _SUBSYSTEM = 10
 _IPV4 = 2
 _TABLE = 1  # every nftables message but that of a generation names its table so
@@ -26,15 +36,29 @@ class RuleMonitor:
 
     `own` are port ids whose changes do not count: those of our own sockets. It listens
     from its making on, in the network namespace of that moment, so that no change between
-    two waits is missed. Raises CommandError without the privilege.
+    two waits is missed. `ports_of` is the number of a bridge: a port that joins it and is not
+    in hairpin mode counts as a change, too. Raises CommandError without the privilege.
     """
 
-    def __init__(self, tables: Collection[str], own: Collection[int] = ()) -> None:
+    def __init__(
+        self, tables: Collection[str], own: Collection[int] = (), *, ports_of: int | None = None
+    ) -> None:
         self._tables = frozenset(name.encode() + b"\0" for name in tables)
-        self._netlink = NetlinkSocket(NETLINK_NETFILTER, _GROUP)
-        if own:
-            self._netlink.attach_filter(_all_but(own))
-        self._stopped, self._stop = os.pipe2(os.O_CLOEXEC)
+        self._bridge = ports_of
+        with explaining("a socket to watch rules"), ExitStack() as stack:
+            self._netlink = NetlinkSocket(NETLINK_NETFILTER, _GROUP)
+            stack.callback(self._netlink.close)
+            if own:
+                self._netlink.attach_filter(_all_but(own))
+            self._links: NetlinkSocket | None = None
+            if ports_of is not None:
+                self._links = NetlinkSocket(NETLINK_ROUTE, _LINKS)
+                stack.callback(self._links.close)
+            try:
+                self._stopped, self._stop = os.pipe2(os.O_CLOEXEC)
+            except OSError as error:
+                raise NetlinkError(error.errno or errno.EMFILE) from None
+            stack.pop_all()
         self._closed = False
         self._lock = Lock()  # a number of a closed file may be another file's by now
 
@@ -47,6 +71,8 @@ class RuleMonitor:
         poll = select.poll()
         poll.register(self._netlink, select.POLLIN)
         poll.register(self._stopped, select.POLLIN)
+        if self._links is not None:
+            poll.register(self._links, select.POLLIN)
         while True:
             ready = {fd for fd, _ in poll.poll()}
             if self._stopped in ready:
@@ -67,17 +93,26 @@ class RuleMonitor:
                 return
             self._closed = True
             self._netlink.close()
+            if self._links is not None:
+                self._links.close()
             for fd in (self._stopped, self._stop):
                 os.close(fd)
 
     def _concerned(self) -> bool:
         try:
             events = self._netlink.events()
+            joined = self._links.events() if self._links is not None else []
         except NetlinkError as error:
             if error.errno == errno.ENOBUFS:
                 return True
-            raise
+            raise error.explained("watching rules") from error
         return any(
+            kind == NEW_LINK
+            and (port := parse(body)) is not None
+            and port.bridge == self._bridge
+            and not port.hairpin
+            for kind, body in joined
+        ) or any(
             kind >> 8 == _SUBSYSTEM
             and kind & 0xFF != _GENERATION
             and body[0] == _IPV4

@@ -1,5 +1,6 @@
 """Putting a manager together: store, claim, network, kernel, in an order that undoes itself."""
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import blake2s
@@ -27,6 +28,7 @@ from netalloc.manager.host_checks import host_check, host_probe
 from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
 from netalloc.manager.leases import LeaseService
 from netalloc.manager.mappings import ExclusiveMappings, SharedMappings
+from netalloc.manager.undo import attempt
 from netalloc.ports import Probe
 from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Network
@@ -34,6 +36,7 @@ from netalloc.store.records import Network
 if TYPE_CHECKING:
     from netalloc.portmap.backend import Backend
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 REAL = ("nftables", "iptables")  # the backends that touch the kernel
 
@@ -155,6 +158,15 @@ def _complete(stated: Statement) -> Statement:
     return stated._replace(backend=choose(kernel_name(stated.name)))
 
 
+def _remove_others(network: Network) -> None:
+    """Take away what another backend has under the network's name, from a store that is gone."""
+    if network.backend in REAL:
+        from netalloc.portmap.choice import remove_others
+
+        for what in remove_others(kernel_name(network.name), network.backend, network.bridge):
+            log.warning("network %s: removed what another backend had left: %s", network.name, what)
+
+
 def kernel_name(network: str) -> str:
     """What tables and chains of a network are called; a chain's name has 24 characters."""
     if len(network) > 15:
@@ -202,12 +214,15 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
             network = fresh
         try:
             mappings.setup()
+            _remove_others(network)
             number, subnet = network.number, subnet_of(network)
             mappings.reconcile(Publications(number, subnet, ports_of(network)).desired(tx))
             tx.commit()
         except BaseException:
             if not tx.committed:
-                mappings.cleanup()
+                failure = attempt(mappings.cleanup)
+                if failure is not None:
+                    log.warning("what could not be set up could not be cleaned up: %s", failure)
             raise
         return network
 

@@ -1,31 +1,15 @@
-"""Host ports kept from other programs: tried before they are picked, held while published."""
+"""Host ports kept from other programs while they are published."""
 
 from collections.abc import Iterable
 from ipaddress import IPv4Address
 from typing import TYPE_CHECKING
 
 from netalloc.model import PortMapping
-from netalloc.ports import Probe
 
 if TYPE_CHECKING:
     from netalloc.host.sockets import BoundPort
 
 _Key = tuple[IPv4Address | None, str, int]
-
-
-def host_probe(ports: range) -> Probe:
-    """Whether the host has a port free: nothing listens there and the administrator did not
-    reserve it. Warns where the range overlaps that of the host's outgoing connections.
-    """
-    from netalloc.host.sockets import can_bind, reserved_ports, warn_of_overlap
-
-    warn_of_overlap(ports)
-    reserved = reserved_ports()
-
-    def probe(port: int, protocol: str, host_ip: IPv4Address | None) -> bool:
-        return port not in reserved and can_bind(port, protocol, host_ip)
-
-    return probe
 
 
 class PortHolds:

@@ -75,13 +75,14 @@ class ExclusiveMappings:
 
     def cleanup(self) -> None:
         """Remove everything of ours from the kernel."""
+        self._is_set_up = False
         self._kernel.cleanup()
 
     def close(self) -> None:
         """Remove everything of ours, if it was set up here; another may have set it up since."""
         try:
             if self._is_set_up:
-                self._kernel.cleanup()
+                self.cleanup()
         finally:
             self._kernel.close()
 

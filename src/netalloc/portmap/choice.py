@@ -5,6 +5,7 @@ from ipaddress import IPv4Network
 from typing import TYPE_CHECKING
 
 from netalloc.errors import InvalidValueError, OutOfRangeError
+from netalloc.model import PortMapping
 from netalloc.portmap.backend import Backend
 from netalloc.values import shown
 
@@ -71,3 +72,51 @@ def choose(name: str) -> str:
         return "nftables"
     logger.info("port mappings by iptables, because nftables cannot be used: %s", reason)
     return "iptables"
+
+
+def remove_others(name: str, keep: str, bridge: str | None = None) -> list[str]:
+    """Remove what other backends than `keep` have under our name; says what that was.
+
+    After a change of the backend, a crash or another store, the rules of the last one would
+    still lead to its containers: the table of nftables, and the chains of both variants of
+    iptables, of which with keep="iptables" the one on PATH stays. Flows that went through
+    them are flushed. Others' chains and tables stay, a tool that is missing is no error.
+    That there is nothing is found out in 0.1 ms without starting a process, unless there are
+    tables of legacy iptables: then in 2 ms. Raises CommandError.
+    """
+    from netalloc.host.conntrack import Flows
+    from netalloc.portmap.bridge_settings import BridgeSettings
+    from netalloc.portmap.iptables import leavings
+    from netalloc.portmap.iptables.commands import variant
+    from netalloc.portmap.nftables.backend import Nftables
+    from netalloc.portmap.nftables.structure import is_in_use
+
+    found: list[str] = []
+    stale: list[PortMapping] = []
+    if keep != "nftables" and is_in_use(name):
+        other = Nftables(name, bridge=bridge)
+        try:
+            gone = other.mappings()
+            other.cleanup()
+        finally:
+            other.close()
+        stale += gone
+        found.append(f"table ip {name} of nftables with {len(gone)} mappings")
+    for kind in leavings.VARIANTS:
+        if not leavings.tables_of(kind, name) or (keep == "iptables" and variant() == kind):
+            continue
+        if leavings.is_there(kind, name):
+            if keep != "iptables":
+                BridgeSettings(bridge, f"iptables {name}").withdraw()
+            gone = leavings.remove(kind, name)
+            stale += gone
+            found.append(f"chain {name} of iptables-{kind} with {len(gone)} mappings")
+    if stale:
+        flows = Flows()
+        try:
+            flows.flush(stale, added=False)
+        finally:
+            flows.close()
+    for what in found:
+        logger.warning("removed %s, which another backend had left", what)
+    return found

@@ -20,6 +20,7 @@ from netalloc.errors import (
 )
 from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.links import check_name
+from netalloc.host.netlink import explaining
 from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
@@ -94,9 +95,10 @@ class Iptables:
         """Remove our chains and the rules that lead to them; what is missing is no error."""
         with self._lock:
             self._home.check()
-            bridged = has_table("mangle")
-            state = self._read(bridged=bridged)
+            state = self._read(bridged=False)
             self._refuse_taken(state["nat"])
+            if bridged := self.bridge is not None and has_table("mangle"):
+                state |= commands.read("mangle")
             self._settings.withdraw()
             # nat first: as long as there are mappings, there is the guard.
             ours = self._wanted((), bridged=bridged)
@@ -168,7 +170,9 @@ class Iptables:
                 "the kernel does not tell when iptables-legacy changes rules: watch works "
                 "with nftables and iptables-nft; elsewhere call reconcile from time to time"
             )
-        return RuleMonitor(("nat", "mangle", "raw", "filter"))
+        with explaining("watching tables of iptables"):
+            tables = ("nat", "mangle", "raw", "filter")
+            return RuleMonitor(tables, ports_of=self._settings.watched())
 
     def close(self) -> None:
         """Nothing is held; the rules stay."""

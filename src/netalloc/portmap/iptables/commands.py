@@ -43,9 +43,10 @@ def other_variant() -> tuple[str, Rules]:
     return other, _rules(run([save, "-t", "nat"]))
 
 
-def read(*tables: str) -> dict[str, Rules]:
-    """All rules of these tables, by table and chain."""
-    return {table: _rules(run(["iptables-save", "-t", table])) for table in tables}
+def read(*tables: str, variant: str | None = None) -> dict[str, Rules]:
+    """All rules of these tables, by table and chain; of one variant, or that on PATH."""
+    save = f"iptables{f'-{variant}' if variant else ''}-save"
+    return {table: _rules(run([save, "-t", table])) for table in tables}
 
 
 def has_table(table: str) -> bool:
@@ -67,9 +68,10 @@ def _rules(dump: str) -> Rules:
     return rules
 
 
-def restore(changes: Mapping[str, Iterable[str]]) -> None:
+def restore(changes: Mapping[str, Iterable[str]], *, variant: str | None = None) -> None:
     """Apply lines to tables, each table in one transaction; nothing else is touched."""
-    run(["iptables-restore", *WAIT, "--noflush"], _script(changes))
+    command = f"iptables{f'-{variant}' if variant else ''}-restore"
+    run([command, *WAIT, "--noflush"], _script(changes))
 
 
 def _script(changes: Mapping[str, Iterable[str]]) -> Iterator[str]:

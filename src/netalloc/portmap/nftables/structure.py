@@ -76,7 +76,7 @@ def unavailable(name: str | None = None) -> str | None:
     Otherwise it has the kernel load the whole ruleset and drop it in one transaction, which
     needs the nft command, the privilege and every feature the rules use: about 10 ms.
     """
-    if name is not None and _is_in_use(name):
+    if name is not None and is_in_use(name):
         return None
     if shutil.which("nft") is None:
         return "command not found: nft is not on PATH"
@@ -88,7 +88,8 @@ def unavailable(name: str | None = None) -> str | None:
     return None
 
 
-def _is_in_use(name: str) -> bool:
+def is_in_use(name: str) -> bool:
+    """Whether there is a table of ours by that name; false where we may not look."""
     table = NftTable(name)
     try:
         return "chain portmap" in ruleset.snapshot(table.netlink, name)
