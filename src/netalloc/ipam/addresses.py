@@ -263,16 +263,25 @@ class Addresses:
     ) -> int | None:
         """An address that waits for this owner, taken; None where there is none."""
         leases = tx.table(Lease)
-        for kept in tx.table(Reservation).where("network", "owner", equal=(self.number, owner)):
+        refused: InUseError | None = None
+        kept_for = tx.table(Reservation).where("network", "owner", equal=(self.number, owner))
+        for kept in sorted(kept_for):
             if leases.get(self.number, kept.ordinal) is None:
-                self._end_cooldown(tx, kept.ordinal, owner, allow_cooling)
+                try:
+                    self._end_cooldown(tx, kept.ordinal, owner, allow_cooling)
+                except InUseError as error:
+                    refused = refused or error  # another one may be ready
+                    continue
                 return kept.ordinal
+        if refused is not None:
+            raise refused
         if not self._sticky:
             return None
         last = (self.number, owner, key)
-        for had in tx.table(LastHolder).where("network", "owner", "key", equal=last):
+        held_last = tx.table(LastHolder).where("network", "owner", "key", equal=last)
+        for had in sorted(held_last, key=lambda one: (-one.until_ns, one.ordinal)):
             if had.until_ns < self.clock():
-                continue
+                break
             if tx.table(Reservation).get(self.number, had.ordinal) is not None:
                 continue
             if self._end_cooldown(tx, had.ordinal, owner, allow_cooling=True):

@@ -72,8 +72,6 @@ class Publications:
         blocks: list[int] = []
         for i, (_, request) in enumerate(requests):
             first = request.host_port
-            if first is None and request.container_port is not None and request.count > 1:
-                first = request.container_port  # a block keeps its numbers unless others are named
             if first is not None:
                 host[i] = first
                 self._reserve(change, request, first, check_host)

@@ -27,7 +27,7 @@ from netalloc.manager.commit import Committer
 from netalloc.manager.host_checks import host_check, host_probe
 from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
 from netalloc.manager.leases import LeaseService
-from netalloc.manager.mappings import ExclusiveMappings, SharedMappings
+from netalloc.manager.mappings import ExclusiveMappings, NoMappings, SharedMappings
 from netalloc.manager.undo import attempt
 from netalloc.ports import Probe
 from netalloc.store.protocol import Store, Transaction
@@ -184,7 +184,7 @@ def _mappings(
         return kind(KernelMappings(part))
     assert stated.backend is not None
     if stated.backend == "null":
-        return kind(KernelMappings("null"))
+        return NoMappings()
     subnet = subnet_of(network) if network is not None else stated.subnet
     bridge = network.bridge if network is not None else stated.bridge
     forward = bool(network.forward) if network is not None else bool(stated.forward)

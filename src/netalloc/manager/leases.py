@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -234,18 +234,13 @@ class LeaseService:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""
         damage = self.committer.store.check()
         # Of a damaged file nothing further can be said with certainty.
-        return damage or self.read(lambda tx: [*check(tx), *self._check_kernel(tx)])
+        return damage or self.read(
+            lambda tx: [*check(tx), *self.mappings.differences(self.publications.desired(tx))]
+        )
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""
         return str(self.subnet.address(lease.ordinal))
-
-    def _check_kernel(self, tx: Transaction) -> Iterator[str]:
-        desired, present = set(self.publications.desired(tx)), set(self.mappings.present())
-        for mapping in sorted(desired - present, key=repr):
-            yield f"the kernel lacks {mapping}"
-        for mapping in sorted(present - desired, key=repr):
-            yield f"the kernel has what is not desired: {mapping}"
 
     def _check_registered(self, tx: Transaction) -> None:
         """Raise NotAllocatedError where the network was removed, or configured anew, meanwhile."""

@@ -1,7 +1,7 @@
 """A manager's mappings in the kernel, desired by all that share its store."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from netalloc.errors import NotAllocatedError
@@ -56,6 +56,14 @@ class ExclusiveMappings:
         """What the kernel has."""
         return self._kernel.present()
 
+    def differences(self, desired: Iterable[PortMapping]) -> Iterator[str]:
+        """What the kernel lacks of the desired, and has besides, in words. O(mappings)."""
+        wanted, present = set(desired), set(self.present())
+        for mapping in sorted(wanted - present, key=repr):
+            yield f"the kernel lacks {mapping}"
+        for mapping in sorted(present - wanted, key=repr):
+            yield f"the kernel has what is not desired: {mapping}"
+
     @property
     def is_real(self) -> bool:
         """Whether there is a kernel behind it: not so with the null backend."""
@@ -85,6 +93,31 @@ class ExclusiveMappings:
                 self.cleanup()
         finally:
             self._kernel.close()
+
+
+class NoMappings(ExclusiveMappings):
+    """The null backend's: what is published stands in the store, and nowhere else.
+
+    A memory of its own would be of this process's changes alone, and would refuse a port that
+    another process has released.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(KernelMappings("null"))
+
+    def setup(self) -> None:
+        """There is nothing to make."""
+
+    def apply(self, remove: list[PortMapping], add: list[PortMapping]) -> None:
+        """There is nothing to change."""
+
+    def reconcile(self, desired: list[PortMapping]) -> ReconcileResult:
+        """It always agrees."""
+        return ReconcileResult()
+
+    def differences(self, desired: Iterable[PortMapping]) -> Iterator[str]:
+        """It never differs."""
+        return iter(())
 
 
 class SharedMappings(ExclusiveMappings):

@@ -19,7 +19,7 @@ class MemoryTable(Generic[R]):
         self._disordered = False
         shape = TABLES[kind]
         timed = [index[-1] for index in shape.indexes if index[-1].endswith("_ns")]
-        order = tuple(timed) or shape.key
+        order = (*timed, *shape.key)  # as in a file: what is of one moment goes by its key
         self._order_of: Callable[[R], Any] = itemgetter(*map(kind._fields.index, order))
         self._records: dict[Any, R] = {}
         # itemgetter makes the keys in C: a tuple of several fields, or one field bare.

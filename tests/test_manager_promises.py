@@ -1,0 +1,92 @@
+"""What a manager promises, one promise a test, each over memory and over a file."""
+
+from itertools import pairwise
+
+import pytest
+
+from netalloc.errors import ExhaustedError, InUseError
+from netalloc.manager.manager import NetworkManager
+from netalloc.model import PortRequest
+
+
+@pytest.fixture(params=["memory", "file"])
+def make(request, tmp_path):
+    """Makes the manager of a network of thirteen addresses; in a file each call makes one more."""
+    opened = []
+
+    def make(**options):
+        store = None if request.param == "memory" else tmp_path / "store.db"
+        options = {"network": "10.0.0.1/28", "backend": "null", "store": store} | options
+        opened.append(NetworkManager("br0", **options))
+        return opened[-1]
+
+    yield make
+    for manager in opened:
+        manager.close()
+
+
+def test_of_two_reservations_the_one_that_does_not_cool_down_is_given(make):
+    with make(cooldown=3600) as manager:
+        other = manager.allocate("other")
+        manager.reserve("10.0.0.9", "db")
+        manager.allocate("db").release()
+        other.release()
+        manager.reserve(other.ip, "db")
+        assert str(manager.allocate("db").ip) == "10.0.0.9"
+        with pytest.raises(InUseError, match=r"10\.0\.0\.2 is cooling down"):
+            manager.allocate("db")
+
+
+def test_reservations_of_one_owner_are_given_in_their_order(make):
+    with make() as manager:
+        for ip in ("10.0.0.9", "10.0.0.4", "10.0.0.7"):
+            manager.reserve(ip, "db")
+        given = [manager.allocate("db").ip for _ in range(3)]
+        assert all(a < b for a, b in pairwise(given))
+
+
+def test_a_sticky_owner_gets_the_address_that_it_had_last(make):
+    with make(sticky=3600) as manager:
+        first, second, third = [manager.allocate("db") for _ in range(3)]
+        for one in (second, third, first):
+            one.release()
+        assert manager.allocate("db").ip == first.ip
+        assert manager.allocate("db").ip == third.ip
+
+
+def test_a_refused_batch_leaves_the_order_of_what_cools_down(make):
+    with make(cooldown=0.000001) as manager:
+        manager.allocate_many(13, owner="db")
+        manager.release("db")  # all at one moment
+        with pytest.raises(ExhaustedError):
+            manager.allocate_many(14)
+        assert [str(manager.allocate().ip) for _ in range(3)] == [
+            "10.0.0.2",
+            "10.0.0.3",
+            "10.0.0.4",
+        ]
+
+
+def test_a_block_that_leads_elsewhere_is_the_first_free_one(make):
+    with make(ports=range(8000, 8010)) as manager:
+        web = manager.allocate("web", ports=[80])
+        assert web.allocate_ports(3, container_port=443) == range(8001, 8004)
+        assert web.ports()[1].dest == (web.ip, 443)
+        keyed = manager.allocate("pod", key="a", ports=[PortRequest(90, count=2)])
+        again = manager.allocate("pod", key="a", ports=[PortRequest(90, count=2)])
+        assert keyed == again
+        assert keyed.ports()[0].ports == range(8004, 8006)
+        assert manager.check() == []
+
+
+def test_what_another_manager_has_published_or_released_is_no_difference(tmp_path):
+    path = tmp_path / "store.db"
+    with NetworkManager("br0", network="10.0.0.1/28", backend="null", store=path) as one:
+        with NetworkManager.open("br0", path) as other:
+            one.allocate("web", ports=[PortRequest(80, host_port=8080)])
+            assert other.check() == []
+            assert other.release("web") == 1
+            assert one.check() == []
+            again = one.allocate("new", ports=[PortRequest(80, host_port=8080)])
+            assert again.ports()[0].host_port == 8080
+            assert one.check() == other.check() == []
