@@ -56,7 +56,7 @@ class Reference:
         self.history: dict[int, list[tuple[str | None, str | None]]] = {}
         self.size = size
         self.cursor = 0
-        self.port_cursor = {protocol: ports[0] for protocol in PROTOCOLS}
+        self.port_cursor = dict.fromkeys(PROTOCOLS, ports[0])
         self.number = 0
 
     # ---- addresses
@@ -92,9 +92,7 @@ class Reference:
         self._thaw()
         if n > len(self.usable - self.marked):
             raise ExhaustedError("not so many")
-        found = []
-        for _ in range(n):
-            found.append(self._acquire())
+        found = [self._acquire() for _ in range(n)]
         numbers = self.port_plan([wish for _ in found for wish in wishes])
         for i, address in enumerate(found):
             mine = numbers[i * len(wishes) : (i + 1) * len(wishes)]
@@ -166,7 +164,7 @@ class Reference:
         self.last.clear()
         self.suspects.clear()
         self.marked = set(self.reserved)
-        self.port_cursor = {protocol: self.ports[0] for protocol in PROTOCOLS}
+        self.port_cursor = dict.fromkeys(PROTOCOLS, self.ports[0])
 
     def _check_usable_range(self, address):
         if address not in self.usable:

@@ -81,12 +81,14 @@ def test_a_block_that_leads_elsewhere_is_the_first_free_one(make):
 
 def test_what_another_manager_has_published_or_released_is_no_difference(tmp_path):
     path = tmp_path / "store.db"
-    with NetworkManager("br0", network="10.0.0.1/28", backend="null", store=path) as one:
-        with NetworkManager.open("br0", path) as other:
-            one.allocate("web", ports=[PortRequest(80, host_port=8080)])
-            assert other.check() == []
-            assert other.release("web") == 1
-            assert one.check() == []
-            again = one.allocate("new", ports=[PortRequest(80, host_port=8080)])
-            assert again.ports()[0].host_port == 8080
-            assert one.check() == other.check() == []
+    with (
+        NetworkManager("br0", network="10.0.0.1/28", backend="null", store=path) as one,
+        NetworkManager.open("br0", path) as other,
+    ):
+        one.allocate("web", ports=[PortRequest(80, host_port=8080)])
+        assert other.check() == []
+        assert other.release("web") == 1
+        assert one.check() == []
+        again = one.allocate("new", ports=[PortRequest(80, host_port=8080)])
+        assert again.ports()[0].host_port == 8080
+        assert one.check() == other.check() == []
