@@ -47,7 +47,7 @@ def check(promise: Promise) -> None:
 def test_a_full_range_in_one_batch(lab: Lab) -> None:
     """map_many beside iptables-restore with the same lines, made beforehand."""
     with mapper(lab) as ours:
-        _, lines = ours.backend._list().change(BATCH, (), "netalloc")  # type: ignore[attr-defined]
+        lines = ours.backend._list().change(BATCH, (), "netalloc").lines()  # type: ignore[attr-defined]
         text = ("*nat\n" + "".join(lines) + "COMMIT\n").encode()
         command = ["iptables-restore", "-w", "5", "--noflush"]
 

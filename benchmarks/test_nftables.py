@@ -79,7 +79,7 @@ def bare(sock: socket.socket, mapper: PortMapper) -> Timed:
     begin, end = (message(kind, 0, 1, b"\0\0\0\x0a") for kind in (0x10, 0x11))
     batches = []
     for single in SINGLES:
-        (element,) = elements.plain_elements([elements.entry(single)], elements.DNAT_ANY)
+        (element,) = elements.encode_plain([elements.entry(single)], elements.DNAT_ANY)
         body = elements.body("netalloc", elements.DNAT_ANY, [element])
         flags = CREATE | EXCLUSIVE | ACK
         batches.append(begin + message(batch.NEW_ELEMENT, flags, 1, body) + end)

@@ -13,6 +13,7 @@ compiler=${CC:-gcc}
 # An environment of its own: the usual one has the usual core.
 [ -x "$place/bin/python" ] || "$python" -m venv "$place"
 "$place/bin/python" -m pip install --quiet pytest pytest-benchmark hypothesis pyroute2
+rm -rf build/sanitize-cmake # flags are taken at the first configuration alone
 echo "sanitize: building the core with $compiler $flags"
 CC=$compiler CFLAGS=$flags LDFLAGS=-fsanitize=address,undefined \
     "$place/bin/python" -m pip install --quiet --force-reinstall --no-deps --no-cache-dir \

@@ -16,6 +16,8 @@ from netalloc.values import (
     as_protocol,
 )
 
+_put = object.__setattr__
+
 
 class Immutable:
     """A value made of the fields in `__slots__`, set once by `_set`."""
@@ -89,14 +91,13 @@ class PortMapping(Immutable):
         if count != 1 or type(count) is not int:
             count = as_int(count, "count", 1, 65536 - host_port)
             as_int(count, f"count from container port {port}", 1, 65536 - port)
-        self._set(
-            host_port,
-            (ip, port),
-            as_protocol(protocol),
-            None if host_ip is None else as_host_ip(host_ip),
-            count,
-            None if owner is None else as_optional_text(owner, "owner"),
-        )
+        # One by one: thousands are made at a time, and `_set` takes twice as long.
+        _put(self, "host_port", host_port)
+        _put(self, "dest", (ip, port))
+        _put(self, "protocol", as_protocol(protocol))
+        _put(self, "host_ip", None if host_ip is None else as_host_ip(host_ip))
+        _put(self, "count", count)
+        _put(self, "owner", None if owner is None else as_optional_text(owner, "owner"))
 
     @property
     def key(self) -> tuple[IPv4Address | None, str, int]:

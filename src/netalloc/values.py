@@ -6,10 +6,11 @@ refused before anything has changed. Every error names the value, shortened, and
 """
 
 from collections.abc import Callable, Iterable
-from ipaddress import AddressValueError, IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from operator import index
 from typing import Any, TypeVar
 
+from netalloc._alloc import int_to_ip, ip_to_int
 from netalloc.errors import InvalidValueError, NetallocError, OutOfRangeError
 
 PROTOCOLS = ("tcp", "udp", "sctp")
@@ -65,6 +66,8 @@ def as_protocol(value: object) -> str:
 
 def as_text(value: object, what: str, limit: int = MAX_TEXT) -> str:
     """Text of 1 to `limit` bytes in UTF-8, without control characters."""
+    if type(value) is str and 0 < 4 * len(value) <= limit and value.isprintable():
+        return value  # nearly all: short enough whatever the characters
     if not isinstance(value, str):
         raise InvalidValueError(f"{what} {shown(value)} is not text")
     plain = str.__str__(value)
@@ -147,8 +150,8 @@ def as_ipv4(value: object, what: str) -> IPv4Address:
         return IPv4Address(int(value))
     if isinstance(value, str) and len(value) < 100:
         try:
-            return IPv4Address(str.__str__(value))
-        except AddressValueError:
+            return int_to_ip(ip_to_int(str.__str__(value)))  # a tenth of IPv4Address(text)'s time
+        except NetallocError:
             pass
     raise InvalidValueError(f"{what} {shown(value)} is not an IPv4 address")
 

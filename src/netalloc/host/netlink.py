@@ -78,7 +78,7 @@ class NetlinkError(CommandError):
         )
 
 
-class explaining:  # noqa: N801: used like a function, and ten times as fast as one
+class explaining:  # used like a function, and ten times as fast as one
     """Turns a NetlinkError into a CommandError that says what was asked of the kernel.
 
     A context manager, to be used again and by several threads.

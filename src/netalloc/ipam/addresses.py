@@ -10,15 +10,14 @@ from collections.abc import Callable, Iterable
 
 from netalloc._alloc import Subnet
 from netalloc.errors import (
-    ExhaustedError,
     InUseError,
     NotAllocatedError,
     OutOfRangeError,
-    StoreError,
 )
 from netalloc.ipam.clock import SECOND, boot_clock
 from netalloc.ipam.history import remember
 from netalloc.ipam.networks import subnet_of
+from netalloc.ipam.refusals import exhausted, explain, for_owner
 from netalloc.model import AllocationRequest
 from netalloc.store.protocol import StoredBitmap, Transaction
 from netalloc.store.records import (
@@ -153,7 +152,7 @@ class Addresses:
         if n > bitmap.size - len(bitmap):
             self._expire_cooldowns(tx, bitmap, -1)
             if n > bitmap.size - len(bitmap):
-                raise self._exhausted(tx, f"{n} addresses", bitmap)
+                raise exhausted(self, tx, f"{n} addresses", bitmap)
         generation = tx.next("generation", n) if n else 0
         now, ports, owner = time.time_ns(), len(request.ports), request.owner
         ordinals = [o for start, stop in bitmap.acquire_ranges(n) for o in range(start, stop)]
@@ -174,7 +173,7 @@ class Addresses:
         """That very lease as it is now; None where it has ended, whatever holds the address."""
         held = tx.table(Lease).get(self.number, lease.ordinal)
         if held is None and lease.ordinal in self.bitmap(tx):
-            self._explain(tx, lease.ordinal)
+            explain(self, tx, lease.ordinal)
         return held if held is not None and held.generation == lease.generation else None
 
     def end(self, tx: Transaction, leases: Iterable[Lease]) -> None:
@@ -216,7 +215,7 @@ class Addresses:
         kept = tx.table(Reservation).get(self.number, ordinal)
         if kept is not None:
             if kept.owner != owner:
-                raise InUseError(f"{ip} is reserved{_for(kept.owner)}", kept.owner)
+                raise InUseError(f"{ip} is reserved{for_owner(kept.owner)}", kept.owner)
             return kept
         held = tx.table(Lease).get(self.number, ordinal)
         if held is None:
@@ -297,7 +296,7 @@ class Addresses:
             if len(bitmap) == bitmap.size:
                 longest = self._longest_cooling(tx) if allow_cooling else None
                 if longest is None:
-                    raise self._exhausted(tx, "free address", bitmap)
+                    raise exhausted(self, tx, "free address", bitmap)
                 tx.table(Cooldown).remove((longest,))
                 return longest.ordinal
         return bitmap.acquire()
@@ -330,12 +329,12 @@ class Addresses:
         kept = tx.table(Reservation).get(self.number, ordinal)
         if kept is not None:
             if kept.owner is None or kept.owner != owner:
-                raise InUseError(f"{ip} is reserved{_for(kept.owner)}", kept.owner)
+                raise InUseError(f"{ip} is reserved{for_owner(kept.owner)}", kept.owner)
             self._end_cooldown(tx, ordinal, owner, allow_cooling)
             return
         if self._end_cooldown(tx, ordinal, owner, allow_cooling):
             return
-        self._explain(tx, ordinal)
+        explain(self, tx, ordinal)
         raise OutOfRangeError(f"{ip} is an address of {self.subnet.network} that is never given")
 
     def _end_cooldown(
@@ -357,18 +356,6 @@ class Addresses:
         tx.table(Cooldown).remove((cooling,))
         return True
 
-    def _explain(self, tx: Transaction, ordinal: int) -> None:
-        """Raise StoreError for a bit that is set without any record behind it."""
-        if any(start <= ordinal < stop for start, stop in self._excluded):
-            return
-        kept = tx.table(Reservation).get(self.number, ordinal)
-        if kept is not None or tx.table(Cooldown).get(self.number, ordinal) is not None:
-            return
-        raise StoreError(
-            f"{self.subnet.address(ordinal)} is marked as taken, but no record says by whom: "
-            "check() says what else is wrong, repair() mends it"
-        )
-
     def _expire_cooldowns(self, tx: Transaction, bitmap: StoredBitmap, limit: int) -> None:
         """Take back addresses that have cooled down."""
         cooling, reservations = tx.table(Cooldown), tx.table(Reservation)
@@ -379,15 +366,6 @@ class Addresses:
         for record in ready:
             if reservations.get(self.number, record.ordinal) is None:
                 bitmap.release(record.ordinal)
-
-    def _exhausted(self, tx: Transaction, what: str, bitmap: StoredBitmap) -> ExhaustedError:
-        cooling = tx.table(Cooldown).where("network", equal=(self.number,))
-        free, subnet = bitmap.size - len(bitmap), self.subnet
-        text = f"no {what} left in {subnet.network}: {free} of {subnet.capacity} are free"
-        if cooling:
-            left = (min(record.ready_ns for record in cooling) - self.clock()) / SECOND
-            text += f", {len(cooling)} are cooling down, the first is ready in {left:.1f} s"
-        return ExhaustedError(text)
 
     def _label(self, tx: Transaction, ordinal: int, labels: dict[str, str]) -> None:
         tx.table(Label).add(
@@ -403,7 +381,3 @@ class Addresses:
         candidate = tx.table(GcCandidate).get(self.number, lease.ordinal)
         if candidate is not None:
             tx.table(GcCandidate).remove((candidate,))
-
-
-def _for(owner: str | None) -> str:
-    return f" for {owner}" if owner is not None else ", for no owner"

@@ -4,7 +4,7 @@ A store in a file is written in groups: while one thread commits, those that com
 queue up, and the first of them takes the whole queue into one transaction, one kernel batch
 and one commit. Each of the others sleeps until its change is made: they would be in each
 other's way at a common lock, and groups would stay small. A caller alone pays for itself
-alone, and waits for nobody.
+alone, and waits for no other.
 """
 
 import logging
@@ -165,7 +165,7 @@ class Committer:
                     calls.report()
 
     def _run_queued(self, caller: Waiter) -> Any:
-        """Have the operation made by whoever leads: another thread, or this one."""
+        """Have the operation made by the thread that leads: another, or this one."""
         self.store.refuse_reentry(caller.operation)
         calls = self._calls
         try:
@@ -195,6 +195,7 @@ class Committer:
     def _lead(self, leader: Waiter) -> None:
         """Make the changes of all that are in the queue by now, and hand on the lead."""
         group: list[Waiter] = []
+        waiting: list[Waiter] = []
         try:
             waiting = self._queue.waiting()
             durable = any(caller.durable for caller in waiting)

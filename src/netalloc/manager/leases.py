@@ -68,17 +68,21 @@ class LeaseService:
         """A lease with its ports published; the one there is where the key is known."""
 
         def change(made: Change) -> Lease:
-            known = self.addresses.known(made.tx, request)
-            if known is not None:
-                self._check_same(made.tx, known, request)
-                return known
-            lease = self.addresses.lease(made.tx, request)
+            tx = made.tx
+            if tx.last(CONFIGURED) != self._configured:
+                self._check_registered(tx)
+            if request.key is not None:
+                known = self.addresses.known(tx, request)
+                if known is not None:
+                    self._check_same(tx, known, request)
+                    return known
+            lease = self.addresses.lease(tx, request)
             if request.ports:
                 pairs = [(lease, port) for port in request.ports]
                 self.publications.publish(made, pairs, check_host=request.check_host)
             return lease
 
-        return self.run("allocate", change)
+        return self.committer.run("allocate", change)
 
     def allocate_many(self, n: int, request: AllocationRequest) -> list[Lease]:
         """n leases, each with its ports published, or none of them."""

@@ -192,8 +192,8 @@ class NetworkManager:
             None if ip is None else as_ip(ip),
             {} if labels is None else as_labels(labels),
             () if ports == () else tuple(as_each(ports, "ports", PortRequest.of)),
-            as_flag(allow_cooling, "allow_cooling"),
-            as_flag(check_host, "check_host"),
+            False if allow_cooling is False else as_flag(allow_cooling, "allow_cooling"),
+            True if check_host is True else as_flag(check_host, "check_host"),
         )
         if request.key is not None and request.owner is None:
             raise InvalidValueError(f"key {request.key!r} without an owner")

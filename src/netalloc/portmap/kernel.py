@@ -127,13 +127,15 @@ class KernelMappings:
         remove is not there as given, CommandError. When undoing fails as well, both are
         raised as an ExceptionGroup. An interrupt (Ctrl-C) in the middle undoes it, too.
         """
-        if self._flows is not None:
+        flushes = bool(remove) or any(mapping.protocol == "udp" for mapping in add)
+        if flushes and self._flows is not None:
             self._flows.open()  # what the flush needs is there before anything has changed
         applied = False
         try:
             self.backend.apply(add, remove)
             applied = True
-            self._flush_all(add, remove)
+            if flushes:
+                self._flush_all(add, remove)
         except BaseException as error:
             if applied or not isinstance(error, Exception):
                 self._undo(add, remove, error, applied=applied)

@@ -127,7 +127,7 @@ count=1, owner=None)
         the port is mapped, both before anything has changed.
         """
         mapping = PortMapping(port, dest, protocol, host_ip, count, owner)
-        self.map_many([mapping])
+        self._add([mapping])
         return mapping
 
     @locked
@@ -150,10 +150,12 @@ count=1, owner=None)
         elif not missing_ok:
             raise NotAllocatedError(f"{address or '0.0.0.0'}:{port}/{protocol} is not mapped")
 
-    @locked
     def map_many(self, mappings: Iterable[PortMapping]) -> None:
         """Add all of them in one batch, or none; raises InUseError as `map` does."""
-        batch = as_each(mappings, "mappings", _as_mapping)
+        self._add(as_each(mappings, "mappings", _as_mapping))
+
+    @locked
+    def _add(self, batch: list[PortMapping]) -> None:
         self._table.add(batch)
         try:
             self._kernel.apply(batch)

@@ -192,7 +192,7 @@ class MemoryTransaction:
         return self._tables[kind]
 
     def next(self, counter: str, n: int = 1) -> int:
-        # Not undone: a number that is left out harms nobody, one that was seen and is given
+        # Not undone: a number that is left out does no harm, one that was seen and is given
         # again does.
         first = self._counters.get(counter, 1)
         self._counters[counter] = first + n

@@ -64,12 +64,19 @@ class MemoryTable(Generic[R]):
             self._enter(key, record)
 
     def remove(self, records: Iterable[R]) -> None:
+        present, journal = self._records, self._journal
         for record in records:
             key = self._key_of(record)
-            if self._records.get(key) != record:
+            if present.get(key) != record:
                 raise StoreError(f"there is no {record}")
-            self._journal.append((self, key, record))
-            self._leave(key, record)
+            journal.append((self, key, record))
+            for value_of, index in self._indexes:
+                value = value_of(record)
+                same = index[value]
+                del same[key]
+                if not same:
+                    del index[value]
+            del present[key]
 
     def restore(self, note: Note) -> None:
         """Bring the record of a key back to what it was."""

@@ -72,7 +72,7 @@ class Table(Protocol[R]):
 
 
 class Transaction(Protocol):
-    """One change of the store, all of it or nothing; nobody else writes meanwhile."""
+    """One change of the store, all of it or nothing; nothing else writes meanwhile."""
 
     @property
     def dirty(self) -> frozenset[int]:

@@ -1,0 +1,43 @@
+"""Why an address cannot be had, in words."""
+
+from typing import TYPE_CHECKING
+
+from netalloc.errors import ExhaustedError, StoreError
+from netalloc.ipam.clock import SECOND
+from netalloc.store.protocol import StoredBitmap, Transaction
+from netalloc.store.records import Cooldown, Reservation
+
+if TYPE_CHECKING:
+    from netalloc.ipam.addresses import Addresses
+
+
+def explain(addresses: "Addresses", tx: Transaction, ordinal: int) -> None:
+    """Raise StoreError for a bit that is set without any record behind it."""
+    subnet, number = addresses.subnet, addresses.number
+    if any(start <= ordinal < stop for start, stop in subnet.excluded()):
+        return
+    kept = tx.table(Reservation).get(number, ordinal)
+    if kept is not None or tx.table(Cooldown).get(number, ordinal) is not None:
+        return
+    raise StoreError(
+        f"{subnet.address(ordinal)} is marked as taken, but no record says by whom: "
+        "check() says what else is wrong, repair() mends it"
+    )
+
+
+def exhausted(
+    addresses: "Addresses", tx: Transaction, what: str, bitmap: StoredBitmap
+) -> ExhaustedError:
+    """The error where nothing is free: how many are, and how many cool down. O(cooling)."""
+    cooling = tx.table(Cooldown).where("network", equal=(addresses.number,))
+    free, subnet = bitmap.size - len(bitmap), addresses.subnet
+    text = f"no {what} left in {subnet.network}: {free} of {subnet.capacity} are free"
+    if cooling:
+        left = (min(record.ready_ns for record in cooling) - addresses.clock()) / SECOND
+        text += f", {len(cooling)} are cooling down, the first is ready in {left:.1f} s"
+    return ExhaustedError(text)
+
+
+def for_owner(owner: str | None) -> str:
+    """What an address is reserved for, as an error ends."""
+    return f" for {owner}" if owner is not None else ", for no owner"
