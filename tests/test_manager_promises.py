@@ -1,10 +1,13 @@
 """What a manager promises, one promise a test, each over memory and over a file."""
 
+import copy
+import pickle
+from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 
 import pytest
 
-from netalloc.errors import ExhaustedError, InUseError
+from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, OutOfRangeError
 from netalloc.manager.manager import NetworkManager
 from netalloc.model import PortRequest
 
@@ -92,3 +95,52 @@ def test_what_another_manager_has_published_or_released_is_no_difference(tmp_pat
         again = one.allocate("new", ports=[PortRequest(80, host_port=8080)])
         assert again.ports()[0].host_port == 8080
         assert one.check() == other.check() == []
+
+
+def test_a_number_or_a_moment_beyond_all_measure_is_refused_in_words(make):
+    with make(cooldown=5) as manager:
+        web = manager.allocate("web")
+        for n in (1 << 24, 1 << 63, 1 << 64):
+            with pytest.raises((ExhaustedError, OutOfRangeError), match=str(n)[:12]):
+                manager.allocate_many(n)
+        east, west = (timezone(timedelta(hours=hours)) for hours in (14, -14))
+        for at in (
+            datetime.min,
+            datetime.min.replace(tzinfo=east),
+            datetime.max.replace(tzinfo=west),
+        ):
+            with pytest.raises(OutOfRangeError, match="is no moment in UTC"):
+                manager.history(web.ip, at)
+        assert manager.interfaces() == [web]
+
+
+def test_leases_of_two_stores_are_two(make):
+    with make() as one, NetworkManager("br0", network="10.0.0.1/28", backend="null") as other:
+        web = one.allocate("web")
+        assert web == one.find("web")[0]
+        assert web != other.allocate("web")
+
+
+def test_a_handle_is_copied_as_itself_and_pickled_not_at_all(make):
+    with make() as manager:
+        web = manager.allocate("web", ports=[80])
+        assert copy.copy(web) is web
+        assert copy.deepcopy({"web": web})["web"] is web
+        for one in (web, manager):
+            with pytest.raises(InvalidValueError, match="pickled"):
+                pickle.dumps(one)
+        for value in (*web.ports(), manager.subnet, manager.reconcile(), PortRequest(53, "udp")):
+            for other in (pickle.loads(pickle.dumps(value)), copy.deepcopy(value)):
+                assert other == value
+                assert repr(other) == repr(value)
+
+
+def test_two_managers_of_one_file_find_the_same_lease(tmp_path):
+    with (
+        NetworkManager(
+            "br0", network="10.0.0.1/28", backend="null", store=tmp_path / "s.db"
+        ) as one,
+        NetworkManager.open("br0", tmp_path / "s.db") as other,
+    ):
+        web = one.allocate("web")
+        assert {web, *other.find("web")} == {web}

@@ -317,3 +317,51 @@ def test_an_ended_lease_shows_nothing_of_its_successor(path):
         new = manager.allocate("new", "10.88.0.9", ports=(80,), labels={"app": "other"})
         assert (old.ports(), old.labels) == ((), {})
         assert len(new.ports()) == 1
+
+
+def test_a_network_that_another_process_has_configured_anew_is_opened_anew(path):
+    with Networks(path) as one, Networks(path) as other:
+        one.create("web", "10.88.0.1/24", bridge="br0", backend="null")
+        old = other.open("web")
+        one.remove("web")
+        assert (other.release("nothing"), other.gc([]), other.check()) == (0, {}, [])
+        one.create("web", "10.89.0.1/28", bridge="br0", backend="null")
+        assert other.open("web") is not old
+        assert str(other.open("web").allocate("shop").ip) == "10.89.0.2"
+        assert other.release("shop") == 1
+        assert other.open("web") is other.open("web")
+
+
+def test_a_network_that_goes_in_the_middle_of_a_sweep_is_no_failure(path, monkeypatch):
+    with Networks(path) as one, Networks(path) as other:
+        for number, name in enumerate(("api", "web")):
+            one.create(name, f"10.8{number}.0.1/24", bridge=name, backend="null")
+            one.open(name).allocate("shop")
+        opened = Networks.open
+
+        def removed(self, name):
+            manager = opened(self, name)
+            if name == "api" and self is other:
+                one.release("shop")
+                one.remove("api")
+            return manager
+
+        monkeypatch.setattr(Networks, "open", removed)
+        assert other.release("shop") == 0
+        assert list(other) == ["web"]
+
+
+def test_of_two_that_create_a_network_at_once_one_is_refused(path, monkeypatch):
+    with Networks(path) as one, Networks(path) as other:
+        looked = Networks._check_open
+        made = []
+
+        def meanwhile(self):
+            looked(self)
+            if self is one and not made:
+                made.append(other.create("web", "10.88.0.1/24", bridge="br0", backend="null"))
+
+        monkeypatch.setattr(Networks, "_check_open", meanwhile)
+        monkeypatch.setattr(Networks, "__contains__", lambda self, name: False)
+        with pytest.raises(InUseError, match="registered already"):
+            one.create("web", "10.88.0.1/24", bridge="br0", backend="null")

@@ -3,9 +3,11 @@
 from datetime import datetime, timezone
 from typing import NamedTuple
 
+from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.ipam.clock import SECOND
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import EndedLease, Lease
+from netalloc.values import shown
 
 HISTORY = 10_000  # ended leases that are remembered, in all networks of a store
 HISTORY_AGE = 30 * 86400 * SECOND
@@ -18,6 +20,16 @@ class PastLease(NamedTuple):
     key: str | None
     start: datetime
     end: datetime | None
+
+
+def as_moment(value: object, what: str) -> datetime:
+    """A moment in UTC; a datetime without a zone is by the host's."""
+    if not isinstance(value, datetime):
+        raise InvalidValueError(f"{what} {shown(value)} is not a datetime")
+    try:
+        return value.astimezone(timezone.utc)
+    except Exception as error:  # a zone is the caller's code
+        raise OutOfRangeError(f"{what} {shown(value)} is no moment in UTC: {error!r}") from error
 
 
 def remember(tx: Transaction, leases: list[Lease], wall: int) -> None:
@@ -49,7 +61,7 @@ def remember(tx: Transaction, leases: list[Lease], wall: int) -> None:
 def history(
     tx: Transaction, number: int, ordinal: int, at: datetime | None = None
 ) -> list[PastLease]:
-    """Who held an address, oldest first, or who did at one moment: by the wall clock."""
+    """What held an address, oldest first, or what did at one moment in UTC: by the wall clock."""
     past = tx.table(EndedLease).where("network", "ordinal", equal=(number, ordinal))
     found = [
         PastLease(one.owner, one.key, _when(one.start_ns), _when(one.end_ns))
@@ -60,7 +72,6 @@ def history(
         found.append(PastLease(lease.owner, lease.key, _when(lease.since_ns), None))
     if at is None:
         return found
-    at = at.astimezone(timezone.utc)
     return [one for one in found if one.start <= at and (one.end is None or at < one.end)]
 
 

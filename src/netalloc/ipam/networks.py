@@ -35,7 +35,10 @@ _NAME = re.compile(r"[A-Za-z0-9_.:@][A-Za-z0-9_.:@-]*")
 
 
 class Statement(NamedTuple):
-    """What a caller says of a network; None where nothing is said."""
+    """What a caller says of a network; None where nothing is said.
+
+    `fresh`: that it is not registered yet.
+    """
 
     name: str
     bridge: str | None = None
@@ -47,6 +50,7 @@ class Statement(NamedTuple):
     cooldown: float | None = None
     sticky: float | None = None
     forward: bool | None = None
+    fresh: bool = False
 
 
 class NetworkInfo(NamedTuple):

@@ -120,6 +120,8 @@ def _look(host: HostStore, stated: Statement) -> Network | None:
     network = _read(host.store, lambda tx: find(tx, stated.name))
     if network is None:
         return None
+    if stated.fresh:
+        raise InUseError(f"network {stated.name} is registered already: open() it", stated.name)
     if host.shared:
         raise InUseError(
             f"network {stated.name} is managed in memory, by this process: two managers of a "

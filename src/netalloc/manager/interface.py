@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from types import TracebackType
+from typing import NoReturn
 
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.manager.leases import LeaseService
@@ -191,10 +192,27 @@ class NetworkInterface:
             self.release()
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, NetworkInterface) and self._lease[:3] == other._lease[:3]
+        """Whether both are one lease of one store, in whichever way it was found."""
+        return (
+            isinstance(other, NetworkInterface)
+            and self._lease[:3] == other._lease[:3]
+            and self._leases.place == other._leases.place
+        )
 
     def __hash__(self) -> int:
         return hash(self._lease[:3])
+
+    def __copy__(self) -> "NetworkInterface":
+        return self
+
+    def __deepcopy__(self, memo: object) -> "NetworkInterface":
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise InvalidValueError(
+            f"{self!r} cannot be pickled, as its manager is of this process: allocate with its "
+            "owner and key, or find(), gives it elsewhere"
+        )
 
     def __repr__(self) -> str:
         owner = f" of {self.owner}" if self.owner else ""

@@ -50,6 +50,12 @@ class LeaseService:
         self.stale_releases = 0
         self._configured = -1  # the state of the store's networks in which ours was seen
 
+    @property
+    def place(self) -> object:
+        """Where the leases are kept: the same for two stores over one file."""
+        store = self.committer.store
+        return getattr(store, "path", store)
+
     def run(self, operation: str, change: Callable[[Change], T], durable: bool = False) -> T:
         """Make a change. Raises ClosedError when the manager is closed."""
 

@@ -6,18 +6,19 @@ from contextlib import ExitStack
 from datetime import datetime
 from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from netalloc._alloc import IPAllocator, Subnet
+from netalloc._alloc import Subnet
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.clock import SECOND
-from netalloc.ipam.history import PastLease, history
-from netalloc.ipam.networks import MODES, Statement, as_network_name
+from netalloc.ipam.history import PastLease, as_moment, history
+from netalloc.ipam.networks import Statement, as_network_name, find
 from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.interface import NetworkInterface
+from netalloc.manager.statement import statement
 from netalloc.model import AllocationRequest, PortRequest, ReconcileResult
-from netalloc.ports import Probe, as_ports
+from netalloc.ports import Probe
 from netalloc.store.records import Lease
 from netalloc.values import (
     IP,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from netalloc.portmap.watch import Watch
     from netalloc.store.protocol import Store
 
-BACKENDS = ("auto", "nftables", "iptables", "null")
+MANY = 1 << 24  # interfaces in one call: all addresses of a /8
 
 
 class NetworkManager:
@@ -89,25 +90,29 @@ class NetworkManager:
         mode: str | None = None,
         probe: Probe | None = None,
     ) -> None:
-        if mode is not None and mode not in MODES:
-            raise InvalidValueError(f"mode {shown(mode)} is none of {', '.join(MODES)}")
-        if probe is not None and not callable(probe):
-            raise InvalidValueError(f"probe {shown(probe)} cannot be called")
-        bridge = as_text(bridge, "bridge", 15)
-        part = None if isinstance(backend, str) else _part(backend)
-        stated = Statement(
-            as_network_name(bridge if name is None else name),
+        stated, part = statement(
             bridge,
-            None if mode is None else as_text(mode, "mode"),
-            None if network is None else _subnet(network),
-            None if exclude is None else _excluded(exclude),
-            _backend(part.name if part is not None else backend),
-            None if ports is None else as_ports(ports),
-            None if cooldown is None else as_seconds(cooldown, "cooldown"),
-            None if sticky is None else as_seconds(sticky, "sticky"),
-            None if forward is None else as_flag(forward, "forward"),
+            network=network,
+            exclude=exclude,
+            ports=ports,
+            backend=backend,
+            name=name,
+            cooldown=cooldown,
+            sticky=sticky,
+            forward=forward,
+            mode=mode,
         )
         self._assemble(stated, store, part, probe)
+
+    @classmethod
+    def _create(
+        cls, bridge: str, store: object, *, probe: Probe | None = None, **configuration: Any
+    ) -> "NetworkManager":
+        """The manager of a network that is not registered yet: InUseError where it is."""
+        self = cls.__new__(cls)
+        stated, part = statement(bridge, **configuration)
+        self._assemble(stated._replace(fresh=True), store, part, probe)
+        return self
 
     @classmethod
     def open(
@@ -132,6 +137,8 @@ class NetworkManager:
         *,
         registered: bool = False,
     ) -> None:
+        if probe is not None and not callable(probe):
+            raise InvalidValueError(f"probe {shown(probe)} cannot be called")
         self._closing = RLock()
         with ExitStack() as opened:
             self._leases = assemble(opened, stated, store, part, probe, registered=registered)
@@ -158,6 +165,11 @@ class NetworkManager:
     def gateway(self) -> IP | None:
         """The containers' default route; None where the network names no gateway."""
         return self._leases.subnet.gateway
+
+    @property
+    def registered(self) -> bool:
+        """Whether the store still has the network as it was opened: not removed, nor made anew."""
+        return self._leases.read(lambda tx: find(tx, self.name)) == self._leases.network
 
     @property
     def closed(self) -> bool:
@@ -191,7 +203,7 @@ class NetworkManager:
             None if key is None else as_text(key, "key"),
             None if ip is None else as_ip(ip),
             {} if labels is None else as_labels(labels),
-            () if ports == () else tuple(as_each(ports, "ports", PortRequest.of)),
+            () if type(ports) is tuple and not ports else _requests(ports),
             False if allow_cooling is False else as_flag(allow_cooling, "allow_cooling"),
             True if check_host is True else as_flag(check_host, "check_host"),
         )
@@ -213,10 +225,10 @@ class NetworkManager:
         request = AllocationRequest(
             owner=as_optional_text(owner, "owner"),
             labels=as_labels(labels),
-            ports=tuple(as_each(ports, "ports", PortRequest.of)),
+            ports=_requests(ports),
             check_host=as_flag(check_host, "check_host"),
         )
-        n = as_int(n, "number of interfaces", 0, 1 << 64)
+        n = as_int(n, "number of interfaces", 0, MANY)
         return self._interfaces(self._leases.allocate_many(n, request))
 
     def reserve(self, ip: IP | str, owner: str | None = None) -> None:
@@ -290,8 +302,7 @@ class NetworkManager:
 
         The store remembers the last 10,000 leases that ended, for 30 days.
         """
-        if at is not None and not isinstance(at, datetime):
-            raise InvalidValueError(f"at {shown(at)} is not a datetime")
+        at = None if at is None else as_moment(at, "at")
         number, ordinal = self._leases.addresses.number, self.subnet.ordinal(as_ip(ip))
         return self._leases.read(lambda tx: history(tx, number, ordinal, at))
 
@@ -345,35 +356,18 @@ class NetworkManager:
     ) -> None:
         self.close()
 
+    def __reduce__(self) -> NoReturn:
+        raise InvalidValueError(
+            f"{self!r} cannot be copied or pickled: NetworkManager.open(name, store) opens it "
+            "elsewhere"
+        )
+
     def __repr__(self) -> str:
         return f"<NetworkManager {self.name} {self.subnet}>"
 
 
-def _subnet(network: object) -> Subnet:
-    if isinstance(network, IPAllocator):
-        raise InvalidValueError(
-            f"network {network!r} is an allocator, whose addresses would not be known here: give "
-            "its network as text or as a Subnet"
-        )
-    return network if isinstance(network, Subnet) else Subnet(network)  # type: ignore[arg-type]
-
-
-def _excluded(exclude: object) -> tuple[Any, ...]:
-    return (exclude,) if isinstance(exclude, str) else tuple(as_items(exclude, "exclude"))
-
-
-def _part(backend: Any) -> "Backend":
-    for method in ("apply", "reconcile", "setup", "cleanup", "mappings"):
-        if not callable(getattr(backend, method, None)):
-            raise InvalidValueError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
-    return backend  # type: ignore[no-any-return]
-
-
-def _backend(backend: object) -> str | None:
-    plain = as_text(backend, "backend")
-    if plain not in BACKENDS and plain != "file":
-        raise InvalidValueError(f"backend {shown(plain)} is none of {', '.join(BACKENDS)}")
-    return None if plain == "auto" else plain
+def _requests(ports: object) -> tuple[PortRequest, ...]:
+    return tuple(as_each(ports, "ports", PortRequest.of))
 
 
 def _label(label: object) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from threading import RLock
 from types import TracebackType
 from typing import Any, TypeVar
 
-from netalloc.errors import ClosedError, InUseError, InvalidValueError
+from netalloc.errors import ClosedError, InvalidValueError, NotAllocatedError
 from netalloc.ipam.networks import NetworkInfo, as_network_name, find, get, info, networks, remove
 from netalloc.manager.assembly import kernel_cleanup
 from netalloc.manager.host_store import open_store
@@ -78,13 +78,12 @@ class Networks(Mapping[str, NetworkInfo]):
         """
         name = as_network_name(name)
         with self._lock:
-            if name in self:
-                raise InUseError(f"network {name} is registered already: open() it", name)
-            manager = NetworkManager(
+            self._check_open()
+            manager = NetworkManager._create(
                 name if bridge is None else bridge,
+                self._store,
                 network=network,
                 name=name,
-                store=self._store,
                 **configuration,
             )
             return self._kept(name, manager)
@@ -98,8 +97,11 @@ class Networks(Mapping[str, NetworkInfo]):
         with self._lock:
             self._check_open()
             manager = self._managers.get(name)
-            if manager is None or manager.closed or name not in self:
-                self._managers.pop(name, None)
+            if manager is not None and (manager.closed or not manager.registered):
+                del self._managers[name]
+                manager.close()  # its network was removed, and perhaps registered anew
+                manager = None
+            if manager is None:
                 manager = self._kept(name, NetworkManager.open(name, self._store))
             return manager
 
@@ -172,6 +174,8 @@ class Networks(Mapping[str, NetworkInfo]):
                 done[name] = work(self.open(name))
 
             failure = attempt(step)
+            if isinstance(failure, NotAllocatedError):  # removed meanwhile, or registered anew
+                failure = attempt(step) if name in self else None
             if failure is not None:
                 failures.append(failure)
         if failures:

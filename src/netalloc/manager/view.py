@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeVar
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.clock import SECOND
-from netalloc.ipam.history import PastLease, history
+from netalloc.ipam.history import PastLease, as_moment, history
 from netalloc.ipam.networks import (
     NetworkInfo,
     as_network_name,
@@ -147,9 +147,7 @@ class NetworkView:
 
     def history(self, ip: IP | str, at: datetime | None = None) -> list[PastLease]:
         """What held an address, oldest first; with `at`, what did at that moment."""
-        if at is not None and not isinstance(at, datetime):
-            raise InvalidValueError(f"at {shown(at)} is not a datetime")
-        plain = as_ip(ip)
+        plain, at = as_ip(ip), None if at is None else as_moment(at, "at")
 
         def view(tx: Transaction) -> list[PastLease]:
             network, ordinal = _place(tx, plain)
@@ -188,7 +186,9 @@ def _port(what: object) -> tuple[str, int] | None:
     if not isinstance(what, str) or "/" not in what or len(what) > 100:
         return None
     protocol, _, number = str.__str__(what).partition("/")
-    return as_protocol(protocol), as_port(int(number) if number.isdecimal() else number)
+    return as_protocol(protocol), as_port(
+        int(number) if number.isascii() and number.isdigit() else number
+    )
 
 
 def _place(tx: Transaction, ip: IP) -> tuple[Network | None, int]:
