@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
 
@@ -144,3 +145,25 @@ def test_two_managers_of_one_file_find_the_same_lease(tmp_path):
     ):
         web = one.allocate("web")
         assert {web, *other.find("web")} == {web}
+
+
+def test_of_two_that_release_an_owner_at_once_each_counts_what_it_ended(tmp_path):
+    path = tmp_path / "s.db"
+    with (
+        NetworkManager("br0", network="10.0.0.1/28", backend="null", store=path) as one,
+        NetworkManager.open("br0", path) as other,
+    ):
+        one.allocate_many(4, owner="web")
+        start, counts = threading.Barrier(2), []
+
+        def release(manager):
+            start.wait()
+            counts.append(manager.release("web"))
+
+        threads = [threading.Thread(target=release, args=(each,)) for each in (one, other)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sorted(counts) == [0, 4]
+        assert one.stale_releases + other.stale_releases == 0

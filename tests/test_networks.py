@@ -347,7 +347,7 @@ def test_a_network_that_goes_in_the_middle_of_a_sweep_is_no_failure(path, monkey
             return manager
 
         monkeypatch.setattr(Networks, "open", removed)
-        assert other.release("shop") == 0
+        assert other.gc(["shop"]) == {}
         assert list(other) == ["web"]
 
 

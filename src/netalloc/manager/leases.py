@@ -155,22 +155,31 @@ class LeaseService:
             if strict:
                 raise self._stale(lease)
 
-    def release_all(self, leases: Sequence[Lease]) -> None:
-        """End leases in one change, or else one by one; all failures in one group."""
+    def release_owner(self, owner: str) -> int:
+        """End an owner's leases in one change, or else one by one; how many they were."""
+        equal = self.addresses.number, owner
 
         def change(made: Change) -> int:
-            current = [one for one in leases if self.addresses.in_force(made.tx, one)]
-            self.expire(made, current)
-            return len(leases) - len(current)
+            leases = made.tx.table(Lease).where("network", "owner", equal=equal)
+            self.expire(made, sorted(leases, key=lambda lease: lease.ordinal))
+            return len(leases)
 
         try:
-            self.stale_releases += self.run("release", change)
+            return self.run("release", change)
         except Exception as error:
+            leases = self.find(owner, None)
+            if not leases:
+                raise
             log.warning("released one by one, for together it failed: %s", error)
-            steps = [partial(self.release, lease) for lease in leases]
-            failures = [failure for step in steps if (failure := attempt(step))]
-            if failures:
-                raise ExceptionGroup("not everything was released", failures) from None
+            self._release_each(leases)
+            return len(leases)
+
+    def _release_each(self, leases: Sequence[Lease]) -> None:
+        """End leases one by one; all failures in one group."""
+        steps = [partial(self.release, lease) for lease in leases]
+        failures = [failure for step in steps if (failure := attempt(step))]
+        if failures:
+            raise ExceptionGroup("not everything was released", failures) from None
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
         """End leases that are in force, and their publications, as part of a change."""
@@ -198,7 +207,7 @@ class LeaseService:
         except Exception:
             # Some mapping cannot be removed: end what can be ended, one by one.
             dead = self.run("gc", lambda made: expired(self.addresses, made.tx, living, grace))
-            self.release_all(dead)
+            self._release_each(dead)
             return dead
 
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:

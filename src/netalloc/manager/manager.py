@@ -266,9 +266,7 @@ class NetworkManager:
 
         Goes on past failures and raises them together, as an ExceptionGroup.
         """
-        leases = self._leases.find(as_text(owner, "owner"), None)
-        self._leases.release_all(leases)
-        return len(leases)
+        return self._leases.release_owner(as_text(owner, "owner"))
 
     # ---- upkeep
 
