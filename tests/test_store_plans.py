@@ -19,7 +19,7 @@ LOOKUPS = [
 ]
 
 
-@pytest.mark.parametrize(("kind", "fields"), LOOKUPS, ids=lambda one: str(one))
+@pytest.mark.parametrize(("kind", "fields"), LOOKUPS, ids=str)
 def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
     SqliteStore(tmp_path / "store.db").close()
     asked = []

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from netalloc._alloc import Subnet
-from netalloc.errors import InUseError, NotAllocatedError, StaleLeaseError
+from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
 from netalloc.ipam.check import check
@@ -27,6 +27,7 @@ if sys.version_info < (3, 11):
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own go their way
 
 
 class LeaseService:
@@ -140,7 +141,7 @@ class LeaseService:
 
         try:
             current = self.run("release", change)
-        except Exception as error:
+        except FAILURES as error:
             self._release_piecemeal(lease, error)
             return
         if not current:
@@ -159,7 +160,7 @@ class LeaseService:
 
         try:
             self.stale_releases += self.run("release", change)
-        except Exception as error:
+        except FAILURES as error:
             log.warning("released one by one, for together it failed: %s", error)
             steps = [partial(self.release, lease) for lease in leases]
             failures = [failure for step in steps if (failure := attempt(step))]
@@ -189,7 +190,7 @@ class LeaseService:
 
         try:
             return self.run("gc", change)
-        except Exception:
+        except FAILURES:
             # Some mapping cannot be removed: end what can be ended, one by one.
             dead = self.run("gc", lambda made: expired(self.addresses, made.tx, living, grace))
             self.release_all(dead)
