@@ -7,7 +7,7 @@ from functools import partial
 from typing import TypeVar
 
 from netalloc._alloc import Subnet
-from netalloc.errors import InUseError, NotAllocatedError, StaleLeaseError
+from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
 from netalloc.ipam.check import check
@@ -27,6 +27,7 @@ if sys.version_info < (3, 11):
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own go their way
 
 
 class LeaseService:
@@ -146,7 +147,7 @@ class LeaseService:
 
         try:
             current = self.run("release", change)
-        except Exception as error:
+        except FAILURES as error:
             self._release_piecemeal(lease, error)
             return
         if not current:
@@ -166,7 +167,7 @@ class LeaseService:
 
         try:
             return self.run("release", change)
-        except Exception as error:
+        except FAILURES as error:
             leases = self.find(owner, None)
             if not leases:
                 raise
@@ -204,7 +205,7 @@ class LeaseService:
 
         try:
             return self.run("gc", change)
-        except Exception:
+        except FAILURES:
             # Some mapping cannot be removed: end what can be ended, one by one.
             dead = self.run("gc", lambda made: expired(self.addresses, made.tx, living, grace))
             self._release_each(dead)
