@@ -10,7 +10,10 @@ import pytest
 
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, OutOfRangeError
 from netalloc.manager.manager import NetworkManager
+from netalloc.manager.view import NetworkView
 from netalloc.model import PortRequest
+from netalloc.store.memory_table import MemoryTable
+from netalloc.store.sqlite.table import SqliteTable
 
 
 @pytest.fixture(params=["memory", "file"])
@@ -167,3 +170,33 @@ def test_of_two_that_release_an_owner_at_once_each_counts_what_it_ended(tmp_path
             thread.join()
         assert sorted(counts) == [0, 4]
         assert one.stale_releases + other.stale_releases == 0
+
+
+def some(original):
+    """Table.all, for a few records."""
+
+    def all_of(self):
+        found = original(self)
+        assert len(found) < 10
+        return found
+
+    return all_of
+
+
+def test_the_holder_of_a_port_is_looked_up_and_not_searched_for(make, monkeypatch):
+    with make(network="10.0.0.1/16", ports=range(8000, 9000)) as manager:
+        manager.allocate_many(300, ports=[80])
+        manager.allocate("block", ports=[PortRequest(None, "udp", 9100, count=20)])
+        manager.allocate("web", ports=[PortRequest(80, host_port=9000, host_ip="127.0.0.1")])
+        for table in (MemoryTable, SqliteTable):
+            monkeypatch.setattr(table, "all", some(table.all))
+        for port, protocol, holder in (
+            (8150, "tcp", "the holder of 10.0.0.152"),
+            (9119, "udp", "block"),
+            (9000, "tcp", "web"),
+        ):
+            with pytest.raises(InUseError, match=f"by {holder}"):
+                manager.allocate("other", ports=[PortRequest(80, protocol, port)])
+        view = NetworkView(manager._leases.committer.store)
+        assert [one.owner for one in view.who("udp/9119")] == ["block"]
+        assert view.who("udp/9120") == view.who("udp/9099") == []

@@ -1,5 +1,6 @@
 """PortAllocator against a slow, obvious oracle that holds ports as a host holds sockets."""
 
+import random
 from ipaddress import IPv4Address
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
-from netalloc.ports import PORTS, PortAllocator
+from netalloc.ports import PORTS, MemoryBitmaps, PortAllocator
 
 ADDRESSES = st.sampled_from([None, "10.0.0.1", "10.0.0.2", IPv4Address("10.0.0.3")])
 PROTOCOLS = st.sampled_from(["tcp", "udp", "sctp"])
@@ -216,3 +217,56 @@ def test_an_error_says_on_which_address_a_port_is_held():
     allocator.reserve(80, "udp", "0.0.0.0")
     with pytest.raises(InUseError, match="80/udp is held on every address"):
         allocator.reserve(80, "udp", "10.0.0.2")
+
+
+def test_what_a_thousand_addresses_hold_costs_no_other_call():
+    class Counted(MemoryBitmaps):
+        asked = 0
+
+        def bitmap(self, name, size):
+            self.asked += 1
+            return super().bitmap(name, size)
+
+        def names(self, prefix):
+            self.asked += len(self._bitmaps)
+            return super().names(prefix)
+
+    bitmaps = Counted()
+    ports = PortAllocator(range(8000, 8100), bitmaps=bitmaps)
+    hosts = [IPv4Address(0x7F010000 + i) for i in range(1000)]
+    for host in hosts:
+        ports.reserve(8000, "tcp", host)
+    for step in (
+        lambda: ports.release(8000, "tcp", hosts[500]),
+        lambda: ports.reserve(8000, "tcp", hosts[500]),
+        lambda: ports.acquire("tcp", hosts[1]),
+        lambda: ports.acquire(),
+        lambda: ports.release(8002),
+        lambda: ports.held(8000),
+        lambda: ports.held(8000, "tcp", IPv4Address("127.2.0.1")),
+    ):
+        bitmaps.asked = 0
+        step()
+        assert bitmaps.asked < 30  # ten digits, and a few besides
+
+
+def test_a_port_is_free_when_the_last_of_its_addresses_is():
+    chance = random.Random(5)
+    ports, held = PortAllocator(range(8000, 8004)), set()
+    hosts = [None, *(IPv4Address(0x7F010000 + i) for i in range(11))]
+    for _ in range(4000):
+        port, host = chance.randrange(8000, 8004), chance.choice(hosts)
+        if (port, host) in held:
+            ports.release(port, "tcp", host)
+            held.remove((port, host))
+        elif any(p == port and (host is None or h in (None, host)) for p, h in held):
+            with pytest.raises(InUseError):
+                ports.reserve(port, "tcp", host)
+        else:
+            ports.reserve(port, "tcp", host)
+            held.add((port, host))
+        for one in range(8000, 8004):
+            assert ports.held(one) == any(p == one for p, _ in held)
+    for port, host in held:
+        ports.release(port, "tcp", host)
+    assert sorted(ports.acquire_many(4)) == [8000, 8001, 8002, 8003]

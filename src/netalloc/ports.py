@@ -2,12 +2,14 @@
 
 A port is held either on every address of the host (the wildcard) or on one. As with sockets,
 the wildcard conflicts with everything of the same protocol and number, and two different
-addresses do not conflict. Per protocol there are three kinds of bitmaps, in which the ordinal
+addresses do not conflict. Per protocol there are four kinds of bitmaps, in which the ordinal
 of a port is its number, whatever the range that it was taken from:
 
     every     ports held on every address
     used      ports held on any address: what a wildcard must keep clear of
     on/<ip>   ports held on that address; one that is taken there must keep clear of `every` too
+    more/<i>  ports of which the number of addresses that hold them, less one, has the binary
+              digit i: so releasing one of a thousand looks at ten bitmaps, not at a thousand
 
 so that a pick is a search in one bitmap or in two, however many ports are held.
 """
@@ -24,6 +26,7 @@ from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
 
 PORTS = range(49153, 65536)
 SIZE = 65536  # of each bitmap
+_NAMED = 8  # host addresses with ports, of which an error looks for the one that it names
 Probe = Callable[[int, str, IPv4Address | None], bool]
 
 
@@ -49,6 +52,9 @@ class Bitmaps(Protocol):
     def names(self, prefix: str) -> Iterable[str]:
         """The names that begin with the prefix."""
 
+    def known(self, name: str) -> bool:
+        """Whether there is a bitmap of that name."""
+
     def drop(self, name: str) -> None:
         """Forget the bitmap of that name."""
 
@@ -67,6 +73,9 @@ class MemoryBitmaps:
 
     def names(self, prefix: str) -> list[str]:
         return [name for name in self._bitmaps if name.startswith(prefix)]
+
+    def known(self, name: str) -> bool:
+        return name in self._bitmaps
 
     def drop(self, name: str) -> None:
         del self._bitmaps[name]
@@ -180,8 +189,8 @@ class PortAllocator:
         address is asked for, on any.
         """
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        where = self._in_the_way(port, protocol, ip)
-        if where is not None:
+        if self._is_taken(port, protocol, ip):
+            where = self._where(port, protocol, ip)
             raise InUseError(f"port {port}/{protocol} is held on {where}")
         self._hold((port,), protocol, ip)
 
@@ -202,7 +211,7 @@ class PortAllocator:
         full = port in self.ports and self._is_full(self._pools(protocol, ip))
         used = self._bitmap(protocol, "used")
         held.release(port)
-        if not any(port in pool for _, pool in self._each_on(protocol)):
+        if ip is None or not self._one_less(port, protocol):
             used.release(port)
         if ip is not None and not len(held):
             self._bitmaps.drop(f"ports/{protocol}/on/{ip}")
@@ -215,18 +224,29 @@ class PortAllocator:
     ) -> bool:
         """Whether asking for that port would be refused."""
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        return self._in_the_way(port, protocol, ip) is not None
+        return self._is_taken(port, protocol, ip)
 
-    def _in_the_way(self, port: int, protocol: str, ip: IPv4Address | None) -> str | None:
-        """Where the port is held so that it cannot be had, in words."""
+    def _is_taken(self, port: int, protocol: str, ip: IPv4Address | None) -> bool:
+        """Whether the port is held so that it cannot be had."""
         if port not in self._bitmap(protocol, "used"):
-            return None
+            return False
+        if ip is None or port in self._bitmap(protocol, "every"):
+            return True
+        own = self._on(protocol, ip)
+        return own is not None and port in own
+
+    def _where(self, port: int, protocol: str, ip: IPv4Address | None) -> str:
+        """Where a port that cannot be had is held, in words."""
         if port in self._bitmap(protocol, "every"):
             return "every address"
-        on = [other for other, pool in self._each_on(protocol) if port in pool]
-        if ip is None:
-            return ", ".join(map(str, on)) + ", so every address cannot be had"
-        return str(ip) if ip in on else None
+        if ip is not None:
+            return str(ip)
+        prefix = f"ports/{protocol}/on/"
+        names = list(self._bitmaps.names(prefix))
+        if len(names) > _NAMED:
+            return "single addresses of the host, so every address cannot be had"
+        on = [name for name in names if port in self._bitmaps.bitmap(name, SIZE)]
+        return f"{', '.join(name[len(prefix) :] for name in on)}, so every address cannot be had"
 
     def _free(self, pools: list[Ordinals], cursor: int) -> Iterator[int]:
         """The free ports of the range, once round from the cursor."""
@@ -283,8 +303,33 @@ class PortAllocator:
         held = self._bitmap(protocol, "every" if ip is None else f"on/{ip}")
         for port in ports:
             held.reserve(port)
-            if port not in used:
+            if port in used:
+                self._one_more(port, protocol)
+            else:
                 used.reserve(port)
+
+    def _one_more(self, port: int, protocol: str) -> None:
+        """Count one more of the addresses that hold a port: a binary counter, carry and all."""
+        digit = self._bitmap(protocol, "more/0")
+        i = 0
+        while port in digit:
+            digit.release(port)
+            i += 1
+            digit = self._bitmap(protocol, f"more/{i}")
+        digit.reserve(port)
+
+    def _one_less(self, port: int, protocol: str) -> bool:
+        """Count one less; False where that was the only one."""
+        lower: list[Ordinals] = []
+        while self._bitmaps.known(name := f"ports/{protocol}/more/{len(lower)}"):
+            digit = self._bitmaps.bitmap(name, SIZE)
+            if port in digit:
+                digit.release(port)
+                for each in lower:  # a borrow
+                    each.reserve(port)
+                return True
+            lower.append(digit)
+        return False
 
     def _pools(self, protocol: str, ip: IPv4Address | None) -> list[Ordinals]:
         """What a port must be clear of to be taken there."""
@@ -307,18 +352,10 @@ class PortAllocator:
     def _bitmap(self, protocol: str, kind: str) -> Ordinals:
         return self._bitmaps.bitmap(f"ports/{protocol}/{kind}", SIZE)
 
-    def _each_on(self, protocol: str) -> list[tuple[IPv4Address, Ordinals]]:
-        prefix = f"ports/{protocol}/on/"
-        return [
-            (IPv4Address(name[len(prefix) :]), self._bitmaps.bitmap(name, SIZE))
-            for name in self._bitmaps.names(prefix)
-        ]
-
     def _on(self, protocol: str, ip: IPv4Address) -> Ordinals | None:
         """The ports held on one address; None where there are none: such a bitmap is dropped."""
         name = f"ports/{protocol}/on/{ip}"
-        known = name in self._bitmaps.names(name)
-        return self._bitmaps.bitmap(name, SIZE) if known else None
+        return self._bitmaps.bitmap(name, SIZE) if self._bitmaps.known(name) else None
 
     def _exhausted(
         self, what: str, protocol: str, ip: IPv4Address | None, foreign: int = 0

@@ -223,7 +223,7 @@ def remove(tx: Transaction, network: Network) -> None:
         table = tx.table(kind)
         table.remove(table.where("network", equal=number))
     name = f"addresses/{network.number}"
-    if name in tx.names(name):
+    if tx.known(name):
         tx.drop(name)
     tx.table(Network).remove((network,))
     tx.next(CONFIGURED)

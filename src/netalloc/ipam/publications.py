@@ -8,7 +8,7 @@ from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, OutOfRangeError, StoreError
 from netalloc.ipam.change import Change
 from netalloc.model import PortMapping, PortRequest
-from netalloc.ports import Ordinals, PortAllocator, Probe
+from netalloc.ports import SIZE, Ordinals, PortAllocator, Probe
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Lease, Publication
 
@@ -28,6 +28,9 @@ class _InTransaction:
 
     def names(self, prefix: str) -> Iterable[str]:
         return self.tx.names(prefix)
+
+    def known(self, name: str) -> bool:
+        return self.tx.known(name)
 
     def drop(self, name: str) -> None:
         self.tx.drop(name)
@@ -214,7 +217,7 @@ class Publications:
 
     def _holder(self, tx: Transaction, port: int, protocol: str) -> str | None:
         """What holds a port, on whatever address; looked up only to name it in an error."""
-        for row in holding(tx, port, protocol):
+        for row in holding(tx, port, protocol, limit=1):
             lease = tx.table(Lease).get(row.network, row.ordinal)
             if lease is not None and lease.owner is not None:
                 return lease.owner
@@ -223,11 +226,21 @@ class Publications:
         return None
 
 
-def holding(tx: Transaction, port: int, protocol: str) -> Iterator[Publication]:
-    """The publications of a host port, on whatever address of the host and by any network."""
-    for row in tx.table(Publication).all():
-        if row.protocol == protocol and row.host_port <= port < row.host_port + row.port_count:
-            yield row
+def holding(tx: Transaction, port: int, protocol: str, limit: int = -1) -> Iterator[Publication]:
+    """The publications of a host port, on whatever address of the host and by any network.
+
+    Those that begin with it come first, then the blocks that it is in the middle of: these
+    begin further down, and all between is in use. `limit` is of those that begin at one port.
+    O(ports in use just below it).
+    """
+    name, table = f"ports/{protocol}/used", tx.table(Publication)
+    used = tx.bitmap(name, SIZE) if tx.known(name) else ()
+    first = port
+    while first in used:
+        for row in table.where("protocol", "host_port", equal=(protocol, first), limit=limit):
+            if port < row.host_port + row.port_count:
+                yield row
+        first -= 1
 
 
 def _meets(row: Publication, request: PortRequest) -> bool:

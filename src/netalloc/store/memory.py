@@ -176,6 +176,9 @@ class MemoryTransaction:
     def names(self, prefix: str) -> list[str]:
         return [name for name in self._bitmaps if name.startswith(prefix)]
 
+    def known(self, name: str) -> bool:
+        return name in self._bitmaps
+
     def drop(self, name: str) -> None:
         self._journal.append((self, name, self._bitmaps[name]))
         del self._bitmaps[name]

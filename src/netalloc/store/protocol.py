@@ -92,6 +92,9 @@ class Transaction(Protocol):
     def names(self, prefix: str) -> Iterable[str]:
         """The names of bitmaps that begin with the prefix."""
 
+    def known(self, name: str) -> bool:
+        """Whether there is a bitmap of that name."""
+
     def drop(self, name: str) -> None:
         """Forget the bitmap of that name."""
 

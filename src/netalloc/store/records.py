@@ -196,7 +196,9 @@ TABLES: dict[type[Any], TableSpec] = {
     Network: TableSpec(("number",), (("name",),)),
     Lease: TableSpec(("network", "ordinal"), (("network", "owner", "key"),)),
     Label: TableSpec(("network", "ordinal", "name"), (("network", "name", "value"),)),
-    Publication: TableSpec(("network", "ordinal", "host_ip", "protocol", "host_port")),
+    Publication: TableSpec(
+        ("network", "ordinal", "host_ip", "protocol", "host_port"), (("protocol", "host_port"),)
+    ),
     Reservation: TableSpec(("network", "ordinal"), (("network", "owner"),)),
     Cooldown: TableSpec(("network", "ordinal"), (("network", "ready_ns"),)),
     LastHolder: TableSpec(

@@ -68,6 +68,14 @@ class SqliteBitmaps:
         stored = {name for (name,) in rows} - self._dropped
         return sorted(stored | {name for name in self._bitmaps if name.startswith(prefix)})
 
+    def known(self, name: str) -> bool:
+        """Whether there is a bitmap of that name."""
+        if name in self._bitmaps:
+            return True
+        if name in self._dropped:
+            return False
+        return bool(self._connection.rows("SELECT 1 FROM bitmap WHERE name = ?", (name,)))
+
     def drop(self, name: str) -> None:
         """Forget the bitmap of that name."""
         gone = self._bitmaps.pop(name, None)

@@ -54,6 +54,7 @@ class SqliteTransaction:
         self._written = connection.version
         self.bitmap = connection.bitmaps.bitmap
         self.names = connection.bitmaps.names
+        self.known = connection.bitmaps.known
         self.drop = connection.bitmaps.drop
         self.table = connection.table
 

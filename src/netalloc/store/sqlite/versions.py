@@ -64,6 +64,7 @@ CREATE INDEX label_0 ON label ("network", "name", "value");
 CREATE TABLE publication ("network", "ordinal", "host_ip", "protocol", "host_port", "port_count",
     "container_port", "crc", PRIMARY KEY ("network", "ordinal", "host_ip", "protocol",
     "host_port")) WITHOUT ROWID;
+CREATE INDEX publication_0 ON publication ("protocol", "host_port");
 CREATE TABLE reservation ("network", "ordinal", "owner", "since_ns", "crc", PRIMARY KEY
     ("network", "ordinal")) WITHOUT ROWID;
 CREATE INDEX reservation_0 ON reservation ("network", "owner");
