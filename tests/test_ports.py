@@ -240,7 +240,7 @@ def test_what_a_thousand_addresses_hold_costs_no_other_call():
         lambda: ports.release(8000, "tcp", hosts[500]),
         lambda: ports.reserve(8000, "tcp", hosts[500]),
         lambda: ports.acquire("tcp", hosts[1]),
-        lambda: ports.acquire(),
+        ports.acquire,
         lambda: ports.release(8002),
         lambda: ports.held(8000),
         lambda: ports.held(8000, "tcp", IPv4Address("127.2.0.1")),
