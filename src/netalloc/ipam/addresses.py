@@ -29,6 +29,7 @@ from netalloc.store.records import (
     Lease,
     Network,
     Reservation,
+    new_lease,
 )
 from netalloc.values import IP
 
@@ -136,7 +137,7 @@ class Addresses:
                 ordinal = self._next(tx, bitmap, request.allow_cooling)
         generation = tx.next("generation")
         now, ports = time.time_ns(), len(request.ports)
-        lease = Lease(self.number, ordinal, generation, ports, owner, request.key, now)
+        lease = new_lease((self.number, ordinal, generation, ports, owner, request.key, now))
         if self._sticky:
             self._forget_last_holder(tx, ordinal)
         tx.table(Lease).add((lease,))
@@ -157,7 +158,7 @@ class Addresses:
         now, ports, owner = time.time_ns(), len(request.ports), request.owner
         ordinals = [o for start, stop in bitmap.acquire_ranges(n) for o in range(start, stop)]
         leases = [
-            Lease(self.number, ordinal, generation + i, ports, owner, None, now)
+            new_lease((self.number, ordinal, generation + i, ports, owner, None, now))
             for i, ordinal in enumerate(ordinals)
         ]
         if self._sticky:
@@ -264,7 +265,7 @@ class Addresses:
         leases = tx.table(Lease)
         refused: InUseError | None = None
         kept_for = tx.table(Reservation).where("network", "owner", equal=(self.number, owner))
-        for kept in sorted(kept_for):
+        for kept in sorted(kept_for) if kept_for else ():
             if leases.get(self.number, kept.ordinal) is None:
                 try:
                     self._end_cooldown(tx, kept.ordinal, owner, allow_cooling)

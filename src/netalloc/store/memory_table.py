@@ -12,9 +12,14 @@ from netalloc.store.records import TABLES, Value
 
 
 class MemoryTable(Generic[R]):
-    """Records by key in one dict, and for every index the first fields of it in one more."""
+    """Records by key in one dict, and for every index the first fields of it in one more.
+
+    An index has the record itself where there is one of that value, as nearly always, and a dict
+    by key where there are more: a dict each would be half of what a lease weighs.
+    """
 
     def __init__(self, kind: type[R], journal: list[Note]) -> None:
+        self._kind = kind
         self._journal = journal
         self._disordered = False
         shape = TABLES[kind]
@@ -24,8 +29,8 @@ class MemoryTable(Generic[R]):
         self._records: dict[Any, R] = {}
         # itemgetter makes the keys in C: a tuple of several fields, or one field bare.
         self._key_of: Callable[[R], Any] = itemgetter(*map(kind._fields.index, shape.key))
-        self._by: dict[tuple[str, ...], dict[Any, dict[Any, R]]] = {}
-        self._indexes: list[tuple[Callable[[R], Any], dict[Any, dict[Any, R]]]] = []
+        self._by: dict[tuple[str, ...], dict[Any, Any]] = {}
+        self._indexes: list[tuple[Callable[[R], Any], dict[Any, Any]]] = []
         for index in (shape.key[:2] if len(shape.key) > 2 else shape.key[:1], *shape.indexes):
             for width in range(1, len(index) + 1):
                 names = index[:width]
@@ -41,8 +46,12 @@ class MemoryTable(Generic[R]):
         if self._disordered and limit >= 0:
             self._put_in_order()
         value = equal if len(equal) > 1 else equal[0]
-        found = self._by[fields].get(value, {}).values()
-        return list(found) if limit < 0 else list(islice(found, limit))
+        found = self._by[fields].get(value)
+        if found is None:
+            return []
+        if type(found) is not dict:
+            return [found] if limit else []
+        return list(found.values() if limit < 0 else islice(found.values(), limit))
 
     def oldest(self, limit: int) -> list[R]:
         if self._disordered:
@@ -73,8 +82,9 @@ class MemoryTable(Generic[R]):
             for value_of, index in self._indexes:
                 value = value_of(record)
                 same = index[value]
-                del same[key]
-                if not same:
+                if type(same) is dict and len(same) > 1:
+                    del same[key]
+                else:
                     del index[value]
             del present[key]
 
@@ -96,36 +106,33 @@ class MemoryTable(Generic[R]):
             value = value_of(record)
             same = index.get(value)
             if same is None:
-                index[value] = {key: record}
-            else:
+                index[value] = record
+            elif type(same) is dict:
                 same[key] = record
+            else:
+                index[value] = {self._key_of(same): same, key: record}
 
     def _leave(self, key: Any, record: R) -> None:
         """The record out of every index, and then out of the table: until then it is known."""
         for value_of, index in self._indexes:
             value = value_of(record)
             same = index.get(value)
-            if same is not None:
+            if type(same) is dict:
                 same.pop(key, None)
                 if not same:
                     index.pop(value, None)
+            elif same is not None and self._key_of(same) == key:
+                index.pop(value, None)
         self._records.pop(key, None)
 
     def _put_in_order(self) -> None:
         # Records are put in as time goes on and dicts keep that order, but for those that
         # came back when a change was undone. The new dicts take the place of the old ones
         # when all of them are there.
-        in_order = sorted(self._records.values(), key=self._order_of)
-        records = {self._key_of(one): one for one in in_order}
-        names = list(self._by)
-        by: dict[tuple[str, ...], dict[Any, dict[Any, R]]] = {name: {} for name in names}
-        indexes = [
-            (value_of, by[name]) for name, (value_of, _) in zip(names, self._indexes, strict=True)
-        ]
-        for value_of, index in indexes:
-            for key, record in records.items():
-                index.setdefault(value_of(record), {})[key] = record
-        self._records = records
-        self._by = by
-        self._indexes = indexes
+        fresh = MemoryTable(self._kind, self._journal)
+        for record in sorted(self._records.values(), key=self._order_of):
+            fresh._enter(self._key_of(record), record)
+        self._records = fresh._records
+        self._by = fresh._by
+        self._indexes = fresh._indexes
         self._disordered = False

@@ -8,6 +8,8 @@ nanoseconds; `since_ns`, `start_ns` and `end_ns` by the wall clock, for people t
 others by the clock since boot, which cannot be set.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
 from netalloc.errors import InvalidValueError
@@ -97,6 +99,10 @@ class Lease(NamedTuple):
     owner: str | None
     key: str | None
     since_ns: int
+
+
+# Of a tuple of its fields, in a third of the time of the class's own constructor.
+new_lease: Callable[[tuple[Value, ...]], Lease] = partial(tuple.__new__, Lease)
 
 
 class Label(NamedTuple):
