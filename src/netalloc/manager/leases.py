@@ -4,6 +4,7 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import TypeVar
 
 from netalloc._alloc import Subnet
@@ -26,6 +27,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
 log = logging.getLogger(__name__)
+_ORDINAL = attrgetter("ordinal")
 T = TypeVar("T")
 FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own go their way
 
@@ -162,7 +164,7 @@ class LeaseService:
 
         def change(made: Change) -> int:
             leases = made.tx.table(Lease).where("network", "owner", equal=equal)
-            self.expire(made, sorted(leases, key=lambda lease: lease.ordinal))
+            self.expire(made, sorted(leases, key=_ORDINAL))
             return len(leases)
 
         try:
@@ -244,7 +246,8 @@ class LeaseService:
                 return leases.where("network", "owner", equal=(number, owner))
             return leases.where("network", equal=(number,))
 
-        return sorted(self.read(view), key=lambda lease: lease.ordinal)
+        found = self.read(view)
+        return sorted(found, key=_ORDINAL) if len(found) > 1 else found
 
     def check(self) -> list[str]:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""

@@ -79,7 +79,8 @@ class MemoryStore:
 
         def viewed(tx: MemoryTransaction) -> T:
             result = work(tx)
-            tx.rollback()
+            if tx._journal or tx._touched:
+                tx.rollback()
             return result
 
         return self.run("view", viewed)

@@ -30,15 +30,15 @@ def check_plain(record: "Record") -> None:
     for value in record:
         kind = type(value)
         if kind is int:
-            if not -_INT <= value < _INT:
+            if not -0x8000000000000000 <= value <= 0x7FFFFFFFFFFFFFFF:  # constants: a third faster
                 _check_large(record)
-        elif kind is str:
+        elif value is not None:
+            if kind is not str:
+                raise InvalidValueError(
+                    f"{_place(record, value)} is of {kind.__name__}, not int, str or None"
+                )
             if not value.isascii() and _has_surrogate(value):
                 raise InvalidValueError(f"{_place(record, value)} has a surrogate")
-        elif value is not None:
-            raise InvalidValueError(
-                f"{_place(record, value)} is of {kind.__name__}, not int, str or None"
-            )
 
 
 def _check_large(record: "Record") -> None:
