@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import pytest
 
+from faults import FaultyBackend
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, OutOfRangeError
 from netalloc.manager.manager import NetworkManager
 from netalloc.manager.view import NetworkView
@@ -200,3 +201,20 @@ def test_the_holder_of_a_port_is_looked_up_and_not_searched_for(make, monkeypatc
         view = NetworkView(manager._leases.committer.store)
         assert [one.owner for one in view.who("udp/9119")] == ["block"]
         assert view.who("udp/9120") == view.who("udp/9099") == []
+
+
+def test_a_mapping_that_is_being_made_is_no_difference(make, monkeypatch):
+    with make(backend=FaultyBackend()) as manager:
+        mappings, seen = manager._leases.mappings, []
+        original = mappings.differences
+
+        def differences(desired):
+            seen.append(None)
+            return iter(["half made"]) if len(seen) == 1 else original(desired)
+
+        monkeypatch.setattr(mappings, "differences", differences)
+        manager.allocate("web", ports=[80])
+        assert manager.check() == []
+        assert len(seen) == 2  # the second time in the turn of a change
+        manager._leases.mappings._kernel.backend.cleanup()
+        assert "the kernel lacks" in manager.check()[0]

@@ -17,6 +17,8 @@ from netalloc import (
     Subnet,
 )
 from netalloc.ipam.networks import NetworkInfo
+from netalloc.manager import assembly
+from netalloc.manager.repair import repair
 
 CONFIGURATION = {
     "network": "10.88.0.1/24",
@@ -365,3 +367,37 @@ def test_of_two_that_create_a_network_at_once_one_is_refused(path, monkeypatch):
         monkeypatch.setattr(Networks, "__contains__", lambda self, name: False)
         with pytest.raises(InUseError, match="registered already"):
             one.create("web", "10.88.0.1/24", bridge="br0", backend="null")
+
+
+def test_a_network_that_comes_while_it_is_looked_for_is_opened(path, monkeypatch):
+    with Networks(path) as host:
+        original = assembly._look
+
+        def late(host_store, stated):
+            found = original(host_store, stated)
+            if found is None and not stated.fresh:
+                host.create("web", "10.88.0.1/24", bridge="br0", backend="null")
+            return found
+
+        monkeypatch.setattr(assembly, "_look", late)
+        with NetworkManager.open("web", path) as manager:
+            assert str(manager.subnet) == "10.88.0.1/24"
+
+
+def test_a_manager_sees_after_a_repair_that_its_network_was_removed(path):
+    with Networks(path) as host:
+        old = host.create("web", "10.88.0.1/24", bridge="br0", backend="null")
+        host.create("api", "10.89.0.1/24", bridge="br1", backend="null")
+        old.allocate("shop").release()  # it has seen how the networks are
+        counted = old._leases.committer.store.view(lambda tx: tx.last("networks"))
+        repair(path)
+        with Networks(path) as other:
+            for _ in range(counted):
+                other.remove("web") if "web" in other else other.create(
+                    "web", "10.88.0.1/28", bridge="br0", backend="null"
+                )
+        with pytest.raises(
+            NotAllocatedError, match="was removed from the store, or registered anew"
+        ):
+            old.allocate("shop")
+        assert host.check() == []

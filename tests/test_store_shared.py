@@ -15,6 +15,7 @@ import pytest
 
 from faults import DieAt, in_child
 from netalloc.errors import ClosedError, InvalidValueError, OutOfRangeError, StoreError
+from netalloc.manager.manager import NetworkManager
 from netalloc.manager.repair import repair
 from netalloc.store.records import Network, Reservation
 from netalloc.store.sqlite.connection import Connection
@@ -820,3 +821,28 @@ def test_a_store_made_again_while_a_fork_waits_is_no_deadlock(path):
             stop.set()
             for thread in threads:
                 thread.join()
+
+
+def test_a_check_sees_one_moment_while_another_process_writes(tmp_path, monkeypatch):
+    """Heads and leaves of bitmaps read one after the other are no damage."""
+    path = tmp_path / "store.db"
+    ask_another = (
+        "import sys; from netalloc import NetworkManager\n"
+        "m = NetworkManager.open('br0', sys.argv[1]); m.release('a'); m.allocate('b'); m.close()"
+    )
+    with NetworkManager("br0", network="10.0.0.1/16", backend="null", store=path) as manager:
+        manager.allocate_many(3, owner="a")
+        written = []
+        rows = Connection.rows
+
+        def meanwhile(self, sql, values=()):
+            found = rows(self, sql, values)
+            if sql == "SELECT * FROM bitmap WHERE name = ?" and not written:
+                written.append(sql)
+                subprocess.run([sys.executable, "-c", ask_another, path], check=True)
+            return found
+
+        monkeypatch.setattr(Connection, "rows", meanwhile)
+        assert manager.check() == []
+        assert written
+        assert [one.owner for one in manager.find()] == ["b"]

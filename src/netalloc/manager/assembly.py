@@ -62,7 +62,7 @@ def assemble(
     while True:
         network = _look(host, stated)
         if network is None and registered:
-            _read(host.store, lambda tx: get(tx, stated.name))  # says which there are
+            network = _read(host.store, lambda tx: get(tx, stated.name))  # says which there are
         if network is None or not network.backend:
             whole = _complete(_with_subnet(stated, network))
         else:

@@ -253,9 +253,18 @@ class LeaseService:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""
         damage = self.committer.store.check()
         # Of a damaged file nothing further can be said with certainty.
-        return damage or self.read(
-            lambda tx: [*check(tx), *self.mappings.differences(self.publications.desired(tx))]
-        )
+        return damage or self.read(lambda tx: [*check(tx)]) + self._check_kernel()
+
+    def _check_kernel(self) -> list[str]:
+        """What the kernel has otherwise than desired, seen while no change is being made."""
+
+        def look(tx: Transaction) -> list[str]:
+            return list(self.mappings.differences(self.publications.desired(tx)))
+
+        if not self.read(look):
+            return []
+        # Perhaps of a change that another process is making right now: its turn comes first.
+        return self.committer.store.run("check", look)
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""

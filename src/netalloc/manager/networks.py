@@ -21,6 +21,7 @@ if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
 T = TypeVar("T")
+_TRIES = 10  # at a network that other processes remove and create all the time
 
 
 class Networks(Mapping[str, NetworkInfo]):
@@ -151,8 +152,8 @@ class Networks(Mapping[str, NetworkInfo]):
             def step(name: str = name) -> None:
                 found.update(dict.fromkeys(self.open(name).check()))
 
-            failure = attempt(step)
-            if failure is not None and name in self:  # it was not removed meanwhile
+            failure = self._while_there(name, step)
+            if failure is not None:
                 found[f"network {name} cannot be checked: {failure}"] = None
         return list(found)
 
@@ -173,14 +174,22 @@ class Networks(Mapping[str, NetworkInfo]):
             def step(name: str = name) -> None:
                 done[name] = work(self.open(name))
 
-            failure = attempt(step)
-            if isinstance(failure, NotAllocatedError):  # removed meanwhile, or registered anew
-                failure = attempt(step) if name in self else None
+            failure = self._while_there(name, step)
             if failure is not None:
                 failures.append(failure)
         if failures:
             raise ExceptionGroup("not all networks could be done", failures)
         return done
+
+    def _while_there(self, name: str, step: Callable[[], None]) -> Exception | None:
+        """What went wrong; nothing where the network is removed meanwhile. Made anew: again."""
+        for _ in range(_TRIES):
+            failure = attempt(step)
+            if not isinstance(failure, NotAllocatedError):
+                break
+            if name not in self:
+                return None
+        return failure
 
     def _kept(self, name: str, manager: NetworkManager) -> NetworkManager:
         self._managers[name] = manager

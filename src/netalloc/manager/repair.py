@@ -10,6 +10,7 @@ from tempfile import TemporaryDirectory
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
 from netalloc.ipam.check import all_addresses, rebuild
+from netalloc.ipam.networks import CONFIGURED
 from netalloc.manager.leases import LeaseService
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
@@ -118,7 +119,7 @@ def _replace(
     with SqliteStore(fresh, boot=boot) as store:
 
         def change(tx: SqliteTransaction) -> tuple[list[str], WriterRecord]:
-            done = _fill(tx, found)
+            done = _fill(tx, found, before)
             networks = frozenset(one.number for one in tx.table(Network).all())
             store = tx.succeed(identity, before)
             return done, WriterRecord(0, "", boot, tx.sequence + 1, networks, store)
@@ -137,8 +138,8 @@ def _replace(
     return done
 
 
-def _fill(tx: Transaction, found: Salvage) -> list[str]:
-    """Take over the records that make sense together."""
+def _fill(tx: Transaction, found: Salvage, before: int) -> list[str]:
+    """Take over the records that make sense together, of a file with so many changes before."""
     done = []
     records = found.records
     networks = {one.number for one in records[Network]}
@@ -158,7 +159,10 @@ def _fill(tx: Transaction, found: Salvage) -> list[str]:
         tx.table(kind).add(good)
     _advance(tx, "generation", lost_generations(found))
     _advance(tx, "past", max([one.number for one in records[EndedLease]], default=0) + 1)
-    _advance(tx, "network", max(networks) + 1)
+    _advance(tx, "network", max(max(networks) + 1, found.counters.get("network", 1)))
+    # More than it ever was, whatever can be read of it, as each step of it was a change: so every
+    # manager that is open looks whether its network is still there.
+    _advance(tx, CONFIGURED, before + 2)
     done += _quarantine(tx, found, held)
     rebuild(tx)
     return done

@@ -247,7 +247,11 @@ class SqliteStore:
 
         def look() -> list[str]:
             connection = self._file.reader()
-            return damage(connection) or damaged_rows(connection)
+            try:
+                connection.execute("BEGIN")  # of one moment, while others write
+                return damage(connection) or damaged_rows(connection)
+            finally:
+                connection.rollback()
 
         return self._file.while_viewing("check", self.timeout, look)
 
