@@ -1,6 +1,7 @@
 """What a look-up in the store's file costs: an index for each, and nothing read twice."""
 
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -23,19 +24,19 @@ LOOKUPS = [
 def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
     SqliteStore(tmp_path / "store.db").close()
     asked = []
-    connection = sqlite3.connect(tmp_path / "store.db")
 
     class Noted(Connection):
         def rows(self, sql, values=()):
             asked.append(sql)
             return []
 
-    SqliteTable(kind, Noted(tmp_path / "store.db")).where(*fields, equal=(1,) * len(fields))
-    plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}", (1,) * (len(fields) + 1))
-    (step,) = [row[-1] for row in plan]  # a sort would be a second one
+    with closing(Noted(tmp_path / "store.db")) as noted:
+        SqliteTable(kind, noted).where(*fields, equal=(1,) * len(fields))
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}", (1,) * (len(fields) + 1))
+        (step,) = [row[-1] for row in plan]  # a sort would be a second one
     assert step.startswith("SEARCH"), step
     assert step.count("=?") == len(fields), step
-    connection.close()
 
 
 def test_bitmaps_are_read_once_while_no_other_process_writes(tmp_path, monkeypatch):
