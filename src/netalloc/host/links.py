@@ -11,9 +11,9 @@ import socket
 from collections.abc import Callable
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Interface
-from types import TracebackType
 from typing import Any, TypeVar
 
+from netalloc.closing import Closing
 from netalloc.errors import InterfaceError, InvalidValueError, OutOfRangeError
 from netalloc.values import shown
 
@@ -45,7 +45,7 @@ def interface_address(name: str) -> IPv4Interface:
         return links.interface_address(name)
 
 
-class Links:
+class Links(Closing):
     """A kept handle on the interfaces of one network namespace; a context manager.
 
     It lives in the namespace the caller was in, or in the named one. Its netlink socket
@@ -81,17 +81,6 @@ class Links:
         """Give back the socket and the thread."""
         self._worker.submit(self._stack.close).result()
         self._worker.shutdown()
-
-    def __enter__(self) -> "Links":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _do(self, what: str, work: Callable[[], T]) -> T:
         return self._worker.submit(_translated, what, work).result()

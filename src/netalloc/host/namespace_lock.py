@@ -15,11 +15,11 @@ import fcntl
 import os
 import struct
 import time
-from types import TracebackType
 from typing import NoReturn
 from weakref import WeakSet
 from zlib import crc32
 
+from netalloc.closing import Closing
 from netalloc.errors import InUseError, NetallocError
 from netalloc.host import netns, runtime_dir
 
@@ -33,7 +33,7 @@ _MAX_RECORD = 1 << 14
 _open_claims: "WeakSet[NamespaceClaim]" = WeakSet()
 
 
-class NamespaceClaim:
+class NamespaceClaim(Closing):
     """A claim that lasts until it is closed or its process ends; a context manager."""
 
     def __init__(self, truth: str, lock: int, namespace: int, name: str) -> None:
@@ -57,17 +57,6 @@ class NamespaceClaim:
         finally:
             os.close(lock)
             os.close(namespace)
-
-    def __enter__(self) -> "NamespaceClaim":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import datetime
 from threading import RLock
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from netalloc._alloc import Subnet
+from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.clock import SECOND
 from netalloc.ipam.history import PastLease, as_moment, history
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 MANY = 1 << 24  # interfaces in one call: all addresses of a /8
 
 
-class NetworkManager:
+class NetworkManager(Closing):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
@@ -342,17 +342,6 @@ class NetworkManager:
 
     def _interfaces(self, leases: list[Lease]) -> list[NetworkInterface]:
         return [NetworkInterface(self._leases, lease) for lease in leases]
-
-    def __enter__(self) -> "NetworkManager":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __reduce__(self) -> NoReturn:
         raise InvalidValueError(

@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from threading import RLock
-from types import TracebackType
 from typing import Any, TypeVar
 
+from netalloc.closing import Closing
 from netalloc.errors import ClosedError, InvalidValueError, NotAllocatedError
 from netalloc.ipam.networks import NetworkInfo, as_network_name, find, get, info, networks, remove
 from netalloc.manager.assembly import kernel_cleanup
@@ -24,7 +24,7 @@ T = TypeVar("T")
 _TRIES = 10  # at a network that other processes remove and create all the time
 
 
-class Networks(Mapping[str, NetworkInfo]):
+class Networks(Mapping[str, NetworkInfo], Closing):
     """The networks of a store, as a mapping from names to how they are configured.
 
     `store` is the path of a file, made when there is none. The managers that are opened here
@@ -202,14 +202,3 @@ class Networks(Mapping[str, NetworkInfo]):
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError("these networks are closed")
-
-    def __enter__(self) -> "Networks":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

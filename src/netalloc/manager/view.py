@@ -6,9 +6,9 @@ Needs no privilege but to read the file, no kernel and no set-up, and never make
 import os
 from collections.abc import Callable
 from datetime import datetime, timezone
-from types import TracebackType
 from typing import NamedTuple, TypeVar
 
+from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.clock import SECOND
@@ -57,7 +57,7 @@ class Usage(NamedTuple):
     ports: int
 
 
-class NetworkView:
+class NetworkView(Closing):
     """What is in a store, read without disturbing anything.
 
     `store` is the path of a file, or a store that is open. Each call sees one moment. A context
@@ -168,17 +168,6 @@ class NetworkView:
             return view(AfterReboot(tx) if ended else tx)
 
         return self._store.view(seen)
-
-    def __enter__(self) -> "NetworkView":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _port(what: object) -> tuple[str, int] | None:

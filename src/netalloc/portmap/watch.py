@@ -4,8 +4,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
 
+from netalloc.closing import Closing
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import ReconcileResult
 
@@ -16,7 +16,7 @@ _REST = 0.5  # seconds, at most: a change is mended within a second
 _FIRST_PAUSE, _LAST_PAUSE = 1.0, 60.0  # seconds after a failure, doubled each time
 
 
-class Watch:
+class Watch(Closing):
     """A thread that runs `repair` after every change that `monitor` reports, until `close`.
 
     `on_repair` is called, in that thread, with what was found if anything was. A failing
@@ -35,17 +35,6 @@ class Watch:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="netalloc-watch", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> "Watch":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """End the watch, after the repair that runs now if one does; a second time is no error."""

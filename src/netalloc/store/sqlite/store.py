@@ -23,6 +23,7 @@ from functools import partial
 from threading import get_ident
 from typing import TypeVar
 
+from netalloc.closing import Closing
 from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.host.boot import boot_id
 from netalloc.store.protocol import Transaction
@@ -42,7 +43,7 @@ def _nothing(tx: Transaction) -> None:
     """What is done at the end of a boot, and after a migration, where nothing is said."""
 
 
-class SqliteStore:
+class SqliteStore(Closing):
     """The store in the file at `path`, made when there is none.
 
     A write waits at most `timeout` seconds for its turn. `boot` names the boot of the
@@ -276,12 +277,6 @@ class SqliteStore:
             leave()  # another store of the file is at it, and keeps the file open
         else:
             file.while_idle("close", self.timeout, leave)
-
-    def __enter__(self) -> "SqliteStore":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _check_open(self) -> None:
         if self._closed:

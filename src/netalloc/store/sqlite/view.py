@@ -22,6 +22,7 @@ from threading import get_ident
 from typing import TypeVar
 from urllib.parse import quote
 
+from netalloc.closing import Closing
 from netalloc.errors import ClosedError, StoreError
 from netalloc.host.boot import boot_id
 from netalloc.store.sqlite import file as files
@@ -37,7 +38,7 @@ from netalloc.values import as_seconds
 T = TypeVar("T")
 
 
-class SqliteView:
+class SqliteView(Closing):
     """The store in the file at `path`, to read alone; each read() is one consistent state.
 
     Needs the right to read the file, and its -wal and -shm while they are there; nothing is
@@ -92,12 +93,6 @@ class SqliteView:
     def close(self) -> None:
         """Every later read is a ClosedError; one that is under way goes on."""
         self._closed = True
-
-    def __enter__(self) -> "SqliteView":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _open(self, file: StoreFile, user: object) -> SqliteTransaction:
         found = place.look_at(self.path, owner=False)
