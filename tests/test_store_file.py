@@ -396,3 +396,22 @@ def test_a_full_disk_is_a_clear_error_and_nothing_is_lost(tmp_path):
             held += manager.allocate_many(500, (80,), owner="x" * 50)
             assert manager.interfaces() == held
             assert manager.check() == []
+
+
+def test_the_last_to_close_leaves_no_long_log_for_the_next_to_read(path):
+    """Nor does one that is not the last take it away from those that are at work."""
+    log = path.with_name(f"{path.name}-wal")
+    with manager_of(path, network="10.0.0.1/8", backend="null") as first:
+        first.allocate_many(20_000, owner="crowd")
+        assert log.stat().st_size > 1 << 20
+        code = (
+            "from netalloc import NetworkManager\n"
+            f"NetworkManager.open('br0', {str(path)!r}).close()"
+        )
+        subprocess.run([sys.executable, "-c", code], check=True)
+        assert log.stat().st_size > 1 << 20
+        first.release("crowd")
+    assert not log.exists() or log.stat().st_size <= 1 << 20
+    with manager_of(path, network="10.0.0.1/8", backend="null") as again:
+        assert again.interfaces() == []
+        assert again.check() == []
