@@ -98,6 +98,24 @@ cdef str shown(object value):
     return text if len(text) <= SHOWN else text[:SHOWN - 3] + "..."
 
 
+# ---- text
+
+def is_plain_text(text, Py_ssize_t limit, /):
+    """Whether it is an exact str of 1 to `limit` characters, all of ASCII and printable."""
+    cdef const char *at
+    cdef Py_ssize_t i, n
+    if type(text) is not str:
+        return False
+    at = ascii(text)
+    n = PyUnicode_GET_LENGTH(text)
+    if at == NULL or not 1 <= n <= limit:
+        return False
+    for i in range(n):
+        if not 32 <= at[i] < 127:
+            return False
+    return True
+
+
 # ---- numbers
 
 cdef object plain_int(object n, str what="an integer"):

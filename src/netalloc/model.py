@@ -2,11 +2,10 @@
 
 from collections.abc import Iterator
 from ipaddress import IPv4Address
-from typing import Any, NamedTuple
+from typing import Any
 
 from netalloc.errors import OutOfRangeError
 from netalloc.values import (
-    IP,
     as_host_ip,
     as_int,
     as_ipv4,
@@ -174,18 +173,6 @@ class PortRequest(Immutable):
     def of(cls, request: "int | PortRequest") -> "PortRequest":
         """The request itself; a bare number is a tcp port of the container."""
         return request if type(request) is cls else cls(request)  # type: ignore[arg-type]
-
-
-class AllocationRequest(NamedTuple):
-    """What a lease is asked for; every value is plain."""
-
-    owner: str | None = None
-    key: str | None = None
-    ip: IP | None = None
-    labels: dict[str, str] = {}  # noqa: RUF012  # read only
-    ports: tuple[PortRequest, ...] = ()
-    allow_cooling: bool = False
-    check_host: bool = True
 
 
 class ReconcileResult(Immutable):

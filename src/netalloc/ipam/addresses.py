@@ -10,15 +10,16 @@ from collections.abc import Callable, Iterable
 
 from netalloc._alloc import Subnet
 from netalloc.errors import (
+    ExhaustedError,
     InUseError,
     NotAllocatedError,
     OutOfRangeError,
 )
 from netalloc.ipam.clock import SECOND, boot_clock
+from netalloc.ipam.cooling import expire_cooldowns, longest_cooling
 from netalloc.ipam.history import remember
 from netalloc.ipam.networks import subnet_of
 from netalloc.ipam.refusals import exhausted, explain, for_owner
-from netalloc.model import AllocationRequest
 from netalloc.store.protocol import StoredBitmap, Transaction
 from netalloc.store.records import (
     Cooldown,
@@ -32,8 +33,6 @@ from netalloc.store.records import (
     new_lease,
 )
 from netalloc.values import IP
-
-_EXPIRED_AT_ONCE = 8  # cooled-down addresses taken back at an allocation: so it keeps up
 
 
 class Addresses:
@@ -58,6 +57,7 @@ class Addresses:
         self._cooldown = cooldown_ns
         self._sticky = sticky_ns
         self._name = f"addresses/{number}"
+        self._size = subnet.size
         self._excluded = subnet.excluded()
 
     @classmethod
@@ -72,8 +72,8 @@ class Addresses:
 
     def bitmap(self, tx: Transaction) -> StoredBitmap:
         """The network's bitmap; one that is not there yet is made from the tables."""
-        bitmap = tx.bitmap(self._name, self.subnet.size)
-        return bitmap if not self._excluded or len(bitmap) else self.rebuild(tx)
+        bitmap = tx.bitmap(self._name, self._size)
+        return bitmap if len(bitmap) or not self._excluded else self.rebuild(tx)
 
     def rebuild(self, tx: Transaction) -> StoredBitmap:
         """Make the bitmap anew from the tables; the cursor stays where it can. O(held)."""
@@ -93,12 +93,13 @@ class Addresses:
         bitmap.cursor = cursor if cursor < self.subnet.size else 0
         return bitmap
 
-    def known(self, tx: Transaction, request: AllocationRequest) -> Lease | None:
+    def known(
+        self, tx: Transaction, owner: str | None, key: str | None, ip: IP | None = None
+    ) -> Lease | None:
         """The lease that the same owner and key hold already.
 
         Raises InUseError where they ask for another address than they hold.
         """
-        owner, key = request.owner, request.key
         if key is None:
             return None
         held = tx.table(Lease).where(
@@ -107,67 +108,85 @@ class Addresses:
         if not held:
             return None
         lease = held[0]
-        if request.ip is not None and self.subnet.ordinal(request.ip) != lease.ordinal:
+        if ip is not None and self.subnet.ordinal(ip) != lease.ordinal:
             raise InUseError(
                 f"{owner} holds {self.subnet.address(lease.ordinal)} as {key}, "
-                f"so it cannot have {request.ip} too",
+                f"so it cannot have {ip} too",
                 owner,
             )
         self._clear_candidate(tx, lease)
         return lease
 
-    def lease(self, tx: Transaction, request: AllocationRequest) -> Lease:
-        """A new lease, entered with as many publications as ports are requested.
+    def lease(
+        self,
+        tx: Transaction,
+        owner: str | None,
+        key: str | None = None,
+        ip: IP | None = None,
+        labels: dict[str, str] | None = None,
+        publications: int = 0,
+        allow_cooling: bool = False,
+    ) -> Lease:
+        """A new lease, entered with as many publications as there will be.
 
         Without `ip`: the address reserved for the owner, the one it had last, or the next
         free one, in this order. `allow_cooling` takes, when nothing else is left, the address
         that has cooled longest. Raises ExhaustedError, InUseError, OutOfRangeError.
         """
-        owner = request.owner
-        ordinal = None if request.ip is None else self.subnet.ordinal(request.ip)
+        ordinal = None if ip is None else self.subnet.ordinal(ip)
         bitmap = self.bitmap(tx)
         if self._cooldown:
-            self._expire_cooldowns(tx, bitmap, _EXPIRED_AT_ONCE)
+            expire_cooldowns(tx, self.number, self.clock(), bitmap)
         if ordinal is not None:
-            self._take(tx, bitmap, ordinal, owner, request.allow_cooling)
-        else:
-            if owner is not None:
-                ordinal = self._waiting(tx, bitmap, owner, request.key, request.allow_cooling)
-            if ordinal is None:
-                ordinal = self._next(tx, bitmap, request.allow_cooling)
+            self._take(tx, bitmap, ordinal, owner, allow_cooling)
+        elif owner is not None and (self._sticky or tx.table(Reservation)):
+            ordinal = self._waiting(tx, bitmap, owner, key, allow_cooling)
+        if ordinal is None:
+            try:
+                ordinal = bitmap.acquire()
+            except ExhaustedError:
+                ordinal = longest_cooling(tx, self.number) if allow_cooling else None
+                if ordinal is None:
+                    raise exhausted(self, tx, "free address", bitmap) from None
         generation = tx.next("generation")
-        now, ports = time.time_ns(), len(request.ports)
-        lease = new_lease((self.number, ordinal, generation, ports, owner, request.key, now))
+        lease = new_lease(
+            (self.number, ordinal, generation, publications, owner, key, time.time_ns())
+        )
         if self._sticky:
             self._forget_last_holder(tx, ordinal)
         tx.table(Lease).add((lease,))
-        if request.labels:
-            self._label(tx, ordinal, request.labels)
+        if labels:
+            self._label(tx, ordinal, labels)
         return lease
 
-    def lease_many(self, tx: Transaction, n: int, request: AllocationRequest) -> list[Lease]:
+    def lease_many(
+        self,
+        tx: Transaction,
+        n: int,
+        owner: str | None = None,
+        labels: dict[str, str] | None = None,
+        publications: int = 0,
+    ) -> list[Lease]:
         """The next n free addresses, or none of them: ExhaustedError."""
         bitmap = self.bitmap(tx)
         if self._cooldown:
-            self._expire_cooldowns(tx, bitmap, n + _EXPIRED_AT_ONCE)
+            expire_cooldowns(tx, self.number, self.clock(), bitmap, n)
         if n > bitmap.size - len(bitmap):
-            self._expire_cooldowns(tx, bitmap, -1)
-            if n > bitmap.size - len(bitmap):
-                raise exhausted(self, tx, f"{n} addresses", bitmap)
+            raise exhausted(self, tx, f"{n} addresses", bitmap)
         generation = tx.next("generation", n) if n else 0
-        now, ports, owner = time.time_ns(), len(request.ports), request.owner
+        now = time.time_ns()
         ordinals = [o for start, stop in bitmap.acquire_ranges(n) for o in range(start, stop)]
         leases = [
-            new_lease((self.number, ordinal, generation + i, ports, owner, None, now))
+            new_lease((self.number, ordinal, generation + i, publications, owner, None, now))
             for i, ordinal in enumerate(ordinals)
         ]
         if self._sticky:
             for lease in leases:
                 self._forget_last_holder(tx, lease.ordinal)
         tx.table(Lease).add(leases)
-        if request.labels:
+        if labels:
             for lease in leases:
-                self._label(tx, lease.ordinal, request.labels)
+                self._label(tx, lease.ordinal, labels)
         return leases
 
     def in_force(self, tx: Transaction, lease: Lease) -> Lease | None:
@@ -291,24 +310,6 @@ class Addresses:
                 return had.ordinal
         return None
 
-    def _next(self, tx: Transaction, bitmap: StoredBitmap, allow_cooling: bool) -> int:
-        if len(bitmap) == bitmap.size:
-            self._expire_cooldowns(tx, bitmap, -1)
-            if len(bitmap) == bitmap.size:
-                longest = self._longest_cooling(tx) if allow_cooling else None
-                if longest is None:
-                    raise exhausted(self, tx, "free address", bitmap)
-                tx.table(Cooldown).remove((longest,))
-                return longest.ordinal
-        return bitmap.acquire()
-
-    def _longest_cooling(self, tx: Transaction) -> Cooldown | None:
-        reservations = tx.table(Reservation)
-        for cooling in tx.table(Cooldown).where("network", equal=(self.number,)):
-            if reservations.get(self.number, cooling.ordinal) is None:
-                return cooling
-        return None
-
     def _take(
         self,
         tx: Transaction,
@@ -356,17 +357,6 @@ class Addresses:
                 raise InUseError(f"{ip} is cooling down for another {left:.1f} s")
         tx.table(Cooldown).remove((cooling,))
         return True
-
-    def _expire_cooldowns(self, tx: Transaction, bitmap: StoredBitmap, limit: int) -> None:
-        """Take back addresses that have cooled down."""
-        cooling, reservations = tx.table(Cooldown), tx.table(Reservation)
-        oldest = cooling.where("network", equal=(self.number,), limit=limit)
-        now = self.clock()
-        ready = [record for record in oldest if record.ready_ns <= now]
-        cooling.remove(ready)
-        for record in ready:
-            if reservations.get(self.number, record.ordinal) is None:
-                bitmap.release(record.ordinal)
 
     def _label(self, tx: Transaction, ordinal: int, labels: dict[str, str]) -> None:
         tx.table(Label).add(

@@ -1,23 +1,12 @@
 """What one operation changes: records, and the kernel's part."""
 
-from collections.abc import Callable
-from typing import Any
-
-from netalloc.model import PortMapping
-from netalloc.store.protocol import Transaction
+from netalloc._alloc import ChangeState
 
 
-class Change:
+class Change(ChangeState):
     """What one operation does: records in `tx`, the kernel's part in `add` and `remove`.
 
     `undo` is called when the change is not made after all, `after` when it is.
     """
 
-    __slots__ = ("add", "after", "remove", "tx", "undo")
-
-    def __init__(self, tx: Transaction) -> None:
-        self.tx = tx
-        self.add: list[PortMapping] = []
-        self.remove: list[PortMapping] = []
-        self.undo: list[Callable[[], Any]] = []
-        self.after: list[Callable[[], Any]] = []
+    __slots__ = ()

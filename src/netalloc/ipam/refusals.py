@@ -10,6 +10,8 @@ from netalloc.store.records import Cooldown, Reservation
 if TYPE_CHECKING:
     from netalloc.ipam.addresses import Addresses
 
+_COUNTED = 100  # of those that cool down: a refusal costs the same, however many there are
+
 
 def explain(addresses: "Addresses", tx: Transaction, ordinal: int) -> None:
     """Raise StoreError for a bit that is set without any record behind it."""
@@ -28,13 +30,14 @@ def explain(addresses: "Addresses", tx: Transaction, ordinal: int) -> None:
 def exhausted(
     addresses: "Addresses", tx: Transaction, what: str, bitmap: StoredBitmap
 ) -> ExhaustedError:
-    """The error where nothing is free: how many are, and how many cool down. O(cooling)."""
-    cooling = tx.table(Cooldown).where("network", equal=(addresses.number,))
+    """The error where nothing is free: how many are, and how many cool down, up to a hundred."""
+    cooling = tx.table(Cooldown).where("network", equal=(addresses.number,), limit=_COUNTED + 1)
     free, subnet = bitmap.size - len(bitmap), addresses.subnet
     text = f"no {what} left in {subnet.network}: {free} of {subnet.capacity} are free"
     if cooling:
-        left = (min(record.ready_ns for record in cooling) - addresses.clock()) / SECOND
-        text += f", {len(cooling)} are cooling down, the first is ready in {left:.1f} s"
+        many = f"more than {_COUNTED}" if len(cooling) > _COUNTED else len(cooling)
+        left = (cooling[0].ready_ns - addresses.clock()) / SECOND
+        text += f", {many} are cooling down, the first is ready in {left:.1f} s"
     return ExhaustedError(text)
 
 

@@ -90,7 +90,28 @@ class Committer:
         """
         if self.store.persistent:
             return cast(T, self._run_queued(Waiter(operation, change, durable)))
-        return self._run_alone(operation, change)
+        # A store in memory has no commit that is worth sharing.
+        made = _Alone()
+        made.change = change
+        made.committer = self
+        calls = self._calls
+        try:
+            calls.inside[made] = get_ident()
+            if calls.closed:
+                raise ClosedError("the manager is closed")
+            result: T = self.store.run(operation, made.make)
+            if not made.is_of_records_alone:
+                _finish(made.after)
+            return result
+        except BaseException:
+            self._cut_off((made,), made.committed)
+            raise
+        finally:
+            try:
+                calls.inside.pop(made, None)
+            finally:
+                if calls.closed:
+                    calls.report()
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that is under way in a file."""
@@ -123,46 +144,6 @@ class Committer:
         Raises StoreError within a call of the same thread.
         """
         self._calls.close()
-
-    def _run_alone(self, operation: str, change: Callable[[Change], T]) -> T:
-        """The same without a queue: a store in memory has no commit worth sharing."""
-        made: Change | None = None
-        committed = False
-
-        def work(tx: Transaction) -> T:
-            nonlocal made, committed
-            if tx.dirty:
-                self._repair(tx)
-            made = Change(tx)
-            try:
-                result = change(made)
-                self._seal(tx, made.remove, made.add)
-                committed = True
-            except BaseException as error:
-                committed = tx.committed
-                self._undo(tx, (made,), error)
-                raise
-            return result
-
-        calls = self._calls
-        try:
-            calls.inside[work] = get_ident()
-            if calls.closed:
-                raise ClosedError("the manager is closed")
-            result = self.store.run(operation, work)
-            assert made is not None
-            _finish(made.after)
-            return result
-        except BaseException:
-            if made is not None:
-                self._cut_off((made,), committed)
-            raise
-        finally:
-            try:
-                calls.inside.pop(work, None)
-            finally:
-                if calls.closed:
-                    calls.report()
 
     def _run_queued(self, caller: Waiter) -> Any:
         """Have the operation made by the thread that leads: another, or this one."""
@@ -285,6 +266,34 @@ class Committer:
             failure = attempt(partial(self.store.run, "recover", self._repair))
             if failure is not None:
                 log.error("the next change has to repair the kernel: %s", failure)
+
+
+class _Alone(Change):
+    """A change that shares its transaction with no other."""
+
+    __slots__ = ("change", "committer")
+
+    change: Callable[[Change], Any]
+    committer: Committer
+
+    def make(self, tx: Transaction) -> Any:
+        """What came of the operation, when it is committed."""
+        committer = self.committer
+        if tx.dirty:
+            committer._repair(tx)
+        self.tx = tx
+        try:
+            result = self.change(self)
+            if self.is_of_records_alone:
+                tx.commit()
+            else:
+                committer._seal(tx, self.remove, self.add)
+            self.committed = True
+        except BaseException as error:
+            self.committed = tx.committed
+            committer._undo(tx, (self,), error)
+            raise
+        return result
 
 
 def _finish(steps: Sequence[Callable[[], Any]]) -> None:

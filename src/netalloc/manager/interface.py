@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from types import TracebackType
 from typing import NoReturn
 
+from netalloc._alloc import InterfaceState
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.manager.leases import LeaseService
 from netalloc.model import PortMapping, PortRequest
@@ -12,22 +13,17 @@ from netalloc.store.records import Lease, Publication
 from netalloc.values import IP, as_each, as_flag, as_host_ip, as_port, as_protocol
 
 
-class NetworkInterface:
+class NetworkInterface(InterfaceState):
     """One leased address of a manager's network; as a context manager it releases itself.
 
     Made by NetworkManager.allocate. It holds no state but the lease: what is published is
     read where it is kept, so that several processes see the same.
     """
 
-    __slots__ = ("__weakref__", "_labels", "_lease", "_leases", "_released")
+    __slots__ = ()
 
-    def __init__(
-        self, leases: LeaseService, lease: Lease, labels: dict[str, str] | None = None
-    ) -> None:
-        self._leases = leases
-        self._lease = lease
-        self._labels = labels
-        self._released = False
+    _leases: LeaseService
+    _lease: Lease
 
     @property
     def ip(self) -> IP:

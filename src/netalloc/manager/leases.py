@@ -19,9 +19,10 @@ from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.model import AllocationRequest, PortMapping, PortRequest
+from netalloc.model import PortMapping, PortRequest
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Label, Lease, Network, Publication
+from netalloc.values import IP
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -73,34 +74,50 @@ class LeaseService:
         """Read, without waiting for any change. Raises ClosedError when the manager is closed."""
         return self.committer.read(view)
 
-    def allocate(self, request: AllocationRequest) -> Lease:
+    def allocate(
+        self,
+        owner: str | None = None,
+        key: str | None = None,
+        ip: IP | None = None,
+        labels: dict[str, str] | None = None,
+        ports: Sequence[PortRequest] = (),
+        allow_cooling: bool = False,
+        check_host: bool = True,
+    ) -> Lease:
         """A lease with its ports published; the one there is where the key is known."""
 
         def change(made: Change) -> Lease:
-            tx = made.tx
+            tx, addresses = made.tx, self.addresses
             if tx.last(CONFIGURED) != self._configured:
                 self._check_registered(tx)
-            if request.key is not None:
-                known = self.addresses.known(tx, request)
+            if key is not None:
+                known = addresses.known(tx, owner, key, ip)
                 if known is not None:
-                    self._check_same(tx, known, request)
+                    self._check_same(tx, known, labels, ports)
                     return known
-            lease = self.addresses.lease(tx, request)
-            if request.ports:
-                pairs = [(lease, port) for port in request.ports]
-                self.publications.publish(made, pairs, check_host=request.check_host)
+            lease = addresses.lease(tx, owner, key, ip, labels, len(ports), allow_cooling)
+            if ports:
+                pairs = [(lease, port) for port in ports]
+                self.publications.publish(made, pairs, check_host=check_host)
             return lease
 
         return self.committer.run("allocate", change)
 
-    def allocate_many(self, n: int, request: AllocationRequest) -> list[Lease]:
+    def allocate_many(
+        self,
+        n: int,
+        owner: str | None,
+        labels: dict[str, str],
+        ports: Sequence[PortRequest],
+        check_host: bool,
+    ) -> list[Lease]:
         """n leases, each with its ports published, or none of them."""
 
         def change(made: Change) -> list[Lease]:
-            leases = self.addresses.lease_many(made.tx, n, request)
-            if request.ports:
-                pairs = [(lease, port) for lease in leases for port in request.ports]
-                self.publications.publish(made, pairs, check_host=request.check_host)
+            leases = self.addresses.lease_many(made.tx, n, owner, labels, len(ports))
+            if ports:
+                pairs = [(lease, port) for lease in leases for port in ports]
+                self.publications.publish(made, pairs, check_host=check_host)
             return leases
 
         return self.run("allocate_many", change)
@@ -279,14 +296,20 @@ class LeaseService:
             )
         self._configured = tx.last(CONFIGURED)
 
-    def _check_same(self, tx: Transaction, lease: Lease, request: AllocationRequest) -> None:
+    def _check_same(
+        self,
+        tx: Transaction,
+        lease: Lease,
+        labels: dict[str, str] | None,
+        ports: Sequence[PortRequest],
+    ) -> None:
         """Raise where a lease that is asked for again is asked for with something else."""
-        if request.ports:
-            self.publications.check_same(tx, lease, request.ports)
-        if request.labels and (labels := _labels(tx, lease)) != request.labels:
+        if ports:
+            self.publications.check_same(tx, lease, ports)
+        if labels and (held := _labels(tx, lease)) != labels:
             raise InUseError(
-                f"{lease.owner} holds {self.name(lease)} as {lease.key} with labels {labels}, "
-                f"and asks for it with {request.labels}",
+                f"{lease.owner} holds {self.name(lease)} as {lease.key} with labels {held}, "
+                f"and asks for it with {labels}",
                 lease.owner,
             )
 

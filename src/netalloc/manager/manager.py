@@ -7,7 +7,7 @@ from datetime import datetime
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from netalloc._alloc import Subnet
+from netalloc._alloc import Subnet, is_plain_text
 from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.clock import SECOND
@@ -17,11 +17,12 @@ from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.interface import NetworkInterface
 from netalloc.manager.statement import statement
-from netalloc.model import AllocationRequest, PortRequest, ReconcileResult
+from netalloc.model import PortRequest, ReconcileResult
 from netalloc.ports import Probe
 from netalloc.store.records import Lease
 from netalloc.values import (
     IP,
+    MAX_TEXT,
     as_each,
     as_flag,
     as_int,
@@ -198,19 +199,23 @@ class NetworkManager(Closing):
         `check_host` is False. Raises ExhaustedError, InUseError (naming the holder),
         InvalidValueError, CommandError; then nothing was taken.
         """
-        request = AllocationRequest(
-            None if owner is None else as_text(owner, "owner"),
-            None if key is None else as_text(key, "key"),
+        if owner is not None and not is_plain_text(owner, MAX_TEXT):
+            owner = as_text(owner, "owner")
+        if key is not None:
+            key = as_text(key, "key")
+            if owner is None:
+                raise InvalidValueError(f"key {key!r} without an owner")
+        leases = self._leases
+        lease = leases.allocate(
+            owner,
+            key,
             None if ip is None else as_ip(ip),
-            {} if labels is None else as_labels(labels),
+            None if labels is None else as_labels(labels),
             () if type(ports) is tuple and not ports else _requests(ports),
-            False if allow_cooling is False else as_flag(allow_cooling, "allow_cooling"),
-            True if check_host is True else as_flag(check_host, "check_host"),
+            allow_cooling if allow_cooling is False else as_flag(allow_cooling, "allow_cooling"),
+            check_host if check_host is True else as_flag(check_host, "check_host"),
         )
-        if request.key is not None and request.owner is None:
-            raise InvalidValueError(f"key {request.key!r} without an owner")
-        lease = self._leases.allocate(request)
-        return NetworkInterface(self._leases, lease)
+        return NetworkInterface(leases, lease)
 
     def allocate_many(
         self,
@@ -222,14 +227,14 @@ class NetworkManager(Closing):
         check_host: bool = True,
     ) -> list[NetworkInterface]:
         """n interfaces, each with `ports` published, in one transaction: all or none."""
-        request = AllocationRequest(
-            owner=as_optional_text(owner, "owner"),
-            labels=as_labels(labels),
-            ports=_requests(ports),
-            check_host=as_flag(check_host, "check_host"),
+        leases = self._leases.allocate_many(
+            as_int(n, "number of interfaces", 0, MANY),
+            as_optional_text(owner, "owner"),
+            as_labels(labels),
+            _requests(ports),
+            as_flag(check_host, "check_host"),
         )
-        n = as_int(n, "number of interfaces", 0, MANY)
-        return self._interfaces(self._leases.allocate_many(n, request))
+        return self._interfaces(leases)
 
     def reserve(self, ip: IP | str, owner: str | None = None) -> None:
         """Keep an address for `owner`, or from everyone, until unreserve.

@@ -1,0 +1,160 @@
+# MemoryState and MemoryTurn: a store in memory, and changing it in turns.
+#
+# Each method is one step for an interrupt: it comes before or after, or out of the function
+# that a turn runs. So a turn that was begun is ended, whatever that function raises.
+
+cdef extern from *:
+    """
+    #include <pthread.h>
+    static unsigned long na_forks;
+    static void na_forked(void) { na_forks++; }
+    static int na_count_forks(void) { return pthread_atfork(NULL, NULL, na_forked); }
+    """
+    unsigned long na_forks      # how often this process, and those before it, came by a fork
+    int na_count_forks()
+
+if na_count_forks():
+    raise MemoryError
+
+
+cdef class MemoryState:
+    """Tables, bitmaps and counters, and a journal of how they were."""
+
+    cdef readonly list _journal
+    cdef readonly dict _tables, _bitmaps
+    cdef dict counters
+    cdef public object dirty, _touched, _store
+    cdef public bint _committing, ends_turn
+
+    def __cinit__(self, *_):
+        self._journal = []
+        self._tables = {}
+        self._bitmaps = {}
+        self.counters = {}
+        self.dirty = self._touched = frozenset()
+
+    @property
+    def version(self):
+        """A number that grows with every change made so far."""
+        return len(self._journal)
+
+    @property
+    def committed(self):
+        """Whether the change is made for good."""
+        return self._committing and not self._journal
+
+    def table(self, kind, /):
+        """The records of that kind."""
+        return self._tables[kind]
+
+    def bitmap(self, name, size, /):
+        """The bitmap of that name, made empty when there is none."""
+        found = self._bitmaps.get(name)
+        if found is None:
+            found = JournaledBitmap(size, self._journal)
+            self._journal.append((self, name, None))
+            self._bitmaps[name] = found
+        return found
+
+    def known(self, name, /):
+        """Whether there is a bitmap of that name."""
+        return name in self._bitmaps
+
+    def names(self, prefix, /):
+        """The names of bitmaps that begin with the prefix."""
+        return [name for name in self._bitmaps if name.startswith(prefix)]
+
+    def drop(self, name, /):
+        """Forget the bitmap of that name."""
+        bitmap = self._bitmaps[name]
+        self._journal.append((self, name, bitmap))
+        del self._bitmaps[name]
+
+    def restore(self, tuple note, /):
+        """Bring back, or take away, a bitmap."""
+        _, name, bitmap = note
+        if bitmap is None:
+            self._bitmaps.pop(name, None)
+        else:
+            self._bitmaps[name] = bitmap
+
+    def next(self, counter, n=1):
+        """The first of n numbers that this counter never gave before."""
+        # Not undone: a number that is left out does no harm, one that was seen and is given
+        # again does.
+        first = self.counters.get(counter, 1)
+        self.counters[counter] = first + n
+        return first
+
+    def last(self, counter, /):
+        """The last number that this counter gave, 0 before the first."""
+        return self.counters.get(counter, 1) - 1
+
+    def commit(self):
+        """Nothing is undone after that."""
+        self._committing = True
+        self._journal.clear()
+        self._touched = frozenset()
+        if self.ends_turn:
+            self._store.end_turn()
+
+    def rollback(self):
+        """Undo all of it, from the last change to the first; what it marked stays dirty."""
+        cdef list journal = self._journal
+        if journal:
+            self._committing = False
+        while journal:
+            note = journal[len(journal) - 1]
+            note[0].restore(note)
+            journal.pop()       # only now: it may be undone again, where memory was short
+        if self._touched:
+            self.dirty |= self._touched
+            self._touched = frozenset()
+        if self.ends_turn:
+            self._store.end_turn()
+
+
+cdef class MemoryTurn:
+    """Who changes a MemoryState now, and the change as a function."""
+
+    cdef readonly object _turn
+    cdef object acquire, release
+    cdef MemoryState state
+    cdef public bint _taken, _closed
+    cdef unsigned long forks
+
+    def __init__(self, lock, MemoryState state):
+        self._turn = lock
+        self.acquire = lock.acquire
+        self.release = lock.release
+        self.state = state
+        self.forks = na_forks
+
+    @property
+    def foreign(self):
+        """Whether this process has it by a fork."""
+        return self.forks != na_forks
+
+    def run(self, operation, work, *, durable=False):
+        """Make a change as soon as no other thread is in the middle of one; see Store."""
+        cdef MemoryState state = self.state
+        self.acquire()
+        try:
+            if self._taken or self._closed or self.forks != na_forks:
+                raise self._refusal(operation)
+            self._taken = True
+            try:
+                if state._journal or state._touched:        # an interrupt left it
+                    state.rollback()
+                state._committing = False
+                result = work(state)
+                if state._journal or state._touched:
+                    state.commit()
+                return result
+            except BaseException:
+                state.rollback()
+                raise
+            finally:
+                self._taken = False
+        finally:
+            self.release()
