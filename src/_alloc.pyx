@@ -22,8 +22,8 @@ _alloc/ that is included here is one idea, and the order is that of reading:
     allocator_codec     an IPAllocator as bytes
     journaled_bitmap    a Bitmap whose changes are noted, and undone
     record_table        records in memory, by key and by index, with the same journal
-    memory_state        a store in memory, and changing it in turns
     call_objects        what every allocation makes: a record, a change, an interface
+    memory_state        a store in memory, and changing it in turns
 
 No method releases the GIL: the longest, a million addresses at once, takes about a
 millisecond, and giving it up would cost every short call a lock (29 ns on Python 3.11).
@@ -72,5 +72,5 @@ include "_alloc/allocator_cooldown.pxi"
 include "_alloc/allocator_codec.pxi"
 include "_alloc/journaled_bitmap.pxi"
 include "_alloc/record_table.pxi"
-include "_alloc/memory_state.pxi"
 include "_alloc/call_objects.pxi"
+include "_alloc/memory_state.pxi"

@@ -114,6 +114,10 @@ cdef class MemoryState:
             self._store.end_turn()
 
 
+cdef extern from "Python.h":
+    unsigned long PyThread_get_thread_ident()
+
+
 cdef class MemoryTurn:
     """Who changes a MemoryState now, and the change as a function."""
 
@@ -134,6 +138,11 @@ cdef class MemoryTurn:
     def foreign(self):
         """Whether this process has it by a fork."""
         return self.forks != na_forks
+
+    def wait(self):
+        """Until the turn that is under way, if there is one, is over."""
+        self.acquire()
+        self.release()
 
     def run(self, operation, work, *, durable=False):
         """Make a change as soon as no other thread is in the middle of one; see Store."""
@@ -156,5 +165,49 @@ cdef class MemoryTurn:
                 raise
             finally:
                 self._taken = False
+        finally:
+            self.release()
+
+    def run_change(self, operation, change, ChangeState made, committer, calls, /):
+        """What `change(made)` returns, in a turn: records, then the kernel, then the commit.
+
+        What is more than records is put into `calls.inside` before the turn ends, whether it
+        was made or not: for then it is not over yet. Raises ClosedError where calls are closed.
+        """
+        cdef MemoryState state = self.state
+        if calls.closed:
+            calls.refuse()
+        self.acquire()
+        try:
+            if self._taken or self._closed or self.forks != na_forks:
+                raise self._refusal(operation)
+            if calls.closed:        # while it waited
+                calls.refuse()
+            self._taken = True
+            try:
+                if state._journal or state._touched:        # an interrupt left it
+                    state.rollback()
+                state._committing = False
+                made.tx = state
+                if state.dirty:
+                    committer.repair(state)
+                result = change(made)
+                if made.additions or made.removals:
+                    committer.seal(state, made.remove, made.add)
+                else:
+                    state.commit()
+                made.committed = True
+                return result
+            except BaseException as error:
+                made.committed = state.committed
+                try:
+                    committer.undo(state, (made,), error)
+                finally:
+                    state.rollback()
+                raise
+            finally:
+                self._taken = False
+                if made.additions or made.removals or made.finishing:
+                    calls.inside[made] = PyThread_get_thread_ident()
         finally:
             self.release()

@@ -288,19 +288,19 @@ cdef class RecordTable:
 
     cdef int add_one(self, record) except -1:
         cdef _Path path = self.paths[0]
-        self.check(record)
-        if same_path(path, record) is not None:
-            key = tuple([item(record, path.fields[i]) for i in range(path.n)])
-            raise StoreError(f"there is a {self.kind.__name__} {key} already")
         cdef _Link link
+        self.check(record)
         entry = record
         if self.time >= 0:
             entry = link = _Link()
             link.record = record
-        note = (self, entry, True)
         PyObject_GC_UnTrack(<void *>record)
-        self.journal.append(note)
-        self.enter_everywhere(entry)
+        self.journal.append((self, entry, True))
+        if not enter_path(path, entry):
+            self.journal.pop()
+            key = tuple([item(record, path.fields[i]) for i in range(path.n)])
+            raise StoreError(f"there is a {self.kind.__name__} {key} already")
+        self.enter_everywhere(entry, 1)
         return 0
 
     def remove(self, records):
@@ -323,7 +323,7 @@ cdef class RecordTable:
         if note[2]:
             self.leave_everywhere(note[1])
         else:
-            self.enter_everywhere(note[1])
+            self.enter_everywhere(note[1], 0)
 
     cdef int check(self, record) except -1:
         if not isinstance(record, tuple) or len(<tuple>record) != self.width:
@@ -333,9 +333,9 @@ cdef class RecordTable:
                 raise TypeError(f"{shown(value)} in a {self.kind.__name__} is not int, str or None")
         return 0
 
-    cdef int enter_everywhere(self, entry) except -1:
-        for path in self.paths:
-            enter_path(<_Path>path, entry)
+    cdef int enter_everywhere(self, entry, Py_ssize_t first) except -1:
+        for i in range(first, len(self.paths)):
+            enter_path(<_Path>self.paths[i], entry)
         if self.time >= 0:
             self.link(<_Link>entry)
         return 0

@@ -671,6 +671,23 @@ class MemoryTurn:
     def run(self, operation: str, work: Callable[[Any], _T], *, durable: bool = False) -> _T:
         """Make a change as soon as no other thread is in the middle of one."""
 
+    def run_change(
+        self,
+        operation: str,
+        change: Callable[[Any], _T],
+        made: ChangeState,
+        committer: Any,
+        calls: Any,
+        /,
+    ) -> _T:
+        """What `change(made)` returns, in a turn: records, then the kernel, then the commit.
+
+        What is more than records is put into `calls.inside` before the turn ends.
+        """
+
+    def wait(self) -> None:
+        """Until the turn that is under way, if there is one, is over."""
+
 @disjoint_base
 class InterfaceState:
     """A lease and the service that it is of: no part of a cycle, and unknown to the collector.

@@ -6,7 +6,7 @@ may be two of them, as one that is reserved and cools down is.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 
 from netalloc._alloc import Subnet
 from netalloc.errors import (
@@ -196,34 +196,37 @@ class Addresses:
             explain(self, tx, lease.ordinal)
         return held if held is not None and held.generation == lease.generation else None
 
-    def end(self, tx: Transaction, leases: Iterable[Lease]) -> None:
-        """End leases that are in force: the addresses cool down, or are free at once."""
-        bitmap, held = self.bitmap(tx), tx.table(Lease)
-        # As they are now: their publications have changed.
-        leases = [held.get(lease.network, lease.ordinal) or lease for lease in leases]
-        held.remove(leases)
-        now, wall = self.clock(), time.time_ns()
-        labels, reservations, cooling = tx.table(Label), tx.table(Reservation), []
+    def end(self, tx: Transaction, leases: Sequence[Lease]) -> None:
+        """End leases as they are now: the addresses cool down, or are free at once."""
+        bitmap, number = self.bitmap(tx), self.number
+        tx.table(Lease).remove(leases)
+        labels, candidates = tx.table(Label), tx.table(GcCandidate)
+        reservations = tx.table(Reservation)
+        now = self.clock() if self._cooldown or self._sticky else 0
+        cooling = []
         for lease in leases:
             ordinal = lease.ordinal
-            labels.remove(labels.where("network", "ordinal", equal=(self.number, ordinal)))
-            self._clear_candidate(tx, lease)
+            if labels:
+                labels.remove(labels.where("network", "ordinal", equal=(number, ordinal)))
+            if candidates:
+                self._clear_candidate(tx, lease)
             if self._cooldown:
                 # A reserved one too: it may be unreserved before its time has come.
-                cooling.append(Cooldown(self.number, ordinal, now + self._cooldown))
-            elif reservations.get(self.number, ordinal) is None:
+                cooling.append(Cooldown(number, ordinal, now + self._cooldown))
+            elif not reservations or reservations.get(number, ordinal) is None:
                 bitmap.release(ordinal)
             if self._sticky and lease.owner is not None:
                 until = now + self._sticky
                 self._forget_last_holder(tx, ordinal)
-                had = LastHolder(self.number, ordinal, lease.owner, lease.key, until)
+                had = LastHolder(number, ordinal, lease.owner, lease.key, until)
                 tx.table(LastHolder).add((had,))
-        tx.table(Cooldown).add(cooling)
+        if cooling:
+            tx.table(Cooldown).add(cooling)
         if self._sticky:
             table = tx.table(LastHolder)
-            oldest = table.where("network", equal=(self.number,), limit=len(leases) + 1)
+            oldest = table.where("network", equal=(number,), limit=len(leases) + 1)
             table.remove([had for had in oldest if had.until_ns < now])
-        remember(tx, leases, wall)
+        remember(tx, leases, time.time_ns())
 
     def reserve(self, tx: Transaction, ip: IP, owner: str | None) -> Reservation:
         """Keep an address for an owner (None: from everyone) until it is unreserved.

@@ -1,12 +1,13 @@
 """Leases that have ended: remembered, up to a number and an age, and looked up again."""
 
+from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import NamedTuple
 
 from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.ipam.clock import SECOND
 from netalloc.store.protocol import Transaction
-from netalloc.store.records import EndedLease, Lease
+from netalloc.store.records import EndedLease, Lease, new_ended
 from netalloc.values import shown
 
 HISTORY = 10_000  # ended leases that are remembered, in all networks of a store
@@ -32,30 +33,19 @@ def as_moment(value: object, what: str) -> datetime:
         raise OutOfRangeError(f"{what} {shown(value)} is no moment in UTC: {error!r}") from error
 
 
-def remember(tx: Transaction, leases: list[Lease], wall: int) -> None:
+def remember(tx: Transaction, leases: Sequence[Lease], wall: int) -> None:
     """Enter ended leases in the history, and drop what is too old or too much of it."""
-    past = tx.table(EndedLease)
-    number = tx.next("past", len(leases))
-    past.add(
-        EndedLease(
-            number + i,
-            lease.network,
-            lease.ordinal,
-            lease.generation,
-            lease.owner,
-            lease.key,
-            lease.since_ns,
-            wall,
-        )
-        for i, lease in enumerate(leases)
-    )
+    past, n = tx.table(EndedLease), len(leases)
+    number, ended = tx.next("past", n), []
+    first, since = number + n - HISTORY, wall - HISTORY_AGE
+    for network, ordinal, generation, _, owner, key, since_ns in leases:
+        ended.append(new_ended((number, network, ordinal, generation, owner, key, since_ns, wall)))
+        number += 1
+    past.add(ended)
     # Two for one: so a limit that was lowered is reached as well.
-    last = number + len(leases) - 1
-    past.remove(
-        record
-        for record in past.oldest(2 * len(leases))
-        if record.number <= last - HISTORY or record.end_ns < wall - HISTORY_AGE
-    )
+    for one in past.oldest(2 * n):
+        if one.number < first or one.end_ns < since:
+            past.remove((one,))
 
 
 def history(

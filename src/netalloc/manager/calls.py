@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from threading import Lock, get_ident
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from netalloc.errors import ClosedError
 from netalloc.store.turn import in_the_middle
@@ -33,7 +33,7 @@ class Calls:
         try:
             inside[call] = get_ident()
             if self.closed:
-                raise ClosedError(f"{self.what} is closed")
+                self.refuse()
             return work()
         finally:
             try:
@@ -41,6 +41,10 @@ class Calls:
             finally:
                 if self.closed:
                     self.report()
+
+    def refuse(self) -> NoReturn:
+        """Raise what a call gets that comes too late."""
+        raise ClosedError(f"{self.what} is closed")
 
     def report(self) -> None:
         """Tell the one that closes that a call is over."""

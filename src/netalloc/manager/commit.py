@@ -14,6 +14,7 @@ from functools import partial
 from threading import get_ident, main_thread
 from typing import Any, TypeVar, cast
 
+from netalloc._alloc import MemoryTurn
 from netalloc.errors import (
     ClosedError,
     CommandError,
@@ -58,6 +59,7 @@ class Committer:
         desired: Callable[[Transaction], list[PortMapping]],
     ) -> None:
         self.store = store
+        self._memory = store if isinstance(store, MemoryTurn) else None
         self._kernel = kernel
         self._network = network
         self._desired = desired
@@ -88,18 +90,13 @@ class Committer:
         transaction of its own, when it shared one that failed. Raises ClosedError, and
         StoreError within another change of the same thread.
         """
-        if self.store.persistent:
+        memory, calls = self._memory, self._calls
+        if memory is None:
             return cast(T, self._run_queued(Waiter(operation, change, durable)))
         # A store in memory has no commit that is worth sharing.
-        made = _Alone()
-        made.change = change
-        made.committer = self
-        calls = self._calls
+        made = Change()
         try:
-            calls.inside[made] = get_ident()
-            if calls.closed:
-                raise ClosedError("the manager is closed")
-            result: T = self.store.run(operation, made.make)
+            result = memory.run_change(operation, change, made, self, calls)
             if not made.is_of_records_alone:
                 _finish(made.after)
             return result
@@ -143,7 +140,15 @@ class Committer:
 
         Raises StoreError within a call of the same thread.
         """
-        self._calls.close()
+        memory, calls = self._memory, self._calls
+        if memory is None or memory.foreign:
+            calls.close()
+            return
+        # A change in memory is among the calls only where there is more to it than its turn.
+        self.store.refuse_reentry("close")
+        calls.close()
+        memory.wait()
+        calls.close()
 
     def _run_queued(self, caller: Waiter) -> Any:
         """Have the operation made by the thread that leads: another, or this one."""
@@ -202,13 +207,13 @@ class Committer:
     def _make(self, group: list[Waiter], leader: Waiter, durable: bool, tx: Transaction) -> None:
         """One transaction for all of them; `error` or `result` is set in each."""
         if self._network in tx.dirty:
-            self._repair(tx)
+            self.repair(tx)
         group += self._queue.group(leader, durable)
         made: list[Change] = []
         try:
             self._run_all(group, made, tx)
         except BaseException as error:
-            self._undo(tx, made, error)
+            self.undo(tx, made, error)
             raise
 
     def _run_all(self, group: list[Waiter], made: list[Change], tx: Transaction) -> None:
@@ -219,9 +224,9 @@ class Committer:
             _run_one(caller, change, len(group) == 1)
         remove = [mapping for change in made for mapping in change.remove]
         add = [mapping for change in made for mapping in change.add]
-        self._seal(tx, remove, add)
+        self.seal(tx, remove, add)
 
-    def _seal(self, tx: Transaction, remove: list[PortMapping], add: list[PortMapping]) -> None:
+    def seal(self, tx: Transaction, remove: list[PortMapping], add: list[PortMapping]) -> None:
         """The kernel's part, and the commit. What fails leaves the kernel as it was, or dirty."""
         if not (remove or add):
             tx.commit()
@@ -240,7 +245,7 @@ class Committer:
                 tx.mark_clean(self._network)
             raise
 
-    def _repair(self, tx: Transaction) -> None:
+    def repair(self, tx: Transaction) -> None:
         """Make the kernel agree, where a change was cut off between kernel and commit."""
         if self._network not in tx.dirty:
             return
@@ -249,7 +254,7 @@ class Committer:
         if repairs:
             log.warning("a change was cut off in the middle; repaired: %s", repairs)
 
-    def _undo(self, tx: Transaction, made: Sequence[Change], error: BaseException) -> None:
+    def undo(self, tx: Transaction, made: Sequence[Change], error: BaseException) -> None:
         """Take the steps back that lie outside of store and kernel."""
         if not tx.committed:
             undo([step for change in reversed(made) for step in reversed(change.undo)], error)
@@ -263,37 +268,9 @@ class Committer:
         if self.inherited or not any(change.add or change.remove for change in made):
             return
         if self.store.needs_recovery(self._network):
-            failure = attempt(partial(self.store.run, "recover", self._repair))
+            failure = attempt(partial(self.store.run, "recover", self.repair))
             if failure is not None:
                 log.error("the next change has to repair the kernel: %s", failure)
-
-
-class _Alone(Change):
-    """A change that shares its transaction with no other."""
-
-    __slots__ = ("change", "committer")
-
-    change: Callable[[Change], Any]
-    committer: Committer
-
-    def make(self, tx: Transaction) -> Any:
-        """What came of the operation, when it is committed."""
-        committer = self.committer
-        if tx.dirty:
-            committer._repair(tx)
-        self.tx = tx
-        try:
-            result = self.change(self)
-            if self.is_of_records_alone:
-                tx.commit()
-            else:
-                committer._seal(tx, self.remove, self.add)
-            self.committed = True
-        except BaseException as error:
-            self.committed = tx.committed
-            committer._undo(tx, (self,), error)
-            raise
-        return result
 
 
 def _finish(steps: Sequence[Callable[[], Any]]) -> None:

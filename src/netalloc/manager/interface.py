@@ -166,8 +166,9 @@ class NetworkInterface(InterfaceState):
         been ended by another process meanwhile nothing is touched: the manager counts it, and
         with `strict` it is a StaleLeaseError. Releasing twice is a NotAllocatedError.
         """
-        strict = as_flag(strict, "strict")
-        self._leases.release(self._in_force(), strict)
+        if strict is not False:
+            strict = as_flag(strict, "strict")
+        self._leases.release(self._lease if not self._released else self._in_force(), strict)
         self._released = True
 
     def _in_force(self) -> Lease:

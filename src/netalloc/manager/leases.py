@@ -52,6 +52,7 @@ class LeaseService:
         self.committer = committer
         self.subnet: Subnet = addresses.subnet
         self.stale_releases = 0
+        self._has_neighbours = mappings.is_real and network.bridge is not None
         self._configured = -1  # the state of the store's networks in which ours was seen
 
     @property
@@ -85,23 +86,33 @@ class LeaseService:
         check_host: bool = True,
     ) -> Lease:
         """A lease with its ports published; the one there is where the key is known."""
-
-        def change(made: Change) -> Lease:
-            tx, addresses = made.tx, self.addresses
-            if tx.last(CONFIGURED) != self._configured:
-                self._check_registered(tx)
-            if key is not None:
-                known = addresses.known(tx, owner, key, ip)
-                if known is not None:
-                    self._check_same(tx, known, labels, ports)
-                    return known
-            lease = addresses.lease(tx, owner, key, ip, labels, len(ports), allow_cooling)
-            if ports:
-                pairs = [(lease, port) for port in ports]
-                self.publications.publish(made, pairs, check_host=check_host)
-            return lease
-
+        change = partial(self._allocate, owner, key, ip, labels, ports, allow_cooling, check_host)
         return self.committer.run("allocate", change)
+
+    def _allocate(
+        self,
+        owner: str | None,
+        key: str | None,
+        ip: IP | None,
+        labels: dict[str, str] | None,
+        ports: Sequence[PortRequest],
+        allow_cooling: bool,
+        check_host: bool,
+        made: Change,
+    ) -> Lease:
+        tx, addresses = made.tx, self.addresses
+        if tx.last(CONFIGURED) != self._configured:
+            self._check_registered(tx)
+        if key is not None:
+            known = addresses.known(tx, owner, key, ip)
+            if known is not None:
+                self._check_same(tx, known, labels, ports)
+                return known
+        lease = addresses.lease(tx, owner, key, ip, labels, len(ports), allow_cooling)
+        if ports:
+            pairs = [(lease, port) for port in ports]
+            self.publications.publish(made, pairs, check_host=check_host)
+        return lease
 
     def allocate_many(
         self,
@@ -159,13 +170,17 @@ class LeaseService:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
 
         def change(made: Change) -> bool:
-            if self.addresses.in_force(made.tx, lease) is None:
+            tx = made.tx
+            if tx.last(CONFIGURED) != self._configured:
+                self._check_registered(tx)
+            current = self.addresses.in_force(tx, lease)
+            if current is None:
                 return False
-            self.expire(made, (lease,))
+            self.expire(made, (current,))
             return True
 
         try:
-            current = self.run("release", change)
+            current = self.committer.run("release", change)
         except FAILURES as error:
             self._release_piecemeal(lease, error)
             return
@@ -202,12 +217,14 @@ class LeaseService:
             raise ExceptionGroup("not everything was released", failures) from None
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
-        """End leases that are in force, and their publications, as part of a change."""
-        rows = [row for lease in leases for row in self.publications.of(made.tx, lease)]
-        self._unpublish(rows, made)
-        self.addresses.end(made.tx, leases)
-        ips = [self.subnet.address(lease.ordinal) for lease in leases]
-        made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
+        """End leases as they are now, and their publications, as part of a change."""
+        tx, of = made.tx, self.publications.of
+        if tx.table(Publication):
+            self._unpublish([row for lease in leases for row in of(tx, lease)], made)
+        self.addresses.end(tx, leases)
+        if self._has_neighbours:
+            ips = [self.subnet.address(lease.ordinal) for lease in leases]
+            made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
 
     def collect(self, living: frozenset[str], grace: int) -> list[Lease]:
         """End the leases whose owners were dead at two looks, `grace` nanoseconds or more apart.
@@ -326,8 +343,13 @@ class LeaseService:
             # A mapping that could not be removed leads to this address: it may not have
             # another holder yet.
             raise ExceptionGroup(f"{self.name(lease)} was not released", failures)
-        self.run("release", lambda made: self.expire(made, (lease,)))
+        self.run("release", partial(self._expire_one, lease))
         log.warning("%s was released step by step after: %s", self.name(lease), first)
+
+    def _expire_one(self, lease: Lease, made: Change) -> None:
+        current = self.addresses.in_force(made.tx, lease)
+        if current is not None:
+            self.expire(made, (current,))
 
     def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> None:
         self._unpublish((row,), made)

@@ -69,7 +69,9 @@ class MemoryStore(MemoryTurn):
         self._turn.release()
 
     def refuse_reentry(self, operation: str) -> None:
-        """run() finds that out by itself."""
+        """Of use to those that change nothing: run() finds that out by itself."""
+        if self._turn._is_owned():
+            raise in_the_middle(operation)
 
     def needs_recovery(self, network: int) -> bool:
         """Whether a change of the kernel was cut off by an interrupt."""

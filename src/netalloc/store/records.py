@@ -179,6 +179,9 @@ class EndedLease(NamedTuple):
     end_ns: int
 
 
+new_ended: Callable[[tuple[Value, ...]], EndedLease] = partial(new_record, EndedLease)
+
+
 Record: TypeAlias = (
     Network
     | Lease
