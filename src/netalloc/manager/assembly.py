@@ -106,7 +106,13 @@ def _service(
         host_check if real else None,
     )
     committer = Committer(host.store, mappings, network.number, publications.desired)
-    return LeaseService(network, Addresses.of(network), publications, mappings, committer)
+    flows = None
+    if host.owed is not None:
+        from netalloc.manager.stale_flows import StaleFlows
+
+        flows = StaleFlows(host.owed)
+        flows.finish()
+    return LeaseService(network, Addresses.of(network), publications, mappings, committer, flows)
 
 
 def _host_store(stated: Statement, store: object) -> HostStore:

@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.check import rebuild_ports
@@ -18,6 +18,9 @@ from netalloc.ipam.reboot import end_of_boot
 from netalloc.store.memory import MemoryStore
 from netalloc.store.protocol import Store
 from netalloc.values import shown
+
+if TYPE_CHECKING:
+    from netalloc.host.owed_flows import OwedFlows
 
 
 class HostStore:
@@ -30,6 +33,7 @@ class HostStore:
     def __init__(self, store: Store, *, owned: bool) -> None:
         self.store = store
         self.shared = False
+        self.owed: OwedFlows | None = None  # with a backend that touches the kernel
         self._owned = owned
         self._release: list[Callable[[], Any]] = []
 
@@ -44,9 +48,12 @@ class HostStore:
     def claim(self, network: str) -> None:
         """Claim the caller's network namespace for this store: InUseError for a second truth."""
         from netalloc.host.namespace_lock import claim
+        from netalloc.host.owed_flows import OwedFlows
 
         held = claim(_truth(self.store), network)
         self._release.append(held.close)
+        owed = self.owed = OwedFlows()
+        self._release.append(owed.close)
 
 
 _shared: dict[tuple[int, int], tuple[MemoryStore, int]] = {}

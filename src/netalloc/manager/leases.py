@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
@@ -19,9 +19,13 @@ from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.model import AllocationRequest, PortMapping, PortRequest
+from netalloc.model import AllocationRequest, PortMapping, PortRequest, ReconcileResult
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Label, Lease, Network, Publication
+from netalloc.values import IP
+
+if TYPE_CHECKING:
+    from netalloc.manager.stale_flows import StaleFlows
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -42,6 +46,7 @@ class LeaseService:
         publications: Publications,
         mappings: ExclusiveMappings,
         committer: Committer,
+        flows: "StaleFlows | None" = None,
     ) -> None:
         self.network = network
         self.holds = PortHolds()
@@ -49,6 +54,7 @@ class LeaseService:
         self.addresses = addresses
         self.publications = publications
         self.committer = committer
+        self.flows = flows  # with a backend that touches the kernel
         self.subnet: Subnet = addresses.subnet
         self.stale_releases = 0
         self._configured = -1  # the state of the store's networks in which ours was seen
@@ -89,6 +95,8 @@ class LeaseService:
             if request.ports:
                 pairs = [(lease, port) for port in request.ports]
                 self.publications.publish(made, pairs, check_host=request.check_host)
+            if self.flows is not None:
+                self.flows.got(made, (self.subnet.address(lease.ordinal),), made.add)
             return lease
 
         return self.committer.run("allocate", change)
@@ -101,6 +109,8 @@ class LeaseService:
             if request.ports:
                 pairs = [(lease, port) for lease in leases for port in request.ports]
                 self.publications.publish(made, pairs, check_host=request.check_host)
+            if self.flows is not None:
+                self.flows.got(made, self._ips(leases), made.add)
             return leases
 
         return self.run("allocate_many", change)
@@ -123,6 +133,8 @@ class LeaseService:
             if hold:
                 made.undo.append(partial(self.holds.drop, mappings))
                 self.holds.take(mappings)
+            if self.flows is not None:
+                self.flows.got(made, (), mappings)
             return mappings
 
         return self.run("publish", change)
@@ -187,9 +199,9 @@ class LeaseService:
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
         """End leases that are in force, and their publications, as part of a change."""
         rows = [row for lease in leases for row in self.publications.of(made.tx, lease)]
-        self._unpublish(rows, made)
+        self._unpublish(rows, made, ended=True)
         self.addresses.end(made.tx, leases)
-        ips = [self.subnet.address(lease.ordinal) for lease in leases]
+        ips = self._ips(leases)
         made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
 
     def collect(self, living: frozenset[str], grace: int) -> list[Lease]:
@@ -248,6 +260,13 @@ class LeaseService:
 
         found = self.read(view)
         return sorted(found, key=_ORDINAL) if len(found) > 1 else found
+
+    def reconcile(self) -> ReconcileResult:
+        """Make the kernel agree with the store, and flush what was left; what was repaired."""
+        repairs = self.committer.reconcile()
+        if self.flows is not None:
+            self.flows.finish()
+        return repairs
 
     def check(self) -> list[str]:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""
@@ -310,10 +329,15 @@ class LeaseService:
         self._unpublish((row,), made)
         self.publications.count(made, lease, -1)
 
-    def _unpublish(self, rows: Sequence[Publication], made: Change) -> None:
+    def _unpublish(self, rows: Sequence[Publication], made: Change, *, ended: bool = False) -> None:
         if rows:
             gone = self.publications.unpublish(made, rows)
             made.after.append(partial(self.holds.drop, gone))
+            if self.flows is not None:
+                self.flows.gone(made, gone, ended=ended)
+
+    def _ips(self, leases: Sequence[Lease]) -> list[IP]:
+        return [self.subnet.address(lease.ordinal) for lease in leases]
 
     def _check_in_force(self, tx: Transaction, lease: Lease) -> None:
         if self.addresses.in_force(tx, lease) is None:

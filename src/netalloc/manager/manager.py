@@ -272,7 +272,7 @@ class NetworkManager(Closing):
 
     def reconcile(self) -> ReconcileResult:
         """Make the kernel agree with what is published; returns what was repaired."""
-        return self._leases.committer.reconcile()
+        return self._leases.reconcile()
 
     def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> "Watch":
         """Reconcile now, and within a second whenever another program changes the rules.

@@ -105,7 +105,7 @@ def mend(leasing: LeaseService) -> list[str]:
     else:
         done = [f"rebuilt the bitmaps for: {problem}" for problem in leasing.check()]
         leasing.run("repair", lambda made: rebuild(made.tx))
-    return [*done, f"kernel: {leasing.committer.reconcile()}"]
+    return [*done, f"kernel: {leasing.reconcile()}"]
 
 
 def _replace(

@@ -130,6 +130,17 @@ class KernelMappings:
         flushes = bool(remove) or any(mapping.protocol == "udp" for mapping in add)
         if flushes and self._flows is not None:
             self._flows.open()  # what the flush needs is there before anything has changed
+        self._apply(add, remove, flushes)
+        if self._stale:
+            self._flush_stale()
+
+    def change(self, add: Sequence[PortMapping], remove: Sequence[PortMapping]) -> None:
+        """The same for a caller that flushes the flows itself, as soon as the change is made."""
+        self._apply(add, remove, False)
+
+    def _apply(
+        self, add: Sequence[PortMapping], remove: Sequence[PortMapping], flushes: bool
+    ) -> None:
         applied = False
         try:
             self.backend.apply(add, remove)
@@ -140,8 +151,6 @@ class KernelMappings:
             if applied or not isinstance(error, Exception):
                 self._undo(add, remove, error, applied=applied)
             raise
-        if self._stale:
-            self._flush_stale()
 
     def present(self) -> list[PortMapping]:
         """What the kernel has now."""
