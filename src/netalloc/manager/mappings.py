@@ -83,8 +83,8 @@ class ExclusiveMappings:
 
     def cleanup(self) -> None:
         """Remove everything of ours from the kernel."""
-        self._is_set_up = False
         self._kernel.cleanup()
+        self._is_set_up = False
 
     def close(self) -> None:
         """Remove everything of ours, if it was set up here; another may have set it up since."""
