@@ -88,6 +88,9 @@ class MemoryTable(Generic[R]):
                     del index[value]
             del present[key]
 
+    def clear(self) -> None:
+        self.remove(self.all())
+
     def restore(self, note: Note) -> None:
         """Bring the record of a key back to what it was."""
         _, key, before = note
