@@ -4,6 +4,7 @@ import signal
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,10 @@ import pytest
 from faults import FaultyBackend
 from netalloc.errors import ClosedError, StoreError
 from netalloc.manager.manager import NetworkManager
+from netalloc.manager.undo import Teardown
+
+if sys.version_info < (3, 11):
+    from exceptiongroup import ExceptionGroup
 
 ROUNDS = {"memory": 200, "file": 60}
 PATIENCE = 30  # seconds
@@ -152,3 +157,81 @@ def test_a_close_that_is_interrupted_may_be_called_again(kind: str, tmp_path: Pa
     manager.close()
     caller.join(PATIENCE)
     assert backend.closed and backend.late == []
+
+
+class Steps:
+    """Steps of a teardown that note when they are taken, some of which raise at first."""
+
+    def __init__(self, *raised: BaseException | None) -> None:
+        self.taken: list[int] = []
+        self._raised = list(raised)
+        self.teardown = Teardown()
+        for number in range(len(raised)):
+            self.teardown.push(partial(self._step, number))
+
+    def _step(self, number: int) -> None:
+        self.taken.append(number)
+        error, self._raised[number] = self._raised[number], None
+        if error is not None:
+            raise error
+
+
+def test_a_teardown_goes_on_past_what_is_cut_off_and_takes_it_again() -> None:
+    steps = Steps(None, KeyboardInterrupt(), None)
+    with pytest.raises(KeyboardInterrupt):
+        steps.teardown.close()
+    assert steps.taken == [2, 1, 0]
+    steps.teardown.close()
+    steps.teardown.close()
+    assert steps.taken == [2, 1, 0, 1]
+
+
+def test_a_teardown_goes_on_past_failures_and_reports_them() -> None:
+    steps = Steps(StoreError("one"), None, StoreError("two"))
+    with pytest.raises(ExceptionGroup) as caught:
+        steps.teardown.close()
+    assert [str(error) for error in caught.value.exceptions] == ["two", "one"]
+    steps.teardown.close()
+    assert steps.taken == [2, 1, 0, 2, 0]
+
+
+def test_a_store_that_did_not_close_in_time_is_closed_by_the_next_call(tmp_path: Path) -> None:
+    manager = opened("file", tmp_path, FaultyBackend())
+    store = manager._leases.committer.store
+    store.timeout = 0.01
+    begun, go = threading.Event(), threading.Event()
+
+    def work(tx: object) -> None:
+        begun.set()
+        assert go.wait(PATIENCE)
+
+    caller = threading.Thread(target=store.view, args=(work,))
+    caller.start()
+    assert begun.wait(PATIENCE)
+    with pytest.raises(StoreError, match="waited"):
+        manager.close()
+    go.set()
+    caller.join(PATIENCE)
+    store.timeout = PATIENCE
+    manager.close()
+    assert id(store) not in store._file.users
+
+
+@pytest.mark.parametrize("kind", ROUNDS)
+def test_the_step_of_a_close_that_was_interrupted_is_taken_by_the_next(
+    kind: str, tmp_path: Path
+) -> None:
+    class Interrupted(Kernel):
+        def close(self) -> None:
+            if not self.late:
+                self.late.append("interrupted")
+                raise KeyboardInterrupt
+            super().close()
+
+    backend = Interrupted()
+    manager = opened(kind, tmp_path, backend)
+    with pytest.raises(KeyboardInterrupt):
+        manager.close()
+    assert not backend.closed
+    manager.close()
+    assert backend.closed

@@ -384,6 +384,26 @@ def test_a_network_that_comes_while_it_is_looked_for_is_opened(path, monkeypatch
             assert str(manager.subnet) == "10.88.0.1/24"
 
 
+@pytest.mark.parametrize("cut_off", [KeyboardInterrupt, CommandError("no")])
+def test_a_removal_that_is_cut_off_in_the_kernel_is_mended_by_the_next_change(
+    path, monkeypatch, cut_off
+):
+    with Networks(path) as host:
+        manager = host.create("web", "10.88.0.1/24", backend="null")
+        number, store = manager._leases.network.number, manager._leases.committer.store
+
+        def cleanup(network, store):
+            raise cut_off
+
+        monkeypatch.setattr("netalloc.manager.networks.kernel_cleanup", cleanup)
+        with pytest.raises((KeyboardInterrupt, CommandError)):
+            host.remove("web")
+        assert list(host) == ["web"]
+        assert store.needs_recovery(number)
+        manager.allocate("x")
+        assert not store.needs_recovery(number)
+
+
 def test_a_manager_sees_after_a_repair_that_its_network_was_removed(path):
     with Networks(path) as host:
         old = host.create("web", "10.88.0.1/24", bridge="br0", backend="null")

@@ -308,6 +308,10 @@ cdef class RecordTable:
         for record in records:
             self.remove_one(record)
 
+    def clear(self):
+        """Take all records out. O(records)."""
+        self.remove(self.all())
+
     cdef int remove_one(self, record) except -1:
         cdef _Path path = self.paths[0]
         self.check(record)

@@ -593,6 +593,9 @@ class RecordTable(Generic[_R]):
     def remove(self, records: Iterable[_R]) -> None:
         """Take records out. Raises StoreError where one is not there."""
 
+    def clear(self) -> None:
+        """Take all records out. O(records)."""
+
     def restore(self, note: tuple[Any, ...], /) -> None:
         """Undo what a note is of, as far as it was done."""
 

@@ -40,11 +40,15 @@ def local_addresses() -> frozenset[IPv4Address]:
     with explaining("the addresses of this host"):
         netlink = NetlinkSocket(NETLINK_ROUTE)
         try:
-            bodies, _ = netlink.dump(_GET_ADDRESS, bytes((_AF_INET,)) + bytes(7))
+            return frozenset(map(IPv4Address, addresses(netlink)))
         finally:
             netlink.close()
-    found = (attributes(body, 8).get(_LOCAL) for body in bodies)
-    return frozenset(IPv4Address(packed) for packed in found if packed)
+
+
+def addresses(netlink: NetlinkSocket) -> set[bytes]:
+    """The same over a kept socket, packed."""
+    bodies, _ = netlink.dump(_GET_ADDRESS, bytes((_AF_INET,)) + bytes(7))
+    return {packed for body in bodies if (packed := attributes(body, 8).get(_LOCAL))}
 
 
 def is_local(netlink: NetlinkSocket, packed: bytes) -> bool:

@@ -15,6 +15,7 @@ import fcntl
 import os
 import struct
 import time
+from contextlib import suppress
 from typing import NoReturn
 from weakref import WeakSet
 from zlib import crc32
@@ -29,6 +30,8 @@ _HOLDERS, _ENTRANCE = 0, 1  # the bytes that are locked; the record lies over th
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
 _RECORD = struct.Struct("=II")  # checksum and length of what follows
 _MAX_RECORD = 1 << 14
+
+FLOWS = ".flows"  # behind the name, for what is noted of flows: owed_flows.py
 
 _open_claims: "WeakSet[NamespaceClaim]" = WeakSet()
 
@@ -72,11 +75,16 @@ def claim(truth: str, holder: str) -> NamespaceClaim:
     namespace = os.open(netns.PATH, os.O_RDONLY | os.O_CLOEXEC)
     try:
         found = os.fstat(namespace)
-        name = f"netns-{found.st_dev}-{found.st_ino}"
+        name = file_name(found.st_dev, found.st_ino)
         return NamespaceClaim(truth, _enter(name, truth, holder), namespace, name)
     except BaseException:
         os.close(namespace)
         raise
+
+
+def file_name(device: int, inode: int) -> str:
+    """What the file of a network namespace is called in the runtime directory."""
+    return f"netns-{device}-{inode}"
 
 
 def _enter(name: str, truth: str, holder: str) -> int:
@@ -134,6 +142,8 @@ def _leave(name: str, fd: int, *, last_here: bool) -> None:
                 return
             if _lock(fd, fcntl.F_WRLCK, _HOLDERS):
                 os.unlink(name, dir_fd=directory)
+                with suppress(FileNotFoundError):
+                    os.unlink(f"{name}{FLOWS}", dir_fd=directory)
             elif last_here and (there := _read(fd)) and there[0] == os.getpid():
                 _write(fd, there[2], there[1], pid=0)
     except (NetallocError, OSError):

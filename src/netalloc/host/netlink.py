@@ -14,6 +14,7 @@ from types import TracebackType
 
 from netalloc.errors import CommandError
 from netalloc.host.netns import HomeNamespace
+from netalloc.locks import locked
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -189,14 +190,14 @@ class NetlinkSocket:
         """Give the socket back; a second time is no error."""
         self._socket.close()
 
+    @locked
     def sequence(self, count: int = 1) -> int:
         """The first of `count` fresh message numbers."""
-        with self._lock:
-            first = self._seq + 1
-            self._seq = self._seq + count & 0x7FFFFFFF
-            if self._seq < first:
-                first, self._seq = 1, count
-            return first
+        first = self._seq + 1
+        self._seq = self._seq + count & 0x7FFFFFFF
+        if self._seq < first:
+            first, self._seq = 1, count
+        return first
 
     def can_send(self, size: int) -> bool:
         """Whether one send of `size` bytes fits, after asking the kernel for a larger buffer.
@@ -209,32 +210,32 @@ class NetlinkSocket:
             self.max_message = self._limit()
         return size <= self.max_message
 
+    @locked
     def transact(self, batch: bytes, first: int, last: int) -> None:
         """Send messages numbered first to last, of which the last asks for an ACK, in one piece.
 
         Raises the first NetlinkError that the kernel reports. The kernel works inside
         the send, so that its answers wait when that returns.
         """
-        with self._lock:
-            self._send(batch)
-            failure: NetlinkError | None = None
-            acknowledged = False
-            while not (acknowledged and failure is None):
-                try:
-                    data = self._socket.recv(1 << 13, socket.MSG_DONTWAIT)
-                except BlockingIOError:
-                    break
-                except OSError as error:
-                    raise NetlinkError(error.errno or errno.EIO) from None
-                _, kind, _, seq, _, code = _ANSWER.unpack_from(data)
-                if kind == ERROR and seq == last and code == 0 and failure is None:
-                    return  # the usual end: one acknowledgement, and nothing before it
-                for kind, flags, seq, start, stop in messages(data):
-                    if kind != ERROR or not first <= seq <= last:
-                        continue
-                    found = _failure(data, flags, seq, start, stop)
-                    failure = failure or found
-                    acknowledged = acknowledged or (found is None and seq == last)
+        self._send(batch)
+        failure: NetlinkError | None = None
+        acknowledged = False
+        while not (acknowledged and failure is None):
+            try:
+                data = self._socket.recv(1 << 13, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                raise NetlinkError(error.errno or errno.EIO) from None
+            _, kind, _, seq, _, code = _ANSWER.unpack_from(data)
+            if kind == ERROR and seq == last and code == 0 and failure is None:
+                return  # the usual end: one acknowledgement, and nothing before it
+            for kind, flags, seq, start, stop in messages(data):
+                if kind != ERROR or not first <= seq <= last:
+                    continue
+                found = _failure(data, flags, seq, start, stop)
+                failure = failure or found
+                acknowledged = acknowledged or (found is None and seq == last)
         if failure is not None:
             raise failure
         if not acknowledged:
@@ -245,50 +246,54 @@ class NetlinkSocket:
 
         Raises NetlinkError when the kernel refuses.
         """
-        seq = self.sequence()
+        return self._call(kind, body, flags, self.sequence())
+
+    @locked
+    def _call(self, kind: int, body: bytes, flags: int, seq: int) -> list[bytes]:
         answers: list[bytes] = []
-        with self._lock:
-            self._send(message(kind, flags | ACK, seq, body))
-            while True:
-                data = self._receive()
-                for answer, flags, number, start, stop in messages(data):
-                    if number != seq:
-                        continue
-                    if answer == ERROR:
-                        failure = _failure(data, flags, seq, start, stop)
-                        if failure is not None:
-                            raise failure
-                        return answers
-                    answers.append(data[start:stop])
+        self._send(message(kind, flags | ACK, seq, body))
+        while True:
+            data = self._receive()
+            for answer, flags, number, start, stop in messages(data):
+                if number != seq:
+                    continue
+                if answer == ERROR:
+                    failure = _failure(data, flags, seq, start, stop)
+                    if failure is not None:
+                        raise failure
+                    return answers
+                answers.append(data[start:stop])
 
     def dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         """Send one dump request; the bodies that answer it, and whether they are one moment's.
 
         False says that something changed while the kernel listed. Raises NetlinkError.
         """
-        seq = self.sequence()
+        return self._dump(kind, body, self.sequence())
+
+    @locked
+    def _dump(self, kind: int, body: bytes, seq: int) -> tuple[list[bytes], bool]:
         bodies: list[bytes] = []
         consistent = True
-        with self._lock:
-            self._send(message(kind, DUMP, seq, body))
-            while True:
-                data = self._receive()
-                for answer, flags, number, start, stop in messages(data):
-                    if number != seq:
-                        continue
-                    if flags & DUMP_INTERRUPTED:
-                        consistent = False
-                    if answer == DONE:
-                        code = _ERRNO.unpack_from(data, start)[0] if stop - start >= 4 else 0
-                        if code < 0:
-                            raise NetlinkError(-code, seq)
-                        return bodies, consistent
-                    if answer == ERROR:
-                        failure = _failure(data, flags, seq, start, stop)
-                        if failure is not None:
-                            raise failure
-                    else:
-                        bodies.append(data[start:stop])
+        self._send(message(kind, DUMP, seq, body))
+        while True:
+            data = self._receive()
+            for answer, flags, number, start, stop in messages(data):
+                if number != seq:
+                    continue
+                if flags & DUMP_INTERRUPTED:
+                    consistent = False
+                if answer == DONE:
+                    code = _ERRNO.unpack_from(data, start)[0] if stop - start >= 4 else 0
+                    if code < 0:
+                        raise NetlinkError(-code, seq)
+                    return bodies, consistent
+                if answer == ERROR:
+                    failure = _failure(data, flags, seq, start, stop)
+                    if failure is not None:
+                        raise failure
+                else:
+                    bodies.append(data[start:stop])
 
     def attach_filter(self, program: Sequence[tuple[int, int, int, int]]) -> None:
         """Have the kernel drop datagrams by a classic BPF program (linux/filter.h)."""

@@ -22,6 +22,7 @@ from netalloc.host.netlink import (
     attributes,
     explaining,
 )
+from netalloc.locks import locked
 
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES is the seventh
 _LINKS = 1 << 0  # RTNLGRP_LINK is the first
@@ -59,6 +60,7 @@ class RuleMonitor:
             except OSError as error:
                 raise NetlinkError(error.errno or errno.EMFILE) from None
             stack.pop_all()
+        self._pipe = [self._stopped, self._stop]
         self._closed = False
         self._lock = Lock()  # a number of a closed file may be another file's by now
 
@@ -80,23 +82,21 @@ class RuleMonitor:
             if self._concerned():
                 return True
 
+    @locked
     def stop(self) -> None:
         """Make `wait` return false, now and later; may be called from any thread."""
-        with self._lock:
-            if not self._closed:
-                os.write(self._stop, b".")
+        if not self._closed:
+            os.write(self._stop, b".")
 
+    @locked
     def close(self) -> None:
         """Give back the socket; not while another thread waits. A second time is no error."""
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._netlink.close()
-            if self._links is not None:
-                self._links.close()
-            for fd in (self._stopped, self._stop):
-                os.close(fd)
+        self._closed = True
+        self._netlink.close()
+        if self._links is not None:
+            self._links.close()
+        while self._pipe:
+            os.close(self._pipe.pop())
 
     def _concerned(self) -> bool:
         try:

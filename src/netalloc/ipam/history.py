@@ -38,7 +38,9 @@ def remember(tx: Transaction, leases: Sequence[Lease], wall: int) -> None:
     past, n = tx.table(EndedLease), len(leases)
     number, ended = tx.next("past", n), []
     first, since = number + n - HISTORY, wall - HISTORY_AGE
-    for network, ordinal, generation, _, owner, key, since_ns in leases:
+    # Of more than are remembered only the last are written: 15 us each in a file.
+    number += max(0, n - HISTORY)
+    for network, ordinal, generation, _, owner, key, since_ns in leases[-HISTORY:]:
         ended.append(new_ended((number, network, ordinal, generation, owner, key, since_ns, wall)))
         number += 1
     past.add(ended)

@@ -4,7 +4,7 @@ import time
 from typing import Any
 
 from netalloc.ipam.addresses import Addresses
-from netalloc.ipam.history import remember
+from netalloc.ipam.history import HISTORY, remember
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     Cooldown,
@@ -48,18 +48,15 @@ _EMPTY = _Empty()
 
 
 def end_of_boot(tx: Transaction) -> None:
-    """End all leases: their holders went with the machine. O(held), once a boot.
+    """End all leases: their holders went with the machine. Once a boot, 1 us a lease.
 
-    The clock since boot starts anew, so cool-down and stickiness end as well.
+    The clock since boot starts anew, so cool-down and stickiness end as well. Of the leases,
+    which have all ended at one moment, as many are remembered as the history has room for.
     """
-    leases = tx.table(Lease)
-    ended = leases.all()
-    remember(tx, ended, time.time_ns())
-    leases.remove(ended)
+    remember(tx, tx.table(Lease).oldest(HISTORY), time.time_ns())
     kind: type[Any]
-    for kind in ENDING[1:]:
-        table = tx.table(kind)
-        table.remove(table.all())
+    for kind in ENDING:
+        tx.table(kind).clear()
     for name in list(tx.names("ports")):
         tx.drop(name)
     for network in tx.table(Network).all():

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from hashlib import blake2s
 from typing import TYPE_CHECKING, TypeVar
 
@@ -28,7 +29,7 @@ from netalloc.manager.host_checks import host_check, host_probe
 from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
 from netalloc.manager.leases import LeaseService
 from netalloc.manager.mappings import ExclusiveMappings, NoMappings, SharedMappings
-from netalloc.manager.undo import attempt
+from netalloc.manager.undo import Teardown, attempt
 from netalloc.ports import Probe
 from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Network
@@ -42,7 +43,7 @@ REAL = ("nftables", "iptables")  # the backends that touch the kernel
 
 
 def assemble(
-    opened: ExitStack,
+    opened: Teardown,
     stated: Statement,
     store: object,
     part: "Backend | None" = None,
@@ -58,7 +59,7 @@ def assemble(
     if stated.backend is None and store is None:
         stated = _complete(stated)
     host = _host_store(stated, store)
-    opened.callback(host.close)
+    opened.push(host.close)
     while True:
         network = _look(host, stated)
         if network is None and registered:
@@ -84,12 +85,13 @@ def assemble(
                 leases.committer.reconcile()
             else:
                 leases.committer.recover()
-            opened.push(made.pop_all())
+            opened.push(mappings.close)
+            made.pop_all()
             break
     if host.shared:
-        opened.callback(_take_back, host, network)
-    opened.callback(leases.holds.close)
-    opened.callback(leases.committer.close)
+        opened.push(partial(_take_back, host, network))
+    opened.push(leases.holds.close)
+    opened.push(leases.committer.close)
     return leases
 
 
@@ -106,7 +108,13 @@ def _service(
         host_check if real else None,
     )
     committer = Committer(host.store, mappings, network.number, publications.desired)
-    return LeaseService(network, Addresses.of(network), publications, mappings, committer)
+    flows = None
+    if host.owed is not None:
+        from netalloc.manager.stale_flows import StaleFlows
+
+        flows = StaleFlows(host.owed)
+        flows.finish()
+    return LeaseService(network, Addresses.of(network), publications, mappings, committer, flows)
 
 
 def _host_store(stated: Statement, store: object) -> HostStore:

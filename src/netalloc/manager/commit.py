@@ -159,6 +159,10 @@ class Committer:
             if calls.closed:
                 raise ClosedError("the manager is closed")
             return self._made(caller)
+        except BaseException:
+            if caller.done and caller.error is None:  # what is to be done after it has to be
+                self._cut_off(_changes([caller]), True)
+            raise
         finally:
             try:
                 calls.inside.pop(caller, None)

@@ -7,17 +7,21 @@ memory of one process share one memory store for each namespace.
 """
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.check import rebuild_ports
 from netalloc.ipam.reboot import end_of_boot
+from netalloc.locks import holding
+from netalloc.manager.undo import Teardown
 from netalloc.store.memory import MemoryStore
 from netalloc.store.protocol import Store
 from netalloc.values import shown
+
+if TYPE_CHECKING:
+    from netalloc.host.owed_flows import OwedFlows
 
 
 class HostStore:
@@ -30,26 +34,30 @@ class HostStore:
     def __init__(self, store: Store, *, owned: bool) -> None:
         self.store = store
         self.shared = False
-        self._owned = owned
-        self._release: list[Callable[[], Any]] = []
+        self.owed: OwedFlows | None = None  # with a backend that touches the kernel
+        self._teardown = Teardown()
+        if owned:
+            self._teardown.push(store.close)
 
     def close(self) -> None:
-        """Give back the claim, and the store where it was opened for this; twice is no error."""
-        while self._release:
-            self._release.pop()()
-        if self._owned:
-            self._owned = False
-            self.store.close()
+        """Give back the claim, and the store where it was opened for this; twice is no error.
+
+        What was interrupted, or did not come in time, is done by the next call.
+        """
+        self._teardown.close()
 
     def claim(self, network: str) -> None:
         """Claim the caller's network namespace for this store: InUseError for a second truth."""
         from netalloc.host.namespace_lock import claim
+        from netalloc.host.owed_flows import OwedFlows
 
         held = claim(_truth(self.store), network)
-        self._release.append(held.close)
+        self._teardown.push(held.close)
+        owed = self.owed = OwedFlows()
+        self._teardown.push(owed.close)
 
 
-_shared: dict[tuple[int, int], tuple[MemoryStore, int]] = {}
+_shared: dict[tuple[int, int], tuple[MemoryStore, set[object]]] = {}
 _shared_lock = Lock()
 
 
@@ -77,23 +85,26 @@ def private_store() -> HostStore:
 
 def shared_store() -> HostStore:
     """The memory store of this process for the caller's network namespace."""
-    namespace = _namespace()
-    with _shared_lock:
-        store, users = _shared.get(namespace) or (MemoryStore(), 0)
-        _shared[namespace] = store, users + 1
+    namespace, user = _namespace(), object()
+    store = holding(_shared_lock, -1, "", lambda: _enter(namespace, user))
     host = HostStore(store, owned=False)
     host.shared = True
-    host._release.append(lambda: _leave(namespace))
+    host._teardown.push(lambda: holding(_shared_lock, -1, "", lambda: _leave(namespace, user)))
     return host
 
 
-def _leave(namespace: tuple[int, int]) -> None:
-    with _shared_lock:
-        store, users = _shared[namespace]
-        if users == 1:
-            del _shared[namespace]
-        else:
-            _shared[namespace] = store, users - 1
+def _enter(namespace: tuple[int, int], user: object) -> MemoryStore:
+    store, users = _shared.setdefault(namespace, (MemoryStore(), set()))
+    users.add(user)
+    return store
+
+
+def _leave(namespace: tuple[int, int], user: object) -> None:
+    """The last one to leave takes the store with it; a second time is no error."""
+    _, users = _shared.get(namespace, (None, set()))
+    users.discard(user)
+    if not users:
+        _shared.pop(namespace, None)
 
 
 def _forget_shared() -> None:

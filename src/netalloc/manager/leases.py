@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
@@ -19,10 +19,13 @@ from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.model import PortMapping, PortRequest
+from netalloc.model import PortMapping, PortRequest, ReconcileResult
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Label, Lease, Network, Publication
 from netalloc.values import IP
+
+if TYPE_CHECKING:
+    from netalloc.manager.stale_flows import StaleFlows
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -43,6 +46,7 @@ class LeaseService:
         publications: Publications,
         mappings: ExclusiveMappings,
         committer: Committer,
+        flows: "StaleFlows | None" = None,
     ) -> None:
         self.network = network
         self.holds = PortHolds()
@@ -50,6 +54,7 @@ class LeaseService:
         self.addresses = addresses
         self.publications = publications
         self.committer = committer
+        self.flows = flows  # with a backend that touches the kernel
         self.subnet: Subnet = addresses.subnet
         self.stale_releases = 0
         self._has_neighbours = mappings.is_real and network.bridge is not None
@@ -112,6 +117,8 @@ class LeaseService:
         if ports:
             pairs = [(lease, port) for port in ports]
             self.publications.publish(made, pairs, check_host=check_host)
+        if self.flows is not None:
+            self.flows.got(made, (self.subnet.address(lease.ordinal),), made.add)
         return lease
 
     def allocate_many(
@@ -129,6 +136,8 @@ class LeaseService:
             if ports:
                 pairs = [(lease, port) for lease in leases for port in ports]
                 self.publications.publish(made, pairs, check_host=check_host)
+            if self.flows is not None:
+                self.flows.got(made, self._ips(leases), made.add)
             return leases
 
         return self.run("allocate_many", change)
@@ -151,6 +160,8 @@ class LeaseService:
             if hold:
                 made.undo.append(partial(self.holds.drop, mappings))
                 self.holds.take(mappings)
+            if self.flows is not None:
+                self.flows.got(made, (), mappings)
             return mappings
 
         return self.run("publish", change)
@@ -220,10 +231,10 @@ class LeaseService:
         """End leases as they are now, and their publications, as part of a change."""
         tx, of = made.tx, self.publications.of
         if tx.table(Publication):
-            self._unpublish([row for lease in leases for row in of(tx, lease)], made)
+            self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
         self.addresses.end(tx, leases)
         if self._has_neighbours:
-            ips = [self.subnet.address(lease.ordinal) for lease in leases]
+            ips = self._ips(leases)
             made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
 
     def collect(self, living: frozenset[str], grace: int) -> list[Lease]:
@@ -282,6 +293,13 @@ class LeaseService:
 
         found = self.read(view)
         return sorted(found, key=_ORDINAL) if len(found) > 1 else found
+
+    def reconcile(self) -> ReconcileResult:
+        """Make the kernel agree with the store, and flush what was left; what was repaired."""
+        repairs = self.committer.reconcile()
+        if self.flows is not None:
+            self.flows.finish()
+        return repairs
 
     def check(self) -> list[str]:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""
@@ -355,10 +373,15 @@ class LeaseService:
         self._unpublish((row,), made)
         self.publications.count(made, lease, -1)
 
-    def _unpublish(self, rows: Sequence[Publication], made: Change) -> None:
+    def _unpublish(self, rows: Sequence[Publication], made: Change, *, ended: bool = False) -> None:
         if rows:
             gone = self.publications.unpublish(made, rows)
             made.after.append(partial(self.holds.drop, gone))
+            if self.flows is not None:
+                self.flows.gone(made, gone, ended=ended)
+
+    def _ips(self, leases: Sequence[Lease]) -> list[IP]:
+        return [self.subnet.address(lease.ordinal) for lease in leases]
 
     def _check_in_force(self, tx: Transaction, lease: Lease) -> None:
         if self.addresses.in_force(tx, lease) is None:

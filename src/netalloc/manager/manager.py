@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
 from datetime import datetime
 from threading import RLock
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -17,6 +16,7 @@ from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.interface import NetworkInterface
 from netalloc.manager.statement import statement
+from netalloc.manager.undo import Teardown
 from netalloc.model import PortRequest, ReconcileResult
 from netalloc.ports import Probe
 from netalloc.store.records import Lease
@@ -141,9 +141,12 @@ class NetworkManager(Closing):
         if probe is not None and not callable(probe):
             raise InvalidValueError(f"probe {shown(probe)} cannot be called")
         self._closing = RLock()
-        with ExitStack() as opened:
-            self._leases = assemble(opened, stated, store, part, probe, registered=registered)
-            self._opened = opened.pop_all()  # it is whole: from here on close() gives it back
+        self._opened = Teardown()
+        try:
+            self._leases = assemble(self._opened, stated, store, part, probe, registered=registered)
+        except BaseException:
+            self._opened.close()
+            raise
 
     # ---- what it manages
 
@@ -277,7 +280,7 @@ class NetworkManager(Closing):
 
     def reconcile(self) -> ReconcileResult:
         """Make the kernel agree with what is published; returns what was repaired."""
-        return self._leases.committer.reconcile()
+        return self._leases.reconcile()
 
     def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> "Watch":
         """Reconcile now, and within a second whenever another program changes the rules.
@@ -342,7 +345,7 @@ class NetworkManager(Closing):
 
     def _give_back(self) -> None:
         if self._leases.committer.inherited:
-            self._opened.pop_all()  # a forked child has nothing to give back
+            self._opened.forget()  # a forked child has nothing to give back
         self._opened.close()
 
     def _interfaces(self, leases: list[Lease]) -> list[NetworkInterface]:

@@ -26,19 +26,19 @@ class ExclusiveMappings:
         self._kernel.setup()
 
     def apply(self, remove: list[PortMapping], add: list[PortMapping]) -> None:
-        """Remove and add in one batch: all of it or nothing.
+        """Remove and add in one batch: all of it or nothing; flows stay (see stale_flows.py).
 
         What another program has taken away already is gone, which is what we want.
         """
         try:
-            self._kernel.apply(add, remove)
+            self._kernel.change(add, remove)
         except NotAllocatedError as error:
             there = set(self.present())
             present = [mapping for mapping in remove if mapping in there]
             if len(present) == len(remove):
                 raise
             logger.warning("%s", error)
-            self._kernel.apply(add, present)
+            self._kernel.change(add, present)
 
     def reconcile(self, desired: list[PortMapping]) -> ReconcileResult:
         """Make the kernel agree with the desired mappings."""
@@ -83,8 +83,8 @@ class ExclusiveMappings:
 
     def cleanup(self) -> None:
         """Remove everything of ours from the kernel."""
-        self._is_set_up = False
         self._kernel.cleanup()
+        self._is_set_up = False
 
     def close(self) -> None:
         """Remove everything of ours, if it was set up here; another may have set it up since."""

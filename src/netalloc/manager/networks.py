@@ -3,17 +3,17 @@
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack
 from threading import RLock
 from typing import Any, TypeVar
 
 from netalloc.closing import Closing
 from netalloc.errors import ClosedError, InvalidValueError, NotAllocatedError
 from netalloc.ipam.networks import NetworkInfo, as_network_name, find, get, info, networks, remove
+from netalloc.locks import locked
 from netalloc.manager.assembly import kernel_cleanup
 from netalloc.manager.host_store import open_store
 from netalloc.manager.manager import NetworkManager
-from netalloc.manager.undo import attempt
+from netalloc.manager.undo import Teardown, attempt
 from netalloc.store.protocol import Store, Transaction
 from netalloc.values import IP, as_each, as_text
 
@@ -41,9 +41,8 @@ class Networks(Mapping[str, NetworkInfo], Closing):
         self._managers: dict[str, NetworkManager] = {}
         self._lock = RLock()
         self._closed = False
-        self._opened = ExitStack()
         host = open_store(store)
-        self._opened.callback(host.close)
+        self._close_store = host.close
         self._store = host.store
 
     # ---- looking
@@ -78,52 +77,58 @@ class Networks(Mapping[str, NetworkInfo], Closing):
         registered already, and as NetworkManager does.
         """
         name = as_network_name(name)
-        with self._lock:
-            self._check_open()
-            manager = NetworkManager._create(
-                name if bridge is None else bridge,
-                self._store,
-                network=network,
-                name=name,
-                **configuration,
-            )
-            return self._kept(name, manager)
+        return self._created(name, name if bridge is None else bridge, network, configuration)
+
+    @locked
+    def _created(
+        self, name: str, bridge: str, network: Any, configuration: dict[str, Any]
+    ) -> NetworkManager:
+        self._check_open()
+        manager = NetworkManager._create(
+            bridge, self._store, network=network, name=name, **configuration
+        )
+        return self._kept(name, manager)
 
     def open(self, name: str) -> NetworkManager:
         """The manager of a network that is registered; the same one for each call.
 
         Raises NotAllocatedError for a name that is not registered, naming those that are.
         """
-        name = as_network_name(name)
-        with self._lock:
-            self._check_open()
-            manager = self._managers.get(name)
-            if manager is not None and (manager.closed or not manager.registered):
-                del self._managers[name]
-                manager.close()  # its network was removed, and perhaps registered anew
-                manager = None
-            if manager is None:
-                manager = self._kept(name, NetworkManager.open(name, self._store))
-            return manager
+        return self._found(as_network_name(name))
+
+    @locked
+    def _found(self, name: str) -> NetworkManager:
+        self._check_open()
+        manager = self._managers.get(name)
+        if manager is not None and (manager.closed or not manager.registered):
+            manager.close()  # its network was removed, and perhaps registered anew
+            del self._managers[name]
+            manager = None
+        if manager is None:
+            manager = self._kept(name, NetworkManager.open(name, self._store))
+        return manager
 
     def remove(self, name: str) -> None:
         """Take a network out of the store, and what it has in the kernel.
 
         Raises NotAllocatedError, and InUseError while addresses are held or reserved.
         """
-        name = as_network_name(name)
-        with self._lock:
-            self._check_open()
-
-            def change(tx: Transaction) -> None:
-                network = get(tx, name)
-                remove(tx, network)
-                kernel_cleanup(network, self._store)
-
-            self._store.run("remove network", change, durable=True)
-            manager = self._managers.pop(name, None)
+        manager = self._removed(as_network_name(name))
         if manager is not None:
             manager.close()
+
+    @locked
+    def _removed(self, name: str) -> NetworkManager | None:
+        self._check_open()
+
+        def change(tx: Transaction) -> None:
+            network = get(tx, name)
+            remove(tx, network)
+            tx.mark_dirty(network.number)  # where it is cut off the network stays, and is mended
+            kernel_cleanup(network, self._store)
+
+        self._store.run("remove network", change, durable=True)
+        return self._managers.pop(name, None)
 
     # ---- all of them
 
@@ -157,14 +162,18 @@ class Networks(Mapping[str, NetworkInfo], Closing):
                 found[f"network {name} cannot be checked: {failure}"] = None
         return list(found)
 
+    @locked
     def close(self) -> None:
-        """Close the managers that were opened here, and the store; twice is no error."""
-        with self._lock:
-            self._closed = True
-            managers, self._managers = list(self._managers.values()), {}
-            with self._opened, ExitStack() as closing:
-                for manager in managers:
-                    closing.callback(manager.close)
+        """Close the managers that were opened here, and the store; twice is no error.
+
+        One that was interrupted may be called again.
+        """
+        self._closed = True
+        opened = Teardown()
+        opened.push(self._close_store)
+        for manager in self._managers.values():
+            opened.push(manager.close)
+        opened.close()
 
     def _each(self, work: Callable[[NetworkManager], T]) -> dict[str, T]:
         done: dict[str, T] = {}

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -105,7 +106,7 @@ def mend(leasing: LeaseService) -> list[str]:
     else:
         done = [f"rebuilt the bitmaps for: {problem}" for problem in leasing.check()]
         leasing.run("repair", lambda made: rebuild(made.tx))
-    return [*done, f"kernel: {leasing.committer.reconcile()}"]
+    return [*done, f"kernel: {leasing.reconcile()}"]
 
 
 def _replace(
@@ -155,7 +156,7 @@ def _fill(tx: Transaction, found: Salvage, before: int) -> list[str]:
                 f"dropped {len(records[kind]) - len(good)} of {kind.__name__} that belong nowhere"
             )
         if kind is Lease:
-            good = _untwinned([_recount(lease, records[Publication]) for lease in good])
+            good = _untwinned(_recounted(good, records[Publication]))
         tx.table(kind).add(good)
     _advance(tx, "generation", lost_generations(found))
     _advance(tx, "past", max([one.number for one in records[EndedLease]], default=0) + 1)
@@ -168,12 +169,15 @@ def _fill(tx: Transaction, found: Salvage, before: int) -> list[str]:
     return done
 
 
-def _recount(lease: Lease, publications: list[Publication]) -> Lease:
-    """The lease with as many publications as are left of it."""
-    count = sum(
-        (row.network, row.ordinal) == (lease.network, lease.ordinal) for row in publications
-    )
-    return lease._replace(publications=count)
+def _recounted(leases: list[Lease], publications: list[Publication]) -> list[Lease]:
+    """The leases, each with as many publications as are left of it."""
+    counts = Counter((row.network, row.ordinal) for row in publications)
+    return [
+        lease
+        if lease.publications == (count := counts[lease.network, lease.ordinal])
+        else lease._replace(publications=count)
+        for lease in leases
+    ]
 
 
 def _untwinned(leases: list[Lease]) -> list[Lease]:
@@ -198,13 +202,17 @@ def _advance(tx: Transaction, counter: str, first: int) -> None:
 
 def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> list[str]:
     done = []
+    known: dict[int, set[int]] = {}
+    for network, ordinal in held:
+        known.setdefault(network, set()).add(ordinal)
+    for kind in (Reservation, Cooldown):
+        for record in found.records[kind]:
+            known.setdefault(record.network, set()).add(record.ordinal)
     for addresses in all_addresses(tx):
         subnet, number = addresses.subnet, addresses.number
-        known = {ordinal for network, ordinal in held if network == number}
-        for kind in (Reservation, Cooldown):
-            known |= {r.ordinal for r in found.records[kind] if r.network == number}
-        known |= {i for start, stop in subnet.excluded() for i in range(start, stop)}
-        lost = sorted(found.marked.get(f"addresses/{number}", set()) - known)
+        marked = found.marked.get(f"addresses/{number}", set()) - known.get(number, set())
+        never = subnet.excluded()
+        lost = [i for i in sorted(marked) if not any(start <= i < stop for start, stop in never)]
         now = time.time_ns()
         tx.table(Reservation).add(Reservation(number, i, QUARANTINE, now) for i in lost)
         done += [f"{subnet.address(i)} is reserved: {QUARANTINE}" for i in lost]

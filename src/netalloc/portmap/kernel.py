@@ -12,6 +12,7 @@ from netalloc.errors import InUseError, InvalidValueError, NetallocError
 from netalloc.host.conntrack import Flows
 from netalloc.host.links import check_name
 from netalloc.host.netns import HomeNamespace
+from netalloc.locks import holding
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.choice import make_backend, make_forward, network_of
@@ -113,9 +114,7 @@ class KernelMappings:
     def close(self) -> None:
         """Give back what is kept open; the mappings stay in the kernel."""
         self._end_watch()
-        with _serving_lock:
-            if _serving.get(id(self.backend), lambda: None)() is self:
-                del _serving[id(self.backend)]
+        holding(_serving_lock, -1, "", self._end_serving)
         if self._flows is not None:
             self._flows.close()
         self.backend.close()
@@ -130,6 +129,17 @@ class KernelMappings:
         flushes = bool(remove) or any(mapping.protocol == "udp" for mapping in add)
         if flushes and self._flows is not None:
             self._flows.open()  # what the flush needs is there before anything has changed
+        self._apply(add, remove, flushes)
+        if self._stale:
+            self._flush_stale()
+
+    def change(self, add: Sequence[PortMapping], remove: Sequence[PortMapping]) -> None:
+        """The same for a caller that flushes the flows itself, as soon as the change is made."""
+        self._apply(add, remove, False)
+
+    def _apply(
+        self, add: Sequence[PortMapping], remove: Sequence[PortMapping], flushes: bool
+    ) -> None:
         applied = False
         try:
             self.backend.apply(add, remove)
@@ -140,8 +150,6 @@ class KernelMappings:
             if applied or not isinstance(error, Exception):
                 self._undo(add, remove, error, applied=applied)
             raise
-        if self._stale:
-            self._flush_stale()
 
     def present(self) -> list[PortMapping]:
         """What the kernel has now."""
@@ -184,14 +192,20 @@ class KernelMappings:
         return self._watch
 
     def _serve(self) -> None:
-        with _serving_lock:
-            other = _serving.get(id(self.backend), lambda: None)()
-            if other is not None and other is not self:
-                raise InUseError(
-                    f"this {self.backend.name} backend serves another list of mappings: each "
-                    f"would remove the other's; close that one, or make another backend"
-                )
-            _serving[id(self.backend)] = ref(self, _forget(id(self.backend)))
+        holding(_serving_lock, -1, "", self._begin_serving)
+
+    def _begin_serving(self) -> None:
+        other = _serving.get(id(self.backend), lambda: None)()
+        if other is not None and other is not self:
+            raise InUseError(
+                f"this {self.backend.name} backend serves another list of mappings: each "
+                f"would remove the other's; close that one, or make another backend"
+            )
+        _serving[id(self.backend)] = ref(self, _forget(id(self.backend)))
+
+    def _end_serving(self) -> None:
+        if _serving.get(id(self.backend), lambda: None)() is self:
+            del _serving[id(self.backend)]
 
     def _check_home(self) -> None:
         if self._home is not None:

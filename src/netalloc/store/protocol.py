@@ -70,6 +70,9 @@ class Table(Protocol[R]):
     def remove(self, records: Iterable[R]) -> None:
         """Take records out. Raises StoreError where one is not there."""
 
+    def clear(self) -> None:
+        """Take all records out, readable or not."""
+
 
 class Transaction(Protocol):
     """One change of the store, all of it or nothing; nothing else writes meanwhile."""
