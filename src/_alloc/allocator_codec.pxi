@@ -74,6 +74,7 @@ cdef int restore(IPAllocator self, Bitmap bits, bytes times) except -1:
     if times and self.cooling == NULL:
         raise ValueError("addresses cool down although there is no cool-down")
     self.bits = bits
+    choose_way(self)
     if not times:
         return 0
     now = read_clock(self)
