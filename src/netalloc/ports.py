@@ -3,19 +3,20 @@
 A port is held either on every address of the host (the wildcard) or on one. As with sockets,
 the wildcard conflicts with everything of the same protocol and number, and two different
 addresses do not conflict. Per protocol there are four kinds of bitmaps, in which the ordinal
-of a port is its number, whatever the range that it was taken from:
+of a port is its number, whatever the range that it was taken from (in `more` its first digit):
 
     every     ports held on every address
     used      ports held on any address: what a wildcard must keep clear of
     on/<ip>   ports held on that address; one that is taken there must keep clear of `every` too
-    more/<i>  ports of which the number of addresses that hold them, less one, has the binary
-              digit i: so releasing one of a thousand looks at ten bitmaps, not at a thousand
+    more      for each port the number of addresses that hold it, less one, in 32 binary digits:
+              so releasing one of a thousand looks at a word, not at a thousand bitmaps
 
 so that a pick is a search in one bitmap or in two, however many ports are held.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
+from itertools import islice
 from threading import RLock
 from typing import Protocol
 
@@ -25,8 +26,9 @@ from netalloc.locks import locked
 from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
 
 PORTS = range(49153, 65536)
-SIZE = 65536  # of each bitmap
-_NAMED = 8  # host addresses with ports, of which an error looks for the one that it names
+SIZE = 65536  # of each bitmap but `more`
+_DIGITS = 32  # more addresses than that can count, IPv4 does not have
+NAMED = 4  # host addresses that an error names at most
 Probe = Callable[[int, str, IPv4Address | None], bool]
 
 
@@ -49,8 +51,8 @@ class Bitmaps(Protocol):
     def bitmap(self, name: str, size: int) -> Ordinals:
         """The bitmap of that name, made empty when there is none."""
 
-    def names(self, prefix: str) -> Iterable[str]:
-        """The names that begin with the prefix."""
+    def holders(self, port: int, protocol: str) -> Iterable[str]:
+        """Addresses of the host that hold a port, as text; for an error, so a few will do."""
 
     def known(self, name: str) -> bool:
         """Whether there is a bitmap of that name."""
@@ -71,14 +73,27 @@ class MemoryBitmaps:
             found = self._bitmaps[name] = Bitmap(size)
         return found
 
-    def names(self, prefix: str) -> list[str]:
-        return [name for name in self._bitmaps if name.startswith(prefix)]
+    def names(self, prefix: str) -> Iterator[str]:
+        return (name for name in self._bitmaps if name.startswith(prefix))
+
+    def holders(self, port: int, protocol: str) -> list[str]:
+        """None where there are many addresses with ports: each has a bitmap of its own."""
+        prefix = f"ports/{protocol}/on/"
+        names = list(islice(self.names(prefix), NAMED + 1))
+        if len(names) > NAMED:
+            return []
+        return [name[len(prefix) :] for name in names if port in self._bitmaps[name]]
 
     def known(self, name: str) -> bool:
         return name in self._bitmaps
 
     def drop(self, name: str) -> None:
         del self._bitmaps[name]
+
+
+def bitmap_size(name: str) -> int:
+    """How many ordinals the bitmap of that name has."""
+    return SIZE * _DIGITS if name.endswith("/more") else SIZE
 
 
 def as_ports(ports: object) -> range:
@@ -241,12 +256,10 @@ class PortAllocator:
             return "every address"
         if ip is not None:
             return str(ip)
-        prefix = f"ports/{protocol}/on/"
-        names = list(self._bitmaps.names(prefix))
-        if len(names) > _NAMED:
+        on = list(islice(self._bitmaps.holders(port, protocol), NAMED + 1))
+        if not 0 < len(on) <= NAMED:
             return "single addresses of the host, so every address cannot be had"
-        on = [name for name in names if port in self._bitmaps.bitmap(name, SIZE)]
-        return f"{', '.join(name[len(prefix) :] for name in on)}, so every address cannot be had"
+        return f"{', '.join(on)}, so every address cannot be had"
 
     def _free(self, pools: list[Ordinals], cursor: int) -> Iterator[int]:
         """The free ports of the range, once round from the cursor."""
@@ -310,26 +323,30 @@ class PortAllocator:
 
     def _one_more(self, port: int, protocol: str) -> None:
         """Count one more of the addresses that hold a port: a binary counter, carry and all."""
-        digit = self._bitmap(protocol, "more/0")
-        i = 0
-        while port in digit:
-            digit.release(port)
-            i += 1
-            digit = self._bitmap(protocol, f"more/{i}")
-        digit.reserve(port)
+        more = self._more(protocol)
+        digit = port * _DIGITS
+        while digit in more:
+            more.release(digit)
+            digit += 1
+        more.reserve(digit)
 
     def _one_less(self, port: int, protocol: str) -> bool:
         """Count one less; False where that was the only one."""
-        lower: list[Ordinals] = []
-        while self._bitmaps.known(name := f"ports/{protocol}/more/{len(lower)}"):
-            digit = self._bitmaps.bitmap(name, SIZE)
-            if port in digit:
-                digit.release(port)
-                for each in lower:  # a borrow
-                    each.reserve(port)
-                return True
-            lower.append(digit)
-        return False
+        if not self._bitmaps.known(f"ports/{protocol}/more"):
+            return False
+        more = self._more(protocol)
+        digit = first = port * _DIGITS
+        found = more.next_set(first)
+        if found is None or found >= first + _DIGITS:
+            return False
+        more.release(found)
+        while digit < found:  # a borrow
+            more.reserve(digit)
+            digit += 1
+        return True
+
+    def _more(self, protocol: str) -> Ordinals:
+        return self._bitmaps.bitmap(f"ports/{protocol}/more", SIZE * _DIGITS)
 
     def _pools(self, protocol: str, ip: IPv4Address | None) -> list[Ordinals]:
         """What a port must be clear of to be taken there."""
