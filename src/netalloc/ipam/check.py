@@ -8,7 +8,8 @@ from typing import Any
 
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.networks import networks
-from netalloc.ports import MemoryBitmaps, Ordinals, PortAllocator, bitmap_size
+from netalloc.port_bitmaps import MemoryBitmaps, Ordinals, bitmap_size
+from netalloc.ports import PortAllocator
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     Cooldown,

@@ -8,7 +8,8 @@ from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, OutOfRangeError, StoreError
 from netalloc.ipam.change import Change
 from netalloc.model import PortMapping, PortRequest
-from netalloc.ports import NAMED, SIZE, Ordinals, PortAllocator, Probe
+from netalloc.port_bitmaps import NAMED, SIZE, Ordinals
+from netalloc.ports import PortAllocator, Probe
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Lease, Publication
 

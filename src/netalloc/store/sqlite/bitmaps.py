@@ -6,8 +6,8 @@ from netalloc.store.sqlite.connection import REPAIR, Connection
 from netalloc.store.sqlite.leaf_bitmap import LeafBitmap
 from netalloc.store.sqlite.schema import checksum
 
-# Both look for what a search in the index of names may miss: 60 ns a bitmap.
-_COUNT = "SELECT count(*), total(name = ?) FROM bitmap NOT INDEXED"
+# They show what a search in the index of names may miss; counting takes 6 ns a bitmap.
+_COUNT = "SELECT count(*) FROM bitmap"
 _ANY_LEAF = "SELECT 1 FROM leaf WHERE name = ? LIMIT 1"
 
 
@@ -137,10 +137,10 @@ class SqliteBitmaps:
         """
         if self.expected is None or name in self._dropped:
             return
-        count, same = self._connection.rows(_COUNT, (name,))[0]
-        if count != self.expected or same or self._connection.rows(_ANY_LEAF, (name,)):
+        leaf, ((count,),) = self._connection.rows(_ANY_LEAF, (name,)), self._connection.rows(_COUNT)
+        if leaf or count != self.expected:
             raise StoreError(
-                f"bitmap {name} is not found, with {self.expected} of them expected; {REPAIR}"
+                f"bitmap {name} is not found; {count} of {self.expected} are there; {REPAIR}"
             )
 
     def _read(self, name: str) -> LeafBitmap | None:
