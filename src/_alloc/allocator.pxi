@@ -449,13 +449,14 @@ cdef list acquire_many(IPAllocator self, word n, double now):
 cdef object acquire_block(IPAllocator self, word n):
     cdef double now = now_if_cooling(self)
     cdef word first
+    cdef word more = STEP
     cdef Tree *t = &self.bits.tree
     address = blank_address(self.v4)
     while True:
         expire(self, now, STEP)
-        if not next_run(t, n, &first):
-            expire(self, now, ALL)
-            if not next_run(t, n, &first):
+        while not next_run(t, n, &first):
+            more *= 4               # as few as it takes, and few searches
+            if not expire(self, now, more):
                 raise ExhaustedError(
                     f"no {n} in a row are free, of the {capacity_of(self)} of {network_of(self)}"
                 )

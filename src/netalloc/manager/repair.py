@@ -203,8 +203,10 @@ def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> 
         known = {ordinal for network, ordinal in held if network == number}
         for kind in (Reservation, Cooldown):
             known |= {r.ordinal for r in found.records[kind] if r.network == number}
-        known |= {i for start, stop in subnet.excluded() for i in range(start, stop)}
-        lost = sorted(found.marked.get(f"addresses/{number}", set()) - known)
+        marked = found.marked.get(f"addresses/{number}", set()) - known
+        for start, stop in subnet.excluded():
+            marked.difference_update(range(start, stop))
+        lost = sorted(marked)
         now = time.time_ns()
         tx.table(Reservation).add(Reservation(number, i, QUARANTINE, now) for i in lost)
         done += [f"{subnet.address(i)} is reserved: {QUARANTINE}" for i in lost]
