@@ -1,8 +1,11 @@
 """Cool-down: a released address rests before it is given again."""
 
+import random
 import time
 from array import array
 from collections.abc import Callable
+from ipaddress import IPv4Address, IPv6Address
+from itertools import takewhile
 
 import pytest
 
@@ -236,3 +239,28 @@ def test_a_clock_that_runs_backwards(allocator: IPAllocator, clock: Clock) -> No
     clock.now += 20
     assert allocator.available == 2
     allocator._check()
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_available_counts_those_that_have_cooled(clock: Clock, backwards: bool) -> None:
+    """Beside a list, while any of them is taken out of the middle."""
+    chance = random.Random(20)
+    allocator = IPAllocator("10.0.0.1/25", cooldown=10, clock=clock)
+    held = allocator.acquire_many(125)
+    cooling: list[tuple[IPv4Address | IPv6Address, float]] = []
+    for _ in range(4000):
+        clock.now += chance.choice((0, 0, 0.25, 1))
+        if backwards and chance.random() < 0.02:
+            clock.now -= 7
+        if held and chance.random() < 0.6:
+            ip = held.pop(chance.randrange(len(held)))
+            allocator.release(ip)
+            cooling.append((ip, clock.now + 10))
+        elif cooling:
+            ip, _ = cooling.pop(chance.randrange(len(cooling)))
+            allocator.reserve(ip, allow_cooling=True)
+            held.append(ip)
+        if chance.random() < 0.5:
+            ready = list(takewhile(lambda one: one[1] <= clock.now, cooling))
+            assert allocator.available == len(ready)
+        allocator._check()

@@ -16,7 +16,7 @@ ROWS = (
     {"errors"},
     {"_alloc", "locks", "closing"},
     {"values"},
-    {"family", "model"},
+    {"family", "model", "port_bitmaps"},
     {"host"},
     {"portmap", "store", "ports"},
     {"ipam"},

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
-from netalloc.ports import PORTS, MemoryBitmaps, PortAllocator
+from netalloc.port_bitmaps import MemoryBitmaps
+from netalloc.ports import PORTS, PortAllocator
 
 ADDRESSES = st.sampled_from([None, "10.0.0.1", "10.0.0.2", IPv4Address("10.0.0.3")])
 PROTOCOLS = st.sampled_from(["tcp", "udp", "sctp"])
@@ -219,6 +220,41 @@ def test_an_error_says_on_which_address_a_port_is_held():
         allocator.reserve(80, "udp", "10.0.0.2")
 
 
+class Host:
+    """A probe that can be asked for all that it refuses, and counts how often it is asked."""
+
+    def __init__(self, foreign):
+        self.foreign, self.asked, self.looked = frozenset(foreign), 0, 0
+
+    def __call__(self, port, protocol, host_ip):
+        self.asked += 1
+        return port not in self.foreign
+
+    def refused(self, protocol, host_ip):
+        self.looked += 1
+        return self.foreign
+
+
+@pytest.mark.parametrize(
+    "ports", [range(8000, 12000), range(12000, 8000, -1), range(8000, 12000, 3)], ids=str
+)
+def test_the_hosts_ports_are_looked_at_once_and_the_pick_alone_is_tried(ports):
+    free = set(ports[-20:-9])
+    host = Host(port for port in ports if port not in free)
+    allocator = PortAllocator(ports, probe=host)
+    assert allocator.acquire() == ports[-20]
+    assert (host.asked, host.looked) == (9, 1)
+    allocator = PortAllocator(ports, probe=host)
+    assert allocator.acquire_block(10) == ports[-20:-10]
+    assert host.asked < 60 and host.looked == 2
+    allocator = PortAllocator(ports, probe=host)
+    assert set(allocator.acquire_many(len(free))) == free
+    host.asked = 0
+    with pytest.raises(ExhaustedError, match=rf"\({len(ports) - len(free)} more are in use"):
+        allocator.acquire()
+    assert host.asked == 8 and host.looked == 4
+
+
 def test_what_a_thousand_addresses_hold_costs_no_other_call():
     class Counted(MemoryBitmaps):
         asked = 0
@@ -247,7 +283,7 @@ def test_what_a_thousand_addresses_hold_costs_no_other_call():
     ):
         bitmaps.asked = 0
         step()
-        assert bitmaps.asked < 30  # ten digits, and a few besides
+        assert bitmaps.asked < 8
 
 
 def test_a_port_is_free_when_the_last_of_its_addresses_is():

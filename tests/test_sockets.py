@@ -190,6 +190,17 @@ def test_all_bound_ports_at_once():
         assert can_bind(5400, "tcp", OTHER, count=100)
         assert can_bind(5433, count=100)
         assert can_bind(5400, "udp", count=100)
+        mapped = stack.enter_context(listener("tcp", "::ffff:127.0.0.2", 7000, socket.AF_INET6))
+        stack.enter_context(listener("tcp", "::", 8000, socket.AF_INET6))
+        only = stack.enter_context(socket.socket(socket.AF_INET6))
+        only.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        only.bind(("::", 9000))
+        only.listen()
+        for ip in (None, LOOPBACK, OTHER, FOREIGN):
+            refused = {port for port in range(1, 9001) if not can_bind(port, "tcp", ip)}
+            assert sockets.ports_in_the_way("tcp", ip) == refused
+        assert sockets.ports_in_the_way("udp", LOOPBACK) == {53}
+        assert mapped.getsockname()[1] in sockets.ports_in_the_way("tcp", OTHER)
     assert sockets.bound_ports() == sockets.bound_ports("udp") == frozenset()
 
 

@@ -74,6 +74,7 @@ cdef int restore(IPAllocator self, Bitmap bits, bytes times) except -1:
     if times and self.cooling == NULL:
         raise ValueError("addresses cool down although there is no cool-down")
     self.bits = bits
+    choose_way(self)
     if not times:
         return 0
     now = read_clock(self)
@@ -116,6 +117,8 @@ cdef int check_allocator(IPAllocator self) except -1:
         last = self.cooling.at[place].ordinal
         assert queue_find(self.cooling, last) == place, f"{entry} is not found: {state}"
         n += 1
+        if n == self.cooling.known and not self.cooling.backward:
+            assert self.cooling.ready == place, f"{entry} is not the last one ready: {state}"
         before, place = place, self.cooling.at[place].after
     assert n == self.cooling.count, f"{n} are cooling: {state}"
     excluded = self.size - capacity_of(self)

@@ -27,14 +27,17 @@ cdef inline double now_if_cooling(IPAllocator self) except? -1:
     """The time; before all times when nothing cools, for what may begin to in between."""
     return -INFINITY if nothing_cools(self) else read_clock(self)
 
-cdef int expire(IPAllocator self, double now, word most) except -1:
+cdef bint expire(IPAllocator self, double now, word most) except -1:
+    """Take back up to `most` of those that are ready; whether there was one."""
+    cdef uint32_t count
     if nothing_cools(self):
-        return 0
+        return False
+    count = self.cooling.count
     if expire_cooldowns(
         &self.bits.tree, &self.unavailable.tree, self.cooling, now, most
     ) != OK:
         raise MemoryError
-    return 0
+    return self.cooling.count != count
 
 cdef int expire_for(IPAllocator self, double now, word n) except -1:
     """Take back a few, and as many more as n free addresses need; refuse if that is too few."""

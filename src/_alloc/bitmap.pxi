@@ -35,6 +35,49 @@ cdef int refuse_acquire(Bitmap self, Status status) except -1:
     raise ExhaustedError(f"all {self.size} are taken")
 
 
+# ---- taking
+
+cdef inline void *quick_ordinal(Bitmap self) noexcept:
+    """Take the next ordinal; NULL, with nothing changed, asks for the long way."""
+    cdef word i, before
+    cdef void *ordinal
+    if unlikely(not take_within_word(&self.tree, &i, &before)):
+        return last_of_word(&self.tree, 0)
+    ordinal = new_int(i)
+    if unlikely(ordinal == NULL):
+        PyErr_Clear()
+        return_to_word(&self.tree, i, before)
+    return ordinal
+
+cdef void *last_of_word(Tree *t, word offset) noexcept:
+    """The same where a word ends, once for 64: kept out of the quick way."""
+    cdef Status status = OK
+    cdef void *number
+    cdef word i
+    if t == &NO_TREE:
+        return NULL
+    i = tree_next(t, &status)
+    if status != OK:
+        return NULL
+    number = new_int(offset + i)
+    if unlikely(number == NULL):
+        PyErr_Clear()
+    else:
+        tree_take(t, i)
+    return number
+
+@cython.critical_section
+cdef object acquire_next(Bitmap self):
+    """Take the next ordinal, wherever it is."""
+    cdef Status status = OK
+    cdef word i = tree_next(&self.tree, &status)
+    if status != OK:
+        refuse_acquire(self, status)
+    ordinal = from_word(i)
+    tree_take(&self.tree, i)
+    return ordinal
+
+
 @cython.final
 cdef class Bitmap:
     """A set of ordinals 0..size-1 that hands out the next free one; size up to 2**64.
@@ -71,20 +114,17 @@ cdef class Bitmap:
 
     # ---- one ordinal
 
-    @cython.critical_section
     def acquire(self):
         """Take the first free ordinal at or after the cursor, from 0 on after the last.
 
         Raises ExhaustedError.
         """
-        cdef Status status = OK
-        cdef word i = tree_next(&self.tree, &status)
-        if unlikely(status != OK):
-            refuse_acquire(self, status)
-        cdef void *ordinal = new_int(i)
+        cdef Section section
+        enter(&section, <void *>self)
+        cdef void *ordinal = quick_ordinal(self)
+        leave(&section)
         if unlikely(ordinal == NULL):
-            raise MemoryError
-        tree_take(&self.tree, i)
+            return acquire_next(self)
         return owned(ordinal)
 
     @cython.critical_section

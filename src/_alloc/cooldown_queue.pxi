@@ -16,15 +16,26 @@ cdef struct Queue:
     uint32_t room        # places but for the head
     uint32_t count
     uint32_t free        # a chain of places, ended by 0
+    uint32_t ready       # the last place of those known to be ready, or 0, ...
+    uint32_t known       # how many they are, from the oldest on, ...
+    double at_time       # and when that was: so no call walks over one again
+    bint backward        # whether the clock ran so since it was empty: nothing is known then
+
+cdef double BEFORE_ALL = -1.7976931348623157e308
 
 cdef enum:
     QUEUE_FIRST = 32             # places of the first growth
     QUEUE_MOST = 1073741824      # places in all
 
 cdef inline uint32_t queue_slot(Queue *q, word ordinal) noexcept nogil:
-    """Where the table's search for an ordinal begins: the top bits of a product, all mixed in."""
-    cdef word mixed = (ordinal ^ ordinal >> 32) * <word>0x9E3779B97F4A7C15
-    return <uint32_t>(mixed >> (clz(2 * <word>q.room) + 1))
+    """Where the table's search for an ordinal begins: the top bits of a product, all mixed in.
+
+    Sixteen neighbours share a cache line: where a million cool that halves a release, as what
+    is released together lies together.
+    """
+    cdef word line = ordinal >> 4
+    cdef word mixed = (line ^ line >> 32) * <word>0x9E3779B97F4A7C15
+    return <uint32_t>(mixed >> (clz(2 * <word>q.room) + 5) << 4 | (ordinal & 15))
 
 cdef inline uint32_t queue_next(Queue *q, uint32_t slot) noexcept nogil:
     return (slot + 1) & (2 * q.room - 1)
@@ -87,6 +98,11 @@ cdef void queue_add(Queue *q, word ordinal, double ready) noexcept nogil:
     q.free = entry.after
     entry.ordinal, entry.ready = ordinal, ready
     entry.after, entry.before = 0, q.at[0].before
+    if q.count == 0:
+        q.ready = q.known = 0
+        q.at_time, q.backward = BEFORE_ALL, False
+    elif ready <= q.at_time or ready < q.at[entry.before].ready:
+        q.backward = True
     q.at[entry.before].after = place
     q.at[0].before = place
     q.count += 1
@@ -96,6 +112,10 @@ cdef void queue_remove(Queue *q, uint32_t place) noexcept nogil:
     """Take one out, and all of the memory back with the last."""
     cdef Cooling *entry = q.at + place
     cdef uint32_t hole = queue_slot(q, entry.ordinal), slot, home, mask = 2 * q.room - 1
+    if q.known and entry.ready <= q.at_time:
+        q.known -= 1
+        if place == q.ready:
+            q.ready = entry.before
     q.at[entry.before].after = entry.after
     q.at[entry.after].before = entry.before
     while q.table[hole] != place:
@@ -126,13 +146,17 @@ cdef inline uint32_t queue_oldest(Queue *q) noexcept nogil:
     return q.at[0].after if q.count else 0
 
 cdef word queue_ready(Queue *q, double now) noexcept nogil:
-    """How many at the front are ready; a step for each."""
-    cdef word n = 0
-    cdef uint32_t place = queue_oldest(q)
+    """How many at the front are ready; a step for each that has become so since the last call."""
+    cdef uint32_t place
+    if q.backward or now < q.at_time:
+        q.ready = q.known = 0
+    q.at_time = now
+    place = q.at[q.ready].after if q.count else 0
     while place and q.at[place].ready <= now:
-        n += 1
+        q.known += 1
+        q.ready = place
         place = q.at[place].after
-    return n
+    return q.known
 
 cdef Py_ssize_t queue_bytes(Queue *q) noexcept nogil:
     return <Py_ssize_t>q.room * (sizeof(Cooling) + 2 * sizeof(uint32_t))

@@ -21,12 +21,12 @@ ctypedef uint64_t word
 
 cdef extern from *:
     """
-    #define na_ctz(x) __builtin_ctzll(x)
+    #define na_ctz(x) ((unsigned)__builtin_ctzll(x))     /* zero-extended for nothing */
     #define na_clz(x) __builtin_clzll(x)
     #define na_popcount(x) __builtin_popcountll(x)
     #define NA_ALL (~(uint64_t)0)
     """
-    int ctz "na_ctz"(word) noexcept nogil
+    unsigned int ctz "na_ctz"(word) noexcept nogil
     int clz "na_clz"(word) noexcept nogil
     int popcount "na_popcount"(word) noexcept nogil
     word ALL "NA_ALL"            # a macro: the compiler folds it, a module variable it must load
@@ -503,3 +503,34 @@ cdef inline void tree_take(Tree *t, word i) noexcept nogil:
             collapse(t, i)
     if unlikely(i == t.stop):
         move_cursor(t, i)
+
+
+# ---- the quick way: a word in which more than one is left has no end to look after
+
+cdef inline bint take_within_word(Tree *t, word *taken, word *before) noexcept nogil:
+    """Take the next ordinal if another one is free behind it in its word; 2 ns.
+
+    `before` is where the cursor was, so that return_to_word can undo it.
+    """
+    cdef Node *leaf = t.leaf
+    cdef word i = t.cursor
+    cdef word *at = &leaf.at.words[(i >> 6) & 63]
+    cdef word free = ~at[0] & (ALL << (i & 63))
+    cdef word left = free & (free - 1)
+    if unlikely(left == 0):
+        return False
+    before[0] = i
+    i = (i & ~<word>63) | <word>ctz(free)
+    at[0] |= free ^ left
+    leaf.mixed += 1
+    t.used += 1
+    t.cursor = i + 1
+    taken[0] = i
+    return True
+
+cdef void return_to_word(Tree *t, word taken, word before) noexcept nogil:
+    """As it was before take_within_word."""
+    t.leaf.at.words[(taken >> 6) & 63] &= ~(<word>1 << (taken & 63))
+    t.leaf.mixed -= 1
+    t.used -= 1
+    t.cursor = before

@@ -3,82 +3,39 @@
 A port is held either on every address of the host (the wildcard) or on one. As with sockets,
 the wildcard conflicts with everything of the same protocol and number, and two different
 addresses do not conflict. Per protocol there are four kinds of bitmaps, in which the ordinal
-of a port is its number, whatever the range that it was taken from:
+of a port is its number, whatever the range that it was taken from (in `more` its first digit):
 
     every     ports held on every address
     used      ports held on any address: what a wildcard must keep clear of
     on/<ip>   ports held on that address; one that is taken there must keep clear of `every` too
-    more/<i>  ports of which the number of addresses that hold them, less one, has the binary
-              digit i: so releasing one of a thousand looks at ten bitmaps, not at a thousand
+    more      for each port the number of addresses that hold it, less one, in 32 binary digits:
+              so releasing one of a thousand looks at a word, not at a thousand bitmaps
 
 so that a pick is a search in one bitmap or in two, however many ports are held.
 """
 
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
+from itertools import islice
 from threading import RLock
-from typing import Protocol
 
-from netalloc._alloc import Bitmap
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
+from netalloc.port_bitmaps import (
+    DIGITS,
+    NAMED,
+    SIZE,
+    Bitmaps,
+    MemoryBitmaps,
+    Ordinals,
+    bitmap_of,
+    next_free,
+)
 from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
 
 PORTS = range(49153, 65536)
-SIZE = 65536  # of each bitmap
-_NAMED = 8  # host addresses with ports, of which an error looks for the one that it names
+_REFUSALS = 8  # of the probe, from which a look at all that it refuses is cheaper: 2 µs each
 Probe = Callable[[int, str, IPv4Address | None], bool]
-
-
-class Ordinals(Protocol):
-    """What is asked of a bitmap; netalloc.Bitmap has it, and so has one that lives in a store."""
-
-    cursor: int
-
-    def reserve(self, ordinal: int, /) -> None: ...
-    def release(self, ordinal: int, /) -> None: ...
-    def next_free(self, start: int, /) -> int | None: ...
-    def next_set(self, start: int, /) -> int | None: ...
-    def __contains__(self, ordinal: int, /) -> bool: ...
-    def __len__(self) -> int: ...
-
-
-class Bitmaps(Protocol):
-    """Where bitmaps are kept by name."""
-
-    def bitmap(self, name: str, size: int) -> Ordinals:
-        """The bitmap of that name, made empty when there is none."""
-
-    def names(self, prefix: str) -> Iterable[str]:
-        """The names that begin with the prefix."""
-
-    def known(self, name: str) -> bool:
-        """Whether there is a bitmap of that name."""
-
-    def drop(self, name: str) -> None:
-        """Forget the bitmap of that name."""
-
-
-class MemoryBitmaps:
-    """Bitmaps in a dict."""
-
-    def __init__(self) -> None:
-        self._bitmaps: dict[str, Bitmap] = {}
-
-    def bitmap(self, name: str, size: int) -> Bitmap:
-        found = self._bitmaps.get(name)
-        if found is None:
-            found = self._bitmaps[name] = Bitmap(size)
-        return found
-
-    def names(self, prefix: str) -> list[str]:
-        return [name for name in self._bitmaps if name.startswith(prefix)]
-
-    def known(self, name: str) -> bool:
-        return name in self._bitmaps
-
-    def drop(self, name: str) -> None:
-        del self._bitmaps[name]
 
 
 def as_ports(ports: object) -> range:
@@ -136,15 +93,15 @@ class PortAllocator:
         pools = self._pools(protocol, ip)
         used = self._bitmap(protocol, "used")
         picked: list[int] = []
-        foreign = 0
+        asked = _Asked(self.probe, protocol, ip)
         for port in self._free(pools, used.cursor) if n else ():
-            if self.probe is not None and not self.probe(port, protocol, ip):
-                foreign += 1
+            if asked.refuses(port, pools):
                 continue
             picked.append(port)
             if len(picked) == n:
                 break
         if len(picked) < n:
+            foreign = asked.foreign(self.ports, self._pools(protocol, ip))
             raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
         self._hold(picked, protocol, ip)
         if picked:
@@ -168,10 +125,11 @@ class PortAllocator:
         n = as_int(n, "block of", 1, len(self.ports))
         pools = self._pools(protocol, ip)
         used = self._bitmap(protocol, "used")
+        asked = _Asked(self.probe, protocol, ip)
         first = self.ports.index(self._clamp(used.cursor))
-        index = self._gap(pools, first, n, protocol, ip)
+        index = self._gap(pools, first, n, asked)
         if index is None:
-            index = self._gap(pools, 0, n, protocol, ip)
+            index = self._gap(pools, 0, n, asked)
         if index is None:
             raise self._exhausted(f"{n} adjacent ", protocol, ip)
         block = self.ports[index : index + n]
@@ -241,22 +199,20 @@ class PortAllocator:
             return "every address"
         if ip is not None:
             return str(ip)
-        prefix = f"ports/{protocol}/on/"
-        names = list(self._bitmaps.names(prefix))
-        if len(names) > _NAMED:
+        on = list(islice(self._bitmaps.holders(port, protocol), NAMED + 1))
+        if not 0 < len(on) <= NAMED:
             return "single addresses of the host, so every address cannot be had"
-        on = [name for name in names if port in self._bitmaps.bitmap(name, SIZE)]
-        return f"{', '.join(name[len(prefix) :] for name in on)}, so every address cannot be had"
+        return f"{', '.join(on)}, so every address cannot be had"
 
     def _free(self, pools: list[Ordinals], cursor: int) -> Iterator[int]:
         """The free ports of the range, once round from the cursor."""
         start = self._clamp(cursor)
         if self.ports.step == 1:
             for begin, end in ((start, self.ports.stop), (self.ports[0], start)):
-                port = _next_free(pools, begin)
+                port = next_free(pools, begin)
                 while port is not None and port < end:
                     yield port
-                    port = _next_free(pools, port + 1)
+                    port = next_free(pools, port + 1)
             return
         index = self.ports.index(start)
         for part in (self.ports[index:], self.ports[:index]):
@@ -264,20 +220,19 @@ class PortAllocator:
                 if not any(port in pool for pool in pools):
                     yield port
 
-    def _gap(
-        self, pools: list[Ordinals], index: int, n: int, protocol: str, ip: IPv4Address | None
-    ) -> int | None:
+    def _gap(self, pools: list[Ordinals], index: int, n: int, asked: "_Asked") -> int | None:
         """Where in the range n free ports in a row begin, at or after an index."""
         while index + n <= len(self.ports):
             block = self.ports[index : index + n]
             last = self._last_held(pools, block)
             if last is None:
-                last = self._last_refused(block, protocol, ip)
+                # The next gap begins behind the last one that is refused.
+                last = next((port for port in reversed(block) if asked.refuses(port, pools)), None)
                 if last is None:
                     return index
             index = self.ports.index(last) + 1
             if self.ports.step == 1:  # over all that is held, in one step
-                free = _next_free(pools, last + 1)
+                free = next_free(pools, last + 1)
                 if free is None or free not in self.ports:
                     return None
                 index = self.ports.index(free)
@@ -289,14 +244,6 @@ class PortAllocator:
             first = min([port for port in held if port is not None], default=SIZE)
             return first if first <= block[-1] else None
         return next((port for port in reversed(block) if any(port in pool for pool in pools)), None)
-
-    def _last_refused(self, block: range, protocol: str, ip: IPv4Address | None) -> int | None:
-        """The last port that the probe refuses: the next gap begins behind it."""
-        if self.probe is not None:
-            for port in reversed(block):
-                if not self.probe(port, protocol, ip):
-                    return port
-        return None
 
     def _hold(self, ports: Iterable[int], protocol: str, ip: IPv4Address | None) -> None:
         used = self._bitmap(protocol, "used")
@@ -310,26 +257,30 @@ class PortAllocator:
 
     def _one_more(self, port: int, protocol: str) -> None:
         """Count one more of the addresses that hold a port: a binary counter, carry and all."""
-        digit = self._bitmap(protocol, "more/0")
-        i = 0
-        while port in digit:
-            digit.release(port)
-            i += 1
-            digit = self._bitmap(protocol, f"more/{i}")
-        digit.reserve(port)
+        more = self._more(protocol)
+        digit = port * DIGITS
+        while digit in more:
+            more.release(digit)
+            digit += 1
+        more.reserve(digit)
 
     def _one_less(self, port: int, protocol: str) -> bool:
         """Count one less; False where that was the only one."""
-        lower: list[Ordinals] = []
-        while self._bitmaps.known(name := f"ports/{protocol}/more/{len(lower)}"):
-            digit = self._bitmaps.bitmap(name, SIZE)
-            if port in digit:
-                digit.release(port)
-                for each in lower:  # a borrow
-                    each.reserve(port)
-                return True
-            lower.append(digit)
-        return False
+        if not self._bitmaps.known(f"ports/{protocol}/more"):
+            return False
+        more = self._more(protocol)
+        digit = first = port * DIGITS
+        found = more.next_set(first)
+        if found is None or found >= first + DIGITS:
+            return False
+        more.release(found)
+        while digit < found:  # a borrow
+            more.reserve(digit)
+            digit += 1
+        return True
+
+    def _more(self, protocol: str) -> Ordinals:
+        return self._bitmaps.bitmap(f"ports/{protocol}/more", SIZE * DIGITS)
 
     def _pools(self, protocol: str, ip: IPv4Address | None) -> list[Ordinals]:
         """What a port must be clear of to be taken there."""
@@ -367,16 +318,30 @@ class PortAllocator:
         return ExhaustedError(f"no {what}free {protocol} port on {where} is left in {span}{others}")
 
 
-def _next_free(pools: list[Ordinals], start: int) -> int | None:
-    """The first number from start on that is free in all of the bitmaps."""
-    while start < SIZE:
-        found = start
-        for pool in pools:
-            free = pool.next_free(found)
-            if free is None:
-                return None
-            found = free
-        if len(pools) == 1 or found == start:
-            return found
-        start = found
-    return None
+class _Asked:
+    """What the probe says of one call's candidates.
+
+    One that has `refused` (see HostProbe) is not asked about every port that the host has in use:
+    from some refusals on these are looked up at once, and passed over like ports that are held.
+    """
+
+    def __init__(self, probe: Probe | None, protocol: str, ip: IPv4Address | None) -> None:
+        self._probe, self._protocol, self._ip = probe, protocol, ip
+        self._refused: set[int] = set()
+        self._known: frozenset[int] = frozenset()
+
+    def refuses(self, port: int, pools: list[Ordinals]) -> bool:
+        """Whether the port is not to be had; the pools get what else is not."""
+        if self._probe is None or self._probe(port, self._protocol, self._ip):
+            return False
+        self._refused.add(port)
+        look = getattr(self._probe, "refused", None)
+        if look is not None and len(self._refused) == _REFUSALS:
+            self._known = look(self._protocol, self._ip)
+            pools.append(bitmap_of(self._known))
+        return True
+
+    def foreign(self, ports: range, pools: list[Ordinals]) -> int:
+        """How many ports of the range are free but for the probe, as far as it was asked."""
+        known = [port for port in self._known - self._refused if port in ports]
+        return len(self._refused) + sum(not any(port in pool for pool in pools) for port in known)

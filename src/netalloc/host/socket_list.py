@@ -19,6 +19,10 @@ _ID_SIZE = 48
 _MESSAGE = struct.Struct("=BBxx")  # struct inet_diag_msg, likewise
 _REST = struct.Struct("=IIIII")  # expires, two queues, user, inode, behind the id
 _ONLY_IPV6 = 11  # INET_DIAG_SKV6ONLY
+_PORT, _IPV4, _IPV6 = slice(4, 6), slice(8, 12), slice(8, 24)  # of a message
+_MAPPED, _MAPPED_IPV4 = slice(8, 20), slice(20, 24)
+_MAPPED_PREFIX = bytes(10) + b"\xff\xff"
+_NO_ADDRESS = bytes(4)
 _ABSENT = (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL, errno.EPROTONOSUPPORT)
 
 
@@ -38,6 +42,41 @@ def listed(protocol: str, port: int = 0) -> Iterator[ListedSocket]:
 
     None where the kernel cannot list those of the protocol. Raises CommandError.
     """
+    return (found for body in _answers(protocol, port) if (found := _parse(body)).port)
+
+
+def listed_ports(protocol: str) -> set[int]:
+    """The ports that they hold, at whatever address: about 1.5 µs a socket."""
+    ports = {int.from_bytes(body[_PORT], "big") for body in _answers(protocol)}
+    ports.discard(0)
+    return ports
+
+
+def covered_ports(protocol: str, host_ip: IPv4Address | None) -> set[int]:
+    """Of these ports, those that one of the sockets excludes others from at an address.
+
+    None is every address of IPv4. About 1.5 µs a socket.
+    """
+    own = _NO_ADDRESS if host_ip is None else host_ip.packed
+    ports = set()
+    for body in _answers(protocol):
+        if body[0] == _FAMILIES[0]:
+            address = body[_IPV4]
+        elif body[_IPV6] == bytes(16):
+            if _only_ipv6(body):
+                continue
+            address = _NO_ADDRESS
+        elif body[_MAPPED] == _MAPPED_PREFIX:
+            address = body[_MAPPED_IPV4]
+        else:
+            continue
+        if own == _NO_ADDRESS or address in (own, _NO_ADDRESS):
+            ports.add(int.from_bytes(body[_PORT], "big"))
+    ports.discard(0)
+    return ports
+
+
+def _answers(protocol: str, port: int = 0) -> Iterator[bytes]:
     source = port.to_bytes(2, "big") + bytes(_ID_SIZE - 2)
     with explaining("a list of the sockets of this host"):
         netlink = NetlinkSocket(_NETLINK_SOCK_DIAG)
@@ -50,7 +89,7 @@ def listed(protocol: str, port: int = 0) -> Iterator[ListedSocket]:
                     if error.errno not in _ABSENT:
                         raise
                     continue
-                yield from (found for body in bodies if (found := _parse(body)).port)
+                yield from bodies
         finally:
             netlink.close()
 
@@ -62,6 +101,10 @@ def _parse(body: bytes) -> ListedSocket:
     address = body[start + 4 : start + 20]
     rest = start + _ID_SIZE
     _, _, _, uid, inode = _REST.unpack_from(body, rest)
-    only = attributes(body, rest + _REST.size).get(_ONLY_IPV6, b"\0") != b"\0"
     ip = IPv4Address(address[:4]) if family == _FAMILIES[0] else IPv6Address(address)
-    return ListedSocket(ip, port, state == _LISTEN, only, uid, inode)
+    return ListedSocket(ip, port, state == _LISTEN, _only_ipv6(body), uid, inode)
+
+
+def _only_ipv6(body: bytes) -> bool:
+    start = _MESSAGE.size + _ID_SIZE + _REST.size
+    return attributes(body, start).get(_ONLY_IPV6, b"\0") != b"\0"

@@ -14,7 +14,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from netalloc.errors import ExhaustedError, InUseError, NetallocError
-from netalloc.host.socket_list import ListedSocket, listed
+from netalloc.host.socket_list import ListedSocket, covered_ports, listed, listed_ports
 
 logger = logging.getLogger(__name__)
 
@@ -51,10 +51,10 @@ def can_bind(
     not bind a port, and thus cannot know. About 10 µs for each of `count` ports from `port`
     on; a block that meets a listener ends sooner.
     """
-    if count > _LOOK_FROM and not bound_ports(protocol).isdisjoint(range(port, port + count)):
-        some = range(port, port + count)
-        if any(number in some for number, _ in _in_the_way(protocol, host_ip)):
-            return False
+    if count > _LOOK_FROM and not ports_in_the_way(protocol, host_ip).isdisjoint(
+        range(port, port + count)
+    ):
+        return False
     for number in range(port, port + count):
         try:
             bound = _bind(number, protocol, host_ip, reuse=True)
@@ -74,7 +74,15 @@ def bound_ports(protocol: str = "tcp") -> frozenset[int]:
     to try its candidate alone. Connected tcp sockets are left out, and before Linux 6.8 those
     that are bound only. Two questions to the kernel, about a millisecond.
     """
-    return frozenset(one.port for one in listed(protocol))
+    return frozenset(listed_ports(protocol))
+
+
+def ports_in_the_way(protocol: str = "tcp", host_ip: IPv4Address | None = None) -> frozenset[int]:
+    """Of these ports, those that can_bind would refuse at an address; None is every address.
+
+    A port that is not among them may still be refused: see `bound_ports`.
+    """
+    return frozenset(covered_ports(protocol, host_ip))
 
 
 def listener(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = None) -> str | None:

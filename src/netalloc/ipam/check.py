@@ -8,7 +8,8 @@ from typing import Any
 
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.networks import networks
-from netalloc.ports import SIZE, MemoryBitmaps, Ordinals, PortAllocator
+from netalloc.port_bitmaps import MemoryBitmaps, Ordinals, bitmap_size
+from netalloc.ports import PortAllocator
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     Cooldown,
@@ -77,8 +78,9 @@ def rebuild_ports(tx: Transaction) -> None:
     for name in list(tx.names(_PORTS)):
         tx.drop(name)
     for name in wanted.names(_PORTS):
-        bitmap = tx.bitmap(name, SIZE)
-        for port in set_bits(wanted.bitmap(name, SIZE)):
+        size = bitmap_size(name)
+        bitmap = tx.bitmap(name, size)
+        for port in set_bits(wanted.bitmap(name, size)):
             bitmap.reserve(port)
 
 
@@ -183,7 +185,8 @@ def _ports(tx: Transaction) -> Iterator[str]:
     yield from twice
     names = set(wanted.names(_PORTS)) | set(tx.names(_PORTS))
     for name in sorted(names):
-        should, does = wanted.bitmap(name, SIZE), tx.bitmap(name, SIZE)
+        size = bitmap_size(name)
+        should, does = wanted.bitmap(name, size), tx.bitmap(name, size)
         off = sorted(set(set_bits(should)) ^ set(set_bits(does)))
         if off:
             yield f"bitmap {name} differs from the publications at {len(off)} ports: {off[:9]}"

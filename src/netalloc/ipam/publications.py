@@ -8,7 +8,8 @@ from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, OutOfRangeError, StoreError
 from netalloc.ipam.change import Change
 from netalloc.model import PortMapping, PortRequest
-from netalloc.ports import SIZE, Ordinals, PortAllocator, Probe
+from netalloc.port_bitmaps import NAMED, SIZE, Ordinals
+from netalloc.ports import PortAllocator, Probe
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import Lease, Publication
 
@@ -26,8 +27,11 @@ class _InTransaction:
     def bitmap(self, name: str, size: int) -> Ordinals:
         return self.tx.bitmap(name, size)
 
-    def names(self, prefix: str) -> Iterable[str]:
-        return self.tx.names(prefix)
+    def holders(self, port: int, protocol: str) -> Iterator[str]:
+        return (
+            str(IPv4Address(row.host_ip))
+            for row in holding(self.tx, port, protocol, limit=NAMED + 1)
+        )
 
     def known(self, name: str) -> bool:
         return self.tx.known(name)

@@ -2,22 +2,33 @@
 
 from ipaddress import IPv4Address
 
-from netalloc.ports import Probe
+
+class HostProbe:
+    """Whether the host has a port free: nothing listens there and it is not reserved."""
+
+    def __init__(self, reserved: frozenset[int]) -> None:
+        self._reserved = reserved
+
+    def __call__(self, port: int, protocol: str, host_ip: IPv4Address | None) -> bool:
+        from netalloc.host.sockets import can_bind
+
+        return port not in self._reserved and can_bind(port, protocol, host_ip)
+
+    def refused(self, protocol: str, host_ip: IPv4Address | None) -> frozenset[int]:
+        """Ports that it says False of, found by one look at the host's sockets."""
+        from netalloc.host.sockets import ports_in_the_way
+
+        return self._reserved | ports_in_the_way(protocol, host_ip)
 
 
-def host_probe(ports: range) -> Probe:
+def host_probe(ports: range) -> HostProbe:
     """Whether the host has a port free: nothing listens there and the administrator did not
     reserve it. Warns where the range overlaps that of the host's outgoing connections.
     """
-    from netalloc.host.sockets import can_bind, reserved_ports, warn_of_overlap
+    from netalloc.host.sockets import reserved_ports, warn_of_overlap
 
     warn_of_overlap(ports)
-    reserved = reserved_ports()
-
-    def probe(port: int, protocol: str, host_ip: IPv4Address | None) -> bool:
-        return port not in reserved and can_bind(port, protocol, host_ip)
-
-    return probe
+    return HostProbe(reserved_ports())
 
 
 def host_check(port: int, protocol: str, host_ip: IPv4Address | None) -> str | None:

@@ -3,6 +3,7 @@
 import os
 import shutil
 import time
+from bisect import bisect_right
 from collections import Counter
 from contextlib import closing, suppress
 from pathlib import Path
@@ -200,6 +201,12 @@ def _advance(tx: Transaction, counter: str, first: int) -> None:
         tx.next(counter, first - 1)
 
 
+def _within(ordinal: int, starts: list[int], runs: tuple[tuple[int, int], ...]) -> bool:
+    """Whether one of the runs, which are in order and begin at `starts`, has the ordinal."""
+    last = bisect_right(starts, ordinal) - 1
+    return last >= 0 and ordinal < runs[last][1]
+
+
 def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> list[str]:
     done = []
     known: dict[int, set[int]] = {}
@@ -212,7 +219,8 @@ def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> 
         subnet, number = addresses.subnet, addresses.number
         marked = found.marked.get(f"addresses/{number}", set()) - known.get(number, set())
         never = subnet.excluded()
-        lost = [i for i in sorted(marked) if not any(start <= i < stop for start, stop in never)]
+        starts = [start for start, _ in never]
+        lost = [i for i in sorted(marked) if not _within(i, starts, never)]
         now = time.time_ns()
         tx.table(Reservation).add(Reservation(number, i, QUARANTINE, now) for i in lost)
         done += [f"{subnet.address(i)} is reserved: {QUARANTINE}" for i in lost]

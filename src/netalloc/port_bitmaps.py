@@ -1,0 +1,100 @@
+"""The bitmaps that say which host ports are held: what is asked of them, and those in memory.
+
+netalloc/ports.py says which there are.
+"""
+
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Protocol
+
+from netalloc._alloc import Bitmap
+
+SIZE = 65536  # of each bitmap but `more`
+DIGITS = 32  # of a port in `more`: more addresses than that can count, IPv4 does not have
+NAMED = 4  # host addresses that an error names at most
+
+
+class Ordinals(Protocol):
+    """What is asked of a bitmap; netalloc.Bitmap has it, and so has one that lives in a store."""
+
+    cursor: int
+
+    def reserve(self, ordinal: int, /) -> None: ...
+    def release(self, ordinal: int, /) -> None: ...
+    def next_free(self, start: int, /) -> int | None: ...
+    def next_set(self, start: int, /) -> int | None: ...
+    def __contains__(self, ordinal: int, /) -> bool: ...
+    def __len__(self) -> int: ...
+
+
+class Bitmaps(Protocol):
+    """Where bitmaps are kept by name."""
+
+    def bitmap(self, name: str, size: int) -> Ordinals:
+        """The bitmap of that name, made empty when there is none."""
+
+    def holders(self, port: int, protocol: str) -> Iterable[str]:
+        """Addresses of the host that hold a port, as text; for an error, so a few will do."""
+
+    def known(self, name: str) -> bool:
+        """Whether there is a bitmap of that name."""
+
+    def drop(self, name: str) -> None:
+        """Forget the bitmap of that name."""
+
+
+class MemoryBitmaps:
+    """Bitmaps in a dict."""
+
+    def __init__(self) -> None:
+        self._bitmaps: dict[str, Bitmap] = {}
+
+    def bitmap(self, name: str, size: int) -> Bitmap:
+        found = self._bitmaps.get(name)
+        if found is None:
+            found = self._bitmaps[name] = Bitmap(size)
+        return found
+
+    def names(self, prefix: str) -> Iterator[str]:
+        return (name for name in self._bitmaps if name.startswith(prefix))
+
+    def holders(self, port: int, protocol: str) -> list[str]:
+        """None where there are many addresses with ports: each has a bitmap of its own."""
+        prefix = f"ports/{protocol}/on/"
+        names = list(islice(self.names(prefix), NAMED + 1))
+        if len(names) > NAMED:
+            return []
+        return [name[len(prefix) :] for name in names if port in self._bitmaps[name]]
+
+    def known(self, name: str) -> bool:
+        return name in self._bitmaps
+
+    def drop(self, name: str) -> None:
+        del self._bitmaps[name]
+
+
+def bitmap_size(name: str) -> int:
+    """How many ordinals the bitmap of that name has."""
+    return SIZE * DIGITS if name.endswith("/more") else SIZE
+
+
+def next_free(pools: list[Ordinals], start: int) -> int | None:
+    """The first number from start on that is free in all of the bitmaps."""
+    while start < SIZE:
+        found = start
+        for pool in pools:
+            free = pool.next_free(found)
+            if free is None:
+                return None
+            found = free
+        if len(pools) == 1 or found == start:
+            return found
+        start = found
+    return None
+
+
+def bitmap_of(ports: Iterable[int]) -> Bitmap:
+    found = Bitmap(SIZE)
+    for port in ports:
+        found.reserve(port)
+    return found
