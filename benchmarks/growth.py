@@ -15,7 +15,7 @@ of the flows compares with a bare filtered walk.
 
 import gc
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,8 +26,9 @@ from gate import Measured, Timed, quietest
 from netalloc import NetworkInterface, NetworkManager, NetworkView
 
 LIMIT = 1.5
-ROUNDS, MOST = 25, 250  # pairs of turns: more and more while what was seen is beyond the limit
-CLEARLY, ENOUGH = 3 * LIMIT, 1.0  # what is beyond that after so many seconds is measured no more
+ROUNDS, MOST = 25, 200  # pairs of turns: more and more while what was seen is beyond the limit
+CLEARLY, ENOUGH = 3 * LIMIT, 1.0  # what is beyond that after so many seconds is measured no more,
+TOO_LONG = 5.0  # and after so many nothing is
 
 # Addresses that operations name: one that is reserved, one that was held before, free ones on.
 KEPT, PAST, FREE = "10.253.0.1", "10.254.0.1", "10.255.0.1"
@@ -68,19 +69,20 @@ def settle() -> None:
 # ---- measuring
 
 
-def grown(full: Timed, empty: Timed) -> Measured:
+def grown(full: Timed, few: Timed) -> Measured:
     """What an operation takes on the fuller and on the emptier side."""
     pairs: list[tuple[float, float]] = []
-    end = perf_counter() + ENOUGH
+    start = perf_counter()
     gc.disable()
     try:
         while len(pairs) < MOST:
-            pairs.append((full(), empty()))
+            pairs.append((full(), few()))
             if len(pairs) % ROUNDS == 0 and quietest(pairs).ratio <= LIMIT:
                 break
-            if perf_counter() > end and len(pairs) > 2:
+            spent = perf_counter() - start
+            if spent > ENOUGH and len(pairs) > 2:
                 least = [min(side) for side in zip(*pairs, strict=True)]
-                if least[0] > CLEARLY * least[1]:
+                if least[0] > CLEARLY * least[1] or spent > TOO_LONG:
                     break
     finally:
         gc.enable()
@@ -126,12 +128,12 @@ def refused(error: type[Exception], call: Callable[[], object]) -> Callable[[Any
 
 
 def compare(
-    what: str, operations: Mapping[str, Callable[[Place], Timed]], full: Place, empty: Place
+    what: str, operations: Iterable[str], sides: Callable[[str], tuple[Timed, Timed]]
 ) -> dict[str, float]:
     """The ratio of each operation that is beyond LIMIT; says how many there were."""
     ratios: dict[str, float] = {}
-    for name, operation in operations.items():
-        measured = grown(operation(full), operation(empty))
+    for name in operations:
+        measured = grown(*sides(name))
         ratios[name] = measured.ratio
         if measured.ratio > LIMIT:
             sys.stdout.write(
