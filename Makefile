@@ -13,7 +13,7 @@ export VENV PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench bench-peers bench-durable density sanitize soak sdist clean
+.PHONY: help demo test test-all check bench bench-growth bench-peers bench-durable density sanitize soak sdist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,10 @@ bench: ## the gate: fails when the core is slower than promised
 	@scripts/setup.sh --kernel bench
 	@$(PY) -m pytest benchmarks -q -s --benchmark-columns=min,median,stddev --benchmark-sort=name $(ARGS)
 
+bench-growth: ## of that, only whether a call costs more because much is held
+	@scripts/setup.sh --kernel bench
+	@$(PY) -m pytest benchmarks -k growth -q -s --benchmark-disable $(ARGS)
+
 bench-peers: ## the core beside what else a Python user would pick
 	@scripts/setup.sh bench
 	@$(PY) benchmarks/peers.py $(ARGS)
@@ -57,8 +61,9 @@ sanitize: ## the core under AddressSanitizer and UndefinedBehaviorSanitizer
 	@scripts/sanitize.sh $(ARGS)
 
 soak: ## the tests that take minutes
-	@scripts/setup.sh --kernel test
+	@scripts/setup.sh --kernel test bench
 	@$(PY) -m pytest -m soak $(ARGS)
+	@$(PY) -m pytest benchmarks -m soak -q -s --benchmark-disable $(ARGS)
 
 sdist: ## build the source distribution; install and use it in an empty environment
 	@scripts/setup.sh check

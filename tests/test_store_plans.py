@@ -1,14 +1,19 @@
-"""What a look-up in the store's file costs: an index for each, and nothing read twice."""
+"""What a statement costs in the store's file: an index for each, and nothing read twice."""
 
+import re
 import sqlite3
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
+from pathlib import Path
 
 import pytest
 
+from netalloc import NetallocError, Networks, NetworkView, PortRequest
 from netalloc.manager.manager import NetworkManager
 from netalloc.store.records import TABLES
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import Connection
+from netalloc.store.sqlite.schema import table_name
 from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.table import SqliteTable
 
@@ -18,6 +23,172 @@ LOOKUPS = [
     for shape in (spec.key, *spec.indexes)
     for i in range(len(shape))
 ]
+
+# Read from one end to the other: one row; as many as there are networks; and, where a bitmap is
+# not found, as many as there are bitmaps, for none of them may be hidden by damage.
+WHOLE = {"SELECT * FROM state", "SELECT * FROM network", "SELECT * FROM bitmap"}
+
+HINT = re.compile(r" INDEXED BY \w+")
+VALUE = re.compile(r"[xX]?'(?:[^']|'')*'|\bNULL\b|(?<![\w\"?])-?\d+(?!\w)")
+CONDITION = re.compile(r"\"?(\w+)\"? *(?:IS|IN|BETWEEN|[=<>]=?)")
+
+
+def without_values(sql: str) -> str:
+    """A statement as it was prepared: sqlite3 shows it so up to Python 3.10, later with values."""
+    return VALUE.sub("?", sql)
+
+
+def plan(connection: sqlite3.Connection, sql: str) -> list[str]:
+    """The steps in which SQLite goes about a statement."""
+    rows = connection.execute(f"EXPLAIN QUERY PLAN {sql}", (1,) * sql.count("?"))
+    return [row[-1] for row in rows]
+
+
+def complaint(connection: sqlite3.Connection, sql: str) -> str | None:
+    """What is wrong with how SQLite finds the rows of a statement."""
+    steps = plan(connection, sql)
+    where = re.split(r" ORDER BY | LIMIT | RETURNING ", sql.partition(" WHERE ")[2])[0]
+    wanted = set(CONDITION.findall(where)) - {"crc"}  # to be sure of the row that the key found
+    for step in steps:
+        if step.startswith("SCAN"):
+            if not where and " LIMIT ?" in sql and len(steps) == 1:
+                continue  # the first ones of an index
+            return f"{sql}: {step}: every row is read"
+        if not step.startswith("SEARCH"):
+            return f"{sql}: {step}: what is found is sorted or copied"
+        used = set(re.findall(r"(\w+)[=<>]", step))
+        if not wanted <= used:
+            return f"{sql}: {step}: rows are passed by that differ in {wanted - used}"
+        index = re.search(r" INDEX (?!sqlite_autoindex)(\w+)", step)
+        if index is not None and f" INDEXED BY {index[1]} " not in sql:
+            return f"{sql}: {step}: another SQLite may take another index than {index[1]}"
+    return None
+
+
+def everything(store: Path) -> None:
+    """Each call of the public API, but those that go through all by nature.
+
+    These are check(), repair(), and what ends all leases after a reboot.
+    """
+    with Networks(store) as host:
+        manager = host.create(
+            "web", "10.0.0.1/24", bridge="br0", backend="null", cooldown=0.0, sticky=3600
+        )
+        cooling = host.create("cool", "10.0.1.1/29", bridge="br1", backend="null", cooldown=3600)
+        host.create("gone", "10.0.2.1/24", bridge="br2", backend="null")
+        host.remove("gone")
+        one = manager.allocate("web", key="a", labels={"app": "shop"}, ports=(80, 443))
+        manager.allocate("web", key="a", labels={"app": "shop"}, ports=(80, 443))
+        one.publish([53, PortRequest(53, "udp", 5353), PortRequest(80, host_ip="192.0.2.1")])
+        one.publish([PortRequest(54, "udp", 5454)])
+        block = one.allocate_ports(10)
+        one.release_port(block[0])
+        one.release_port(5353, "udp")
+        manager.reserve("10.0.0.99", "kept")
+        manager.allocate("kept").release()
+        manager.unreserve("10.0.0.99")
+        manager.allocate_many(20, (80,), "many", labels={"app": "shop"})
+        for refused in (
+            lambda: manager.allocate("other", one.ip),
+            lambda: manager.allocate("web", "10.0.0.77", key="a"),
+            lambda: manager.allocate("web", key="a", ports=(1,)),
+            lambda: manager.allocate(ports=[PortRequest(53, "udp", 5454)]),
+            lambda: manager.allocate_many(1000),
+            lambda: manager.reserve(one.ip, "other"),
+            lambda: cooling.allocate_many(6),
+        ):
+            with suppress(NetallocError):
+                refused()
+        manager.find("many"), manager.find(label="app=shop"), manager.interfaces()
+        manager.history(one.ip), one.ports(), manager.find("web")[0].labels
+        manager.release("many")
+        manager.gc(["web"], 0)
+        manager.allocate("dead")
+        manager.gc(["web"], 0), manager.gc(["web"], 0)
+        manager.reconcile()
+        one.release()
+        manager.allocate("web", key="a").release()
+        cooling.allocate_many(5, owner="cool")
+        cooling.release("cool")
+        cooling.allocate("cool", allow_cooling=True).release()
+        assert len(host) == 2 and "web" in host and host["web"]
+        host.release("web")
+        host.gc(["web"])
+    with NetworkView(store) as view:
+        view.networks(), view.usage(), view.find(), view.find("web"), view.find(label="app=shop")
+        view.who(one.ip), view.who("udp/5454"), view.why(one.ip), view.history(one.ip)
+    NetworkManager.open("web", store).close()
+
+
+@pytest.fixture(scope="module")
+def stated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A store after everything(), and the statements that this took, without their values."""
+    store, traced = tmp_path_factory.mktemp("plans") / "store.db", list[str]()
+
+    class Traced(sqlite3.Connection):
+        def __init__(self, *arguments: object, **options: object) -> None:
+            super().__init__(*arguments, **options)
+            self.set_trace_callback(traced.append)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Traced))
+        patch.setattr("netalloc.ipam.history.HISTORY", 10)  # so that it drops some
+        everything(store)
+    return store, sorted(set(map(without_values, traced)))
+
+
+def planned(statements: list[str]) -> list[str]:
+    """Those for which SQLite makes a plan."""
+    verbs = ("SELECT", "INSERT", "REPLACE", "UPDATE", "DELETE", "WITH")
+    return [sql for sql in statements if sql.startswith(verbs) and "sqlite_schema" not in sql]
+
+
+def test_every_statement_finds_its_rows_by_an_index_that_it_names(stated):
+    store, statements = stated
+    with closing(sqlite3.connect(store)) as connection:
+        found = [complaint(connection, sql) for sql in planned(statements) if sql not in WHOLE]
+    assert [said for said in found if said] == []
+
+
+def test_every_table_was_read_from_and_every_kind_of_record_written(stated):
+    store, statements = stated
+    seen = {
+        (sql.split()[0], name)
+        for sql in planned(statements)
+        for name in re.findall(r"(?:FROM|INTO|UPDATE) (\w+)", sql)
+    }
+    with closing(sqlite3.connect(store)) as connection:
+        tables = connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        assert {name for verb, name in seen if verb == "SELECT"} >= {name for (name,) in tables}
+    for kind in map(table_name, TABLES):
+        assert ("INSERT", kind) in seen
+        assert ("DELETE", kind) in seen
+
+
+def test_no_index_hint_can_be_taken_away(stated):
+    """Each of them is missed; and without one the planner does take the wrong index."""
+    store, statements = stated
+    hinted = [sql for sql in planned(statements) if HINT.search(sql)]
+    assert hinted
+    with closing(sqlite3.connect(store)) as connection:
+        said = [complaint(connection, HINT.sub("", sql)) for sql in hinted]
+    assert None not in said
+    assert [one for one in said if one and "are passed by" in one]
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("SELECT * FROM lease", "every row is read"),
+        ("SELECT * FROM lease WHERE owner IS ?", "every row is read"),
+        ("SELECT * FROM lease WHERE network IS ? AND since_ns > ?", "differ in {'since_ns'}"),
+        ("SELECT * FROM lease WHERE network IS ? ORDER BY since_ns", "sorted"),
+    ],
+)
+def test_the_assertion_sees_what_is_wrong(stated, sql, reason):
+    with closing(sqlite3.connect(stated[0])) as connection:
+        said = complaint(connection, sql)
+    assert said is not None and reason in said
 
 
 @pytest.mark.parametrize(("kind", "fields"), LOOKUPS, ids=str)
@@ -33,8 +204,8 @@ def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
     with closing(Noted(tmp_path / "store.db")) as noted:
         SqliteTable(kind, noted).where(*fields, equal=(1,) * len(fields))
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {asked[0]}", (1,) * (len(fields) + 1))
-        (step,) = [row[-1] for row in plan]  # a sort would be a second one
+        assert complaint(connection, asked[0]) is None
+        (step,) = plan(connection, asked[0])
     assert step.startswith("SEARCH"), step
     assert step.count("=?") == len(fields), step
 
