@@ -34,7 +34,13 @@ FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own 
 
 
 class LeaseService:
-    """The leases of one network, over the parts that a manager composes."""
+    """The leases of one network, over the parts that a manager composes.
+
+    `calls_back`: a caller's own object is among them, or reachable from them, which may lead
+    back to an interface, so that the collector has to know of those.
+    """
+
+    calls_back = True
 
     def __init__(
         self,
@@ -174,10 +180,9 @@ class LeaseService:
             if tx.last(CONFIGURED) != self._configured:
                 self._check_registered(tx)
             current = self.addresses.in_force(tx, lease)
-            if current is None:
-                return False
-            self.expire(made, (current,))
-            return True
+            if current is not None:
+                self.expire(made, (current,))
+            return current is not None
 
         try:
             current = self.committer.run("release", change)
