@@ -168,7 +168,7 @@ cdef class MemoryTurn:
         finally:
             self.release()
 
-    def run_change(self, operation, change, ChangeState made, committer, calls, /):
+    def run_change(self, operation, change, Change made, committer, calls, /):
         """What `change(made)` returns, in a turn: records, then the kernel, then the commit.
 
         What is more than records is put into `calls.inside` before the turn ends, whether it

@@ -313,10 +313,9 @@ cdef class RecordTable:
         self.remove(self.all())
 
     cdef int remove_one(self, record) except -1:
-        cdef _Path path = self.paths[0]
-        self.check(record)
-        entry = same_path(path, record)
-        if entry is None or record_of(entry) != record:
+        self.check_shape(record)
+        entry = same_path(self.paths[0], record)
+        if entry is None or (record_of(entry) is not record and record_of(entry) != record):
             raise StoreError(f"there is no {record}")
         self.journal.append((self, entry, False))
         self.leave_everywhere(entry)
@@ -329,9 +328,13 @@ cdef class RecordTable:
         else:
             self.enter_everywhere(note[1], 0)
 
-    cdef int check(self, record) except -1:
+    cdef int check_shape(self, record) except -1:
         if not isinstance(record, tuple) or len(<tuple>record) != self.width:
             raise TypeError(f"{shown(record)} is no {self.kind.__name__}")
+        return 0
+
+    cdef int check(self, record) except -1:
+        self.check_shape(record)
         for value in <tuple>record:
             if value is not None and type(value) is not int and type(value) is not str:
                 raise TypeError(f"{shown(value)} in a {self.kind.__name__} is not int, str or None")

@@ -678,7 +678,7 @@ class MemoryTurn:
         self,
         operation: str,
         change: Callable[[Any], _T],
-        made: ChangeState,
+        made: Change,
         committer: Any,
         calls: Any,
         /,
@@ -693,9 +693,11 @@ class MemoryTurn:
 
 @disjoint_base
 class InterfaceState:
-    """A lease and the service that it is of: no part of a cycle, and unknown to the collector.
+    """A lease and the service that it is of, unknown to the collector where there is no need.
 
     Half a million objects would be gone through at each full collection, which takes 0.3 s.
+    There is need where `leases.calls_back`: a caller's object stands behind the service, and
+    may lead back to this one.
     """
 
     _leases: Any
@@ -704,11 +706,14 @@ class InterfaceState:
     _released: bool
     def __new__(cls, leases: Any, lease: Any, labels: dict[str, str] | None = None) -> Self: ...
 
-@disjoint_base
-class ChangeState:
-    """The lists of a change, each made when it is asked for: most changes need none.
+@final
+class Change:
+    """What one operation does: records in `tx`, the kernel's part in `add` and `remove`.
 
-    >>> change = ChangeState()
+    `undo` is called when the change is not made after all, `after` when it is. Each list is
+    made when it is asked for: most changes need none.
+
+    >>> change = Change()
     >>> change.add, change.is_of_records_alone
     ([], True)
     """

@@ -134,7 +134,9 @@ class Addresses:
         that has cooled longest. Raises ExhaustedError, InUseError, OutOfRangeError.
         """
         ordinal = None if ip is None else self.subnet.ordinal(ip)
-        bitmap = self.bitmap(tx)
+        bitmap = tx.bitmap(self._name, self._size)
+        if not len(bitmap):
+            bitmap = self.bitmap(tx)
         if self._cooldown:
             expire_cooldowns(tx, self.number, self.clock(), bitmap)
         if ordinal is not None:
@@ -198,34 +200,33 @@ class Addresses:
 
     def end(self, tx: Transaction, leases: Sequence[Lease]) -> None:
         """End leases as they are now: the addresses cool down, or are free at once."""
-        bitmap, number = self.bitmap(tx), self.number
-        tx.table(Lease).remove(leases)
-        labels, candidates = tx.table(Label), tx.table(GcCandidate)
-        reservations = tx.table(Reservation)
-        now = self.clock() if self._cooldown or self._sticky else 0
+        bitmap, number, table = self.bitmap(tx), self.number, tx.table
+        labels, candidates, reservations = table(Label), table(GcCandidate), table(Reservation)
+        cooldown, sticky = self._cooldown, self._sticky
+        now = self.clock() if cooldown or sticky else 0
         cooling = []
+        table(Lease).remove(leases)
         for lease in leases:
             ordinal = lease.ordinal
             if labels:
                 labels.remove(labels.where("network", "ordinal", equal=(number, ordinal)))
             if candidates:
                 self._clear_candidate(tx, lease)
-            if self._cooldown:
+            if cooldown:
                 # A reserved one too: it may be unreserved before its time has come.
-                cooling.append(Cooldown(number, ordinal, now + self._cooldown))
+                cooling.append(Cooldown(number, ordinal, now + cooldown))
             elif not reservations or reservations.get(number, ordinal) is None:
                 bitmap.release(ordinal)
-            if self._sticky and lease.owner is not None:
-                until = now + self._sticky
+            if sticky and lease.owner is not None:
                 self._forget_last_holder(tx, ordinal)
-                had = LastHolder(number, ordinal, lease.owner, lease.key, until)
-                tx.table(LastHolder).add((had,))
+                had = LastHolder(number, ordinal, lease.owner, lease.key, now + sticky)
+                table(LastHolder).add((had,))
         if cooling:
             tx.table(Cooldown).add(cooling)
-        if self._sticky:
-            table = tx.table(LastHolder)
-            oldest = table.where("network", equal=(number,), limit=len(leases) + 1)
-            table.remove([had for had in oldest if had.until_ns < now])
+        if sticky:
+            holders = table(LastHolder)
+            oldest = holders.where("network", equal=(number,), limit=len(leases) + 1)
+            holders.remove([had for had in oldest if had.until_ns < now])
         remember(tx, leases, time.time_ns())
 
     def reserve(self, tx: Transaction, ip: IP, owner: str | None) -> Reservation:

@@ -1,12 +1,5 @@
-"""What one operation changes: records, and the kernel's part."""
+"""What one operation changes: records, and the kernel's part. Made in C, as each call needs one."""
 
-from netalloc._alloc import ChangeState
+from netalloc._alloc import Change
 
-
-class Change(ChangeState):
-    """What one operation does: records in `tx`, the kernel's part in `add` and `remove`.
-
-    `undo` is called when the change is not made after all, `after` when it is.
-    """
-
-    __slots__ = ()
+__all__ = ["Change"]

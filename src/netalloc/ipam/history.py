@@ -46,8 +46,9 @@ def remember(tx: Transaction, leases: Sequence[Lease], wall: int) -> None:
     past.add(ended)
     # Two for one: so a limit that was lowered is reached as well.
     for one in past.oldest(2 * n):
-        if one.number < first or one.end_ns < since:
-            past.remove((one,))
+        if one.number >= first and one.end_ns >= since:
+            break
+        past.remove((one,))
 
 
 def history(

@@ -1,6 +1,7 @@
 """Putting a manager together: store, claim, network, kernel, in an order that undoes itself."""
 
 import logging
+import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -81,6 +82,8 @@ def assemble(
             if network is None:
                 continue  # another process was quicker: look again
             leases = _service(host, network, mappings, probe)
+            own = store is None or isinstance(store, str | bytes | os.PathLike)
+            leases.calls_back = not (own and part is None and probe is None)
             if known and not host.store.persistent:
                 leases.committer.reconcile()
             else:

@@ -104,11 +104,12 @@ class Committer:
             self._cut_off((made,), made.committed)
             raise
         finally:
-            try:
-                calls.inside.pop(made, None)
-            finally:
-                if calls.closed:
-                    calls.report()
+            if calls.inside:
+                try:
+                    calls.inside.pop(made, None)
+                finally:
+                    if calls.closed:
+                        calls.report()
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that is under way in a file."""

@@ -37,7 +37,13 @@ FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own 
 
 
 class LeaseService:
-    """The leases of one network, over the parts that a manager composes."""
+    """The leases of one network, over the parts that a manager composes.
+
+    `calls_back`: a caller's own object is among them, or reachable from them, which may lead
+    back to an interface, so that the collector has to know of those.
+    """
+
+    calls_back = True
 
     def __init__(
         self,
@@ -180,18 +186,8 @@ class LeaseService:
     def release(self, lease: Lease, strict: bool = False) -> None:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
 
-        def change(made: Change) -> bool:
-            tx = made.tx
-            if tx.last(CONFIGURED) != self._configured:
-                self._check_registered(tx)
-            current = self.addresses.in_force(tx, lease)
-            if current is None:
-                return False
-            self.expire(made, (current,))
-            return True
-
         try:
-            current = self.committer.run("release", change)
+            current = self.committer.run("release", partial(self._release, lease))
         except FAILURES as error:
             self._release_piecemeal(lease, error)
             return
@@ -200,6 +196,15 @@ class LeaseService:
             log.warning("late release of %s changed nothing", self.name(lease))
             if strict:
                 raise self._stale(lease)
+
+    def _release(self, lease: Lease, made: Change) -> bool:
+        tx = made.tx
+        if tx.last(CONFIGURED) != self._configured:
+            self._check_registered(tx)
+        current = self.addresses.in_force(tx, lease)
+        if current is not None:
+            self.expire(made, (current,))
+        return current is not None
 
     def release_owner(self, owner: str) -> int:
         """End an owner's leases in one change, or else one by one; how many they were."""
@@ -361,13 +366,8 @@ class LeaseService:
             # A mapping that could not be removed leads to this address: it may not have
             # another holder yet.
             raise ExceptionGroup(f"{self.name(lease)} was not released", failures)
-        self.run("release", partial(self._expire_one, lease))
+        self.run("release", partial(self._release, lease))
         log.warning("%s was released step by step after: %s", self.name(lease), first)
-
-    def _expire_one(self, lease: Lease, made: Change) -> None:
-        current = self.addresses.in_force(made.tx, lease)
-        if current is not None:
-            self.expire(made, (current,))
 
     def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> None:
         self._unpublish((row,), made)
