@@ -13,10 +13,10 @@ export VENV PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all check bench bench-growth bench-peers bench-durable density sanitize soak sdist clean
+.PHONY: help demo test test-all test-freethreaded check bench bench-growth bench-peers bench-durable density sanitize soak sdist clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
 
 demo: ## containers on a private bridge, answering through published ports
 	@scripts/setup.sh --kernel
@@ -28,6 +28,9 @@ test: ## the tests; as root also those on the real kernel, in private namespaces
 
 test-all: ## the tests that need no root, on every Python from 3.10 that is found
 	@scripts/test-all.sh
+
+test-freethreaded: ## the tests of threads on a Python without the GIL, built where it is missing
+	@scripts/free-threaded.sh $(ARGS)
 
 check: ## lint, formatting, types, and that the stub is true
 	@scripts/setup.sh check test

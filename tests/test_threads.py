@@ -37,7 +37,8 @@ def together(work: Callable[[int], None], threads: int = 8) -> None:
         thread.start()
     for thread in running:
         thread.join()
-    assert not errors, errors
+    if errors:
+        raise errors[0]
 
 
 @pytest.mark.usefixtures("eager_switches")

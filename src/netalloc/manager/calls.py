@@ -55,7 +55,7 @@ class Calls:
 
     def after_fork(self) -> None:
         """In a forked child no other thread is in."""
-        for call, thread in tuple(self.inside.items()):
+        for call, thread in self.inside.copy().items():
             if thread != get_ident():
                 self.inside.pop(call, None)
 
@@ -64,7 +64,7 @@ class Calls:
 
         Raises StoreError within a call of the same thread, which could never end.
         """
-        if get_ident() in tuple(self.inside.values()):
+        if get_ident() in self.inside.copy().values():
             raise in_the_middle("close", "a call of this manager")
         self.closed = True
         while self.inside:

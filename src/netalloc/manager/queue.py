@@ -79,7 +79,7 @@ class Queue:
 
     def waiting(self) -> list[Waiter]:
         """All whose operation is still to be made."""
-        found = tuple(self._calls.inside)
+        found = self._calls.inside.copy()  # one step, with or without a GIL
         return [one for one in found if isinstance(one, Waiter) and not one.done]
 
     def group(self, leader: Waiter, durable: bool) -> list[Waiter]:

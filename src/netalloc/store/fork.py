@@ -41,7 +41,7 @@ def guard(one: Forked) -> None:
 
 
 def _alive() -> list[Any]:
-    found = [reference() for reference in tuple(_guarded.values())]
+    found = [reference() for reference in _guarded.copy().values()]
     return sorted([one for one in found if one is not None], key=id)
 
 
