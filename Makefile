@@ -13,7 +13,8 @@ export VENV PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-freethreaded check bench bench-growth bench-peers bench-durable density sanitize soak sdist clean
+.PHONY: help demo test test-all test-freethreaded check bench bench-growth bench-peers bench-durable \
+	bench-plot bench-readme density sanitize soak sdist clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -51,9 +52,20 @@ bench-peers: ## the core beside what else a Python user would pick
 	@scripts/setup.sh bench
 	@$(PY) benchmarks/peers.py $(ARGS)
 
-bench-durable: ## what a store in a file costs, beside memory and CNI host-local
+bench-durable: ## what a store in a file costs, beside memory
 	@scripts/setup.sh bench
 	@$(PY) benchmarks/durable.py $(ARGS)
+
+bench-plot: ## docs/bench.png: what one more address costs over how many are held
+	@scripts/setup.sh bench
+	@$(PY) benchmarks/plot.py
+
+bench-readme: ## the README's tables, in its order and to be pasted, and docs/bench.png
+	@scripts/setup.sh --kernel bench
+	@$(PY) benchmarks/plot.py
+	@$(PY) benchmarks/durable.py
+	@$(PY) benchmarks/peers.py
+	@$(PY) benchmarks/density.py --markdown
 
 density: ## 10,000 interfaces in a private namespace, each step timed
 	@scripts/setup.sh --kernel bench

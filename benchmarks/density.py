@@ -21,6 +21,7 @@ from lab import Lab
 from netalloc import NetworkManager
 from netalloc.host import namespaces
 from netalloc.host.links import Links, connect
+from tables import markdown
 
 BRIDGE_PORTS = 1_023
 LINKS = 200  # made in earnest; more would take minutes
@@ -71,6 +72,13 @@ class Table:
         for step, row in self._cells.items():
             cells = "".join(f"{row.get(column, '-'):>18}" for column in COLUMNS)
             yield f"{step:{wide}}{cells}"
+
+    def markdown(self, steps: Sequence[str]) -> str:
+        """Some of its rows, as the README has them."""
+        wanted = [step.format(self.count) for step in steps]
+        rows = [[self._cells[step].get(column, "") for column in COLUMNS] for step in wanted]
+        named = [[step, *row] for step, row in zip(wanted, rows, strict=True)]
+        return markdown([["", *COLUMNS], *named]).replace(" us ", " µs ")
 
 
 def duration(seconds: float) -> str:
@@ -211,7 +219,9 @@ def show(progress: str, work: Callable[[], None]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What 10,000 published ports cost on one host.")
     parser.add_argument("--count", type=int, default=10_000, help="interfaces (up to 16,000)")
-    count = parser.parse_args().count
+    parser.add_argument("--markdown", action="store_true", help="only the README's table")
+    arguments = parser.parse_args()
+    count = arguments.count
     if not 100 <= count <= 16_000:
         parser.error(f"--count {count} is not in 100 to 16,000")
     if os.geteuid() != 0:
@@ -220,6 +230,9 @@ def main() -> None:
     for column in COLUMNS[:-1]:
         show(f"{count:,} mappings by {column}", lambda column=column: fill(table, column))
     show("one iptables process per rule", lambda: fill_processes(table))
+    if arguments.markdown:
+        sys.stdout.write(table.markdown((START, ONE_MORE, ONLY, LAST)))
+        return
     link = link_seconds()
     bridges = -(-count // BRIDGE_PORTS)
     text = [

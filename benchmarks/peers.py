@@ -1,9 +1,9 @@
 """The core beside what else a Python user would pick, on the same work, in one table.
 
-    W1  fill: the next free address, a million times, from an empty /8
-    W2  churn: release one at random and acquire the next, on a /8 half full at random
-    W3  hole: acquire in a full /8 with one hole just behind the cursor
-    RSS what a full /8 adds to the process
+    fill it    the next free address, a million times, from an empty /8
+    half full  release one at random and acquire the next, on a /8 half full at random
+    one hole   acquire in a full /8 with one hole just behind the cursor
+    memory     what a full /8 adds to the process
 
 Each peer gets the way its own documentation suggests for "the next free one after the last".
 Times are medians over turns that go round all of them; work that would take minutes is done
@@ -22,8 +22,11 @@ from ipaddress import ip_network
 from time import perf_counter
 from typing import Any
 
+from tables import markdown
+
 SIZE = 2**24
 SEED = 1
+WORK = ("fill it, each", "half full: release and acquire", "one hole just behind the cursor")
 
 
 class Peer:
@@ -31,7 +34,7 @@ class Peer:
 
     name = ""
     needs = ""
-    fill = 200_000  # how many to acquire for W1
+    fill = 200_000  # how many to acquire to fill it
     half = True  # whether half of a /8 can be taken at random in reasonable time
     whole = True  # whether a /8 can be filled
 
@@ -301,8 +304,8 @@ def resident(peer: type[Peer]) -> float:
 
 def seconds(value: float | None) -> str:
     if value is None:
-        return "-"
-    for unit, scale in (("ns", 1e9), ("us", 1e6), ("ms", 1e3)):
+        return ""
+    for unit, scale in (("ns", 1e9), ("µs", 1e6), ("ms", 1e3)):
         if value * scale < 1000:
             return f"{value * scale:.3g} {unit}"
     return f"{value:.3g} s"
@@ -310,7 +313,7 @@ def seconds(value: float | None) -> str:
 
 def size(value: float | None) -> str:
     if value is None:
-        return "-"
+        return ""
     for unit, scale in (("KiB", 2**10), ("MiB", 2**20)):
         if value / scale < 1000:
             return f"{value / scale:.3g} {unit}"
@@ -334,15 +337,15 @@ def main() -> None:
     w2 = medians({peer.name: churn(peer) for peer in PEERS if peer.half}, 4 * turns)
     w3 = medians({peer.name: hole(peer) for peer in PEERS if peer.whole}, turns)
     memory = {peer.name: resident(peer) for peer in PEERS if peer.half}
-    print(f"{'':28}{'W1 fill':>10}{'W2 churn':>10}{'W3 hole':>10}{'a full /8':>11}")
+    rows = [["", *WORK, "memory when full"]]
     for peer in PEERS:
         name = peer.name
-        part = "~" if peer.fill < 100_000 else ""
-        print(
-            f"{name:28}{part + seconds(w1[name]):>10}{seconds(w2.get(name)):>10}"
-            f"{seconds(w3.get(name)):>10}{size(memory.get(name)):>11}"
-        )
-    for what, row in (("W1", w1), ("W2", w2), ("W3", w3), ("memory", memory)):
+        times = [seconds(w1[name]), seconds(w2.get(name)), seconds(w3.get(name))]
+        if peer.fill < 100_000:
+            times[0] = f"~ {times[0]}"
+        rows.append([name, *times, size(memory.get(name))])
+    print(markdown(rows))
+    for what, row in zip((*WORK, "memory"), (w1, w2, w3, memory), strict=True):
         first = min(row, key=lambda name: row[name])
         if first != Ours.name:
             print(f"{what}: {first} is ahead of netalloc")
