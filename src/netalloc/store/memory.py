@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.store import fork
 from netalloc.store.memory_bitmap import JournaledBitmap, Note
+from netalloc.store.memory_survey import Survey
 from netalloc.store.memory_table import MemoryTable
 from netalloc.store.protocol import R, Table
 from netalloc.store.records import TABLES
@@ -84,6 +85,10 @@ class MemoryStore:
             return result
 
         return self.run("view", viewed)
+
+    def survey(self, work: Callable[[Any], T]) -> T:
+        """What is there is copied in a turn, and looked at without one."""
+        return work(self.view(lambda tx: Survey(tx, tx.coded())))
 
     def begin(self, operation: str, *, durable: bool = False) -> "MemoryTransaction":
         """A change step by step; see Store."""
@@ -173,6 +178,10 @@ class MemoryTransaction:
             self._journal.append((self, name, None))
             self._bitmaps[name] = found
         return found
+
+    def coded(self) -> dict[str, bytes]:
+        """All bitmaps, as bytes."""
+        return {name: bitmap.to_bytes() for name, bitmap in self._bitmaps.items()}
 
     def names(self, prefix: str) -> list[str]:
         return [name for name in self._bitmaps if name.startswith(prefix)]

@@ -75,6 +75,10 @@ class JournaledBitmap:
             self._journal.append((self, ((ordinal, ordinal + 1),), True, bitmap.cursor))
         bitmap.release(ordinal)
 
+    def to_bytes(self) -> bytes:
+        """As the bitmap says it."""
+        return self._bitmap.to_bytes()
+
     def restore(self, note: Note) -> None:
         """Bring the ordinals, and the cursor, back to what they were."""
         _, runs, held, cursor = note
