@@ -1,6 +1,10 @@
 """Rules that somebody else changes are mended at once, and our own changes wake nobody."""
 
+import os
 import queue
+import re
+import select
+import signal
 import threading
 import time
 
@@ -8,8 +12,11 @@ import pytest
 
 from netalloc.errors import NetallocError
 from netalloc.host.rule_monitor import RuleMonitor
-from netalloc.model import PortMapping
+from netalloc.host.watch_turn import WatchTurn
+from netalloc.manager.manager import NetworkManager
+from netalloc.model import PortMapping, PortRequest
 from netalloc.portmap.mapper import PortMapper
+from netalloc.portmap.watch import Watch
 
 pytestmark = pytest.mark.root
 
@@ -145,3 +152,134 @@ class Waits:
         self.thread.join()
         self.monitor.close()
         self.monitor.stop()  # harmless afterwards
+
+
+def manager_of(lab, store, backend="nftables"):
+    return NetworkManager(
+        lab.bridge, network="10.200.0.1/16", backend=backend, store=store, probe=lambda *_: True
+    )
+
+
+class Watching:
+    """A process that watches, and tells of what it repairs."""
+
+    def __init__(self, lab, store, backend):
+        self._told, tell = os.pipe()
+        self.pid = os.fork()
+        if not self.pid:
+            try:
+                with manager_of(lab, store, backend) as manager:
+                    manager.watch(lambda _: os.write(tell, b"r"))
+                    os.write(tell, b"!")
+                    signal.pause()
+            finally:
+                os._exit(1)
+        os.close(tell)
+        assert self.repairs(30) == 1
+
+    def repairs(self, seconds):
+        """How many repairs it tells of, 0 where it tells of none for so long."""
+        ready, _, _ = select.select([self._told], [], [], seconds)
+        return len(os.read(self._told, 100)) if ready else 0
+
+    def kill(self):
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_one_process_watches_and_another_takes_over_when_it_dies(nft_lab, tmp_path, backend):
+    store, lab = tmp_path / "store.db", nft_lab
+    lab.serve(lab.containers[0], "tcp", 80)
+    port = PortRequest(80, host_port=8080)
+    with manager_of(lab, store, backend) as manager:
+        manager.allocate("x", ip=lab.containers[0].ip, ports=[port])
+        first, second = (Watching(lab, store, backend) for _ in range(2))
+        for breakage in BREAKAGES[backend][:1]:
+            lab.run(*breakage)
+            assert first.repairs(30) == 1
+            assert lab.ask(lab.outside, "tcp", (lab.address, 8080))[0] == "c0"
+        first.kill()
+        lab.run("nft", "flush", "ruleset")
+        assert second.repairs(30) == 1
+        assert lab.ask(lab.outside, "tcp", (lab.address, 8080))[0] == "c0"
+        second.kill()
+        found = queue.Queue()
+        with manager.watch(found.put):  # and this one at once
+            lab.run("nft", "flush", "ruleset")
+            assert found.get(timeout=30)
+
+
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_what_another_process_changes_is_no_repair(nft_lab, tmp_path, backend, monkeypatch):
+    store = tmp_path / "store.db"
+    looks = queue.Queue()
+    is_well = Watch._is_well
+    monkeypatch.setattr(Watch, "_is_well", lambda *call: looks.put(is_well(*call)) or True)
+
+    def change():
+        with manager_of(nft_lab, store, backend) as other:
+            for _ in range(5):
+                other.allocate("y", ports=[80, 443]).release()
+            other.allocate("z", ports=[80])
+        os._exit(0)
+
+    with manager_of(nft_lab, store, backend) as manager:
+        manager.allocate("x", ports=[80])
+        repairs = []
+        monkeypatch.setattr(manager._leases, "reconcile", lambda: repairs.append(1))
+        with manager.watch():
+            repairs.clear()
+            well = False
+            while not well:  # the first look may have been in the middle of a change
+                child = os.fork()
+                if not child:
+                    try:
+                        change()
+                    finally:
+                        os._exit(1)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                well = looks.get(timeout=30)
+        assert repairs == []
+
+
+def test_a_difference_of_one_element_is_seen_by_a_look(nft_lab, tmp_path):
+    with manager_of(nft_lab, tmp_path / "store.db") as manager:
+        manager.allocate("x", ports=[PortRequest(80, host_port=8080)])
+        found = queue.Queue()
+        with manager.watch(found.put):
+            table = re.findall(r"table (\w+) (netalloc\S*)", nft_lab.run("nft", "list", "tables"))[
+                0
+            ]
+            nft_lab.run("nft", "delete", "element", *table, "dnat_any", "{ tcp . 8080 }")
+            assert [one.host_port for one in found.get(timeout=30).added] == [8080]
+
+
+def test_a_turn_is_one_watchers_and_passes_on(nft_lab):
+    first, second = WatchTurn(1), WatchTurn(1)
+    other = WatchTurn(2)
+    assert first.take() and first.take() and other.take()
+    assert not second.take()
+    stopped, stop = os.pipe()
+    got = queue.Queue()
+    thread = threading.Thread(target=lambda: got.put(second.wait(stopped)))
+    thread.start()
+    child = os.fork()
+    if not child:  # has none of it, however long it lives
+        os.close(stop)
+        signal.pause()
+    first.close()
+    first.close()
+    assert got.get(timeout=30) is True
+    thread.join()
+    thread = threading.Thread(target=lambda: got.put(first.wait(stopped)))
+    thread.start()
+    os.write(stop, b".")
+    assert got.get(timeout=30) is False
+    thread.join()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for one in (second, other):
+        one.close()
+    for fd in (stopped, stop):
+        os.close(fd)

@@ -91,6 +91,10 @@ cdef class JournaledBitmap:
                 start += 1
         bits.cursor = cursor
 
+    def to_bytes(self):
+        """As the bitmap says it."""
+        return self.bits.to_bytes()
+
     def __contains__(self, i):
         return i in self.bits
 

@@ -534,6 +534,9 @@ class JournaledBitmap:
         What was not changed is no error. O(ordinals).
         """
 
+    def to_bytes(self) -> bytes:
+        """What Bitmap.to_bytes says."""
+
     def __contains__(self, i: object, /) -> bool: ...
     def __len__(self) -> int: ...
 

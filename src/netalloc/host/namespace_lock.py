@@ -31,7 +31,8 @@ _FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length,
 _RECORD = struct.Struct("=II")  # checksum and length of what follows
 _MAX_RECORD = 1 << 14
 
-FLOWS = ".flows"  # behind the name, for what is noted of flows: owed_flows.py
+# Behind the name, for what goes with it: see owed_flows.py and watch_turn.py.
+FLOWS, WATCH = ".flows", ".watch-"
 
 _open_claims: "WeakSet[NamespaceClaim]" = WeakSet()
 
@@ -142,8 +143,10 @@ def _leave(name: str, fd: int, *, last_here: bool) -> None:
                 return
             if _lock(fd, fcntl.F_WRLCK, _HOLDERS):
                 os.unlink(name, dir_fd=directory)
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{name}{FLOWS}", dir_fd=directory)
+                for other in os.listdir(directory):  # noqa: PTH208 (an open one)
+                    if other.startswith((f"{name}{FLOWS}", f"{name}{WATCH}")):
+                        with suppress(FileNotFoundError):
+                            os.unlink(other, dir_fd=directory)
             elif last_here and (there := _read(fd)) and there[0] == os.getpid():
                 _write(fd, there[2], there[1], pid=0)
     except (NetallocError, OSError):

@@ -29,7 +29,11 @@ _LINKS = 1 << 0  # RTNLGRP_LINK is the first
 _SUBSYSTEM = 10
 _IPV4 = 2
 _TABLE = 1  # every nftables message but that of a generation names its table so
+_SET = 2  # and one of elements their set
 _GENERATION = 0x0F
+_ELEMENTS = (12, 14)  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
+
+ELEMENTS, RULES, ANYTHING = 1, 2, 3
 
 
 class RuleMonitor:
@@ -38,13 +42,20 @@ class RuleMonitor:
     `own` are port ids whose changes do not count: those of our own sockets. It listens
     from its making on, in the network namespace of that moment, so that no change between
     two waits is missed. `ports_of` is the number of a bridge: a port that joins it and is not
-    in hairpin mode counts as a change, too. Raises CommandError without the privilege.
+    in hairpin mode counts as a change, too. Changes of elements of the `maps` are told from
+    others. Raises CommandError without the privilege.
     """
 
     def __init__(
-        self, tables: Collection[str], own: Collection[int] = (), *, ports_of: int | None = None
+        self,
+        tables: Collection[str],
+        own: Collection[int] = (),
+        *,
+        ports_of: int | None = None,
+        maps: Collection[str] = (),
     ) -> None:
         self._tables = frozenset(name.encode() + b"\0" for name in tables)
+        self._maps = frozenset(name.encode() + b"\0" for name in maps)
         self._bridge = ports_of
         with explaining("a socket to watch rules"), ExitStack() as stack:
             self._netlink = NetlinkSocket(NETLINK_NETFILTER, _GROUP)
@@ -64,11 +75,12 @@ class RuleMonitor:
         self._closed = False
         self._lock = Lock()  # a number of a closed file may be another file's by now
 
-    def wait(self) -> bool:
-        """Block until one of the tables has changed; false once `stop` was called.
+    def wait(self) -> int:
+        """Block until one of the tables has changed; 0 once `stop` was called.
 
-        A burst of changes is one. When the kernel has lost events because there were too
-        many, that counts as a change, too.
+        ELEMENTS where only elements of the maps have, otherwise RULES; ANYTHING where a port
+        has joined, or the kernel has lost events because there were too many. A burst of changes
+        is one.
         """
         poll = select.poll()
         poll.register(self._netlink, select.POLLIN)
@@ -78,9 +90,9 @@ class RuleMonitor:
         while True:
             ready = {fd for fd, _ in poll.poll()}
             if self._stopped in ready:
-                return False
-            if self._concerned():
-                return True
+                return 0
+            if found := self._concerned():
+                return found
 
     @locked
     def stop(self) -> None:
@@ -98,27 +110,33 @@ class RuleMonitor:
         while self._pipe:
             os.close(self._pipe.pop())
 
-    def _concerned(self) -> bool:
+    def _concerned(self) -> int:
         try:
             events = self._netlink.events()
             joined = self._links.events() if self._links is not None else []
         except NetlinkError as error:
             if error.errno == errno.ENOBUFS:
-                return True
+                return ANYTHING
             raise error.explained("watching rules") from error
-        return any(
+        if any(
             kind == NEW_LINK
             and (port := parse(body)) is not None
             and port.bridge == self._bridge
             and not port.hairpin
             for kind, body in joined
-        ) or any(
-            kind >> 8 == _SUBSYSTEM
-            and kind & 0xFF != _GENERATION
-            and body[0] == _IPV4
-            and attributes(body, 4).get(_TABLE) in self._tables
-            for kind, body in events
-        )
+        ):
+            return ANYTHING
+        return max((self._kind(kind, body) for kind, body in events), default=0)
+
+    def _kind(self, kind: int, body: bytes) -> int:
+        """What an event changes: 0 where it is none of our tables."""
+        what = kind & 0xFF
+        if kind >> 8 != _SUBSYSTEM or what == _GENERATION or body[0] != _IPV4:
+            return 0
+        found = attributes(body, 4)
+        if found.get(_TABLE) not in self._tables:
+            return 0
+        return ELEMENTS if what in _ELEMENTS and found.get(_SET) in self._maps else RULES
 
 
 def _all_but(ports: Collection[int]) -> list[tuple[int, int, int, int]]:

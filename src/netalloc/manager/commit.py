@@ -115,6 +115,10 @@ class Committer:
         """Read, without waiting for a change that is under way in a file."""
         return self._calls.run(object(), partial(self.store.view, view))
 
+    def survey(self, view: Callable[[Transaction], T]) -> T:
+        """Read all there is, one moment of it, while others read and change the store."""
+        return self._calls.run(object(), partial(self.store.survey, view))
+
     def reconcile(self) -> ReconcileResult:
         """Make the kernel agree with the store; what was repaired."""
 

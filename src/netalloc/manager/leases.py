@@ -2,17 +2,17 @@
 
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import TYPE_CHECKING, TypeVar
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
+from netalloc.ipam import gc
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
 from netalloc.ipam.check import check
-from netalloc.ipam.gc import expired
 from netalloc.ipam.networks import CONFIGURED, find
 from netalloc.ipam.publications import Publications
 from netalloc.manager.commit import Committer
@@ -21,11 +21,12 @@ from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
 from netalloc.model import PortMapping, PortRequest, ReconcileResult
 from netalloc.store.protocol import Transaction
-from netalloc.store.records import Label, Lease, Network, Publication
+from netalloc.store.records import GcCandidate, Label, Lease, Network, Publication
 from netalloc.values import IP
 
 if TYPE_CHECKING:
     from netalloc.manager.stale_flows import StaleFlows
+    from netalloc.portmap.watch import Watch
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -33,6 +34,7 @@ if sys.version_info < (3, 11):
 log = logging.getLogger(__name__)
 _ORDINAL = attrgetter("ordinal")
 T = TypeVar("T")
+_NOTED, _ENDED = 500, 100  # records in one change of gc(): some 20 ms each in a file
 FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own go their way
 
 
@@ -85,6 +87,10 @@ class LeaseService:
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for any change. Raises ClosedError when the manager is closed."""
         return self.committer.read(view)
+
+    def survey(self, view: Callable[[Transaction], T]) -> T:
+        """Read all there is, in as long as it takes: no other call waits meanwhile."""
+        return self.committer.survey(view)
 
     def allocate(
         self,
@@ -247,21 +253,40 @@ class LeaseService:
 
         The first look only notes them. A lease that was made, or asked for again, since then is
         another one, or is noted no longer. Leases without an owner are never judged. Returns
-        those that were ended. O(leases).
+        those that were ended, some hundred in a change; goes on past what fails. O(leases), of
+        which no lock is held for more than a part.
         """
+        found = self.survey(lambda tx: gc.look(self.addresses, tx, living, grace))
+        for some in _parts(found.cleared, _NOTED):
+            self.run("gc", partial(_noted, gc.clear, some))
+        for some in _parts(found.fresh, _NOTED):
+            self.run("gc", partial(_noted, gc.note, some))
+        ended: list[Lease] = []
+        failures: list[Exception] = []
+        for some in _parts(found.dead, _ENDED):
+            self._end_dead(some, ended, failures)
+        if failures:
+            raise ExceptionGroup("not everything was released", failures)
+        return ended
 
+    def _end_dead(
+        self, suspects: list[GcCandidate], ended: list[Lease], failures: list[Exception]
+    ) -> None:
         def change(made: Change) -> list[Lease]:
-            dead = expired(self.addresses, made.tx, living, grace)
-            self.expire(made, dead)
-            return dead
+            leases = gc.dead(made.tx, suspects)
+            self.expire(made, leases)
+            return leases
 
         try:
-            return self.run("gc", change)
+            ended += self.run("gc", change)
         except FAILURES:
             # Some mapping cannot be removed: end what can be ended, one by one.
-            dead = self.run("gc", lambda made: expired(self.addresses, made.tx, living, grace))
-            self._release_each(dead)
-            return dead
+            for lease in self.run("gc", lambda made: gc.dead(made.tx, suspects)):
+                failure = attempt(partial(self.release, lease))
+                if failure is None:
+                    ended.append(lease)
+                else:
+                    failures.append(failure)
 
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:
         """What a lease publishes; nothing once it has ended, whatever the address is by then."""
@@ -306,11 +331,16 @@ class LeaseService:
             self.flows.finish()
         return repairs
 
+    def watch(self, on_repair: Callable[[ReconcileResult], None] | None) -> "Watch":
+        """Reconcile now, and when another program has changed what the kernel has."""
+        desired = partial(self.survey, self.publications.desired)
+        return self.mappings.watch(on_repair, self.reconcile, desired, self.network.number)
+
     def check(self) -> list[str]:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""
         damage = self.committer.store.check()
         # Of a damaged file nothing further can be said with certainty.
-        return damage or self.read(lambda tx: [*check(tx)]) + self._check_kernel()
+        return damage or self.survey(lambda tx: [*check(tx)]) + self._check_kernel()
 
     def _check_kernel(self) -> list[str]:
         """What the kernel has otherwise than desired, seen while no change is being made."""
@@ -318,7 +348,8 @@ class LeaseService:
         def look(tx: Transaction) -> list[str]:
             return list(self.mappings.differences(self.publications.desired(tx)))
 
-        if not self.read(look):
+        desired = self.survey(self.publications.desired)
+        if not any(self.mappings.differences(desired)):
             return []
         # Perhaps of a change that another process is making right now: its turn comes first.
         return self.committer.store.run("check", look)
@@ -392,6 +423,16 @@ class LeaseService:
         return StaleLeaseError(
             f"lease {lease.generation}{of} of {self.name(lease)} is no longer in force"
         )
+
+
+def _noted(
+    enter: Callable[[Transaction, list[GcCandidate]], None], some: list[GcCandidate], made: Change
+) -> None:
+    enter(made.tx, some)
+
+
+def _parts(records: list[GcCandidate], size: int) -> Iterator[list[GcCandidate]]:
+    return (records[i : i + size] for i in range(0, len(records), size))
 
 
 def _labels(tx: Transaction, lease: Lease) -> dict[str, str]:

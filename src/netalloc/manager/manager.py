@@ -286,11 +286,13 @@ class NetworkManager(Closing):
         """Reconcile now, and within a second whenever another program changes the rules.
 
         Runs in a thread until the returned watch, or the manager, is closed. `on_repair` is
-        called there with what was found. Raises NetallocError where the kernel does not tell.
+        called there with what was found. Of all processes that watch a network of a store one
+        does it; another takes over when that ends or dies. Raises NetallocError where the
+        kernel does not tell.
         """
         if on_repair is not None and not callable(on_repair):
             raise InvalidValueError(f"on_repair {shown(on_repair)} cannot be called")
-        return self._leases.mappings.watch(on_repair, self.reconcile)
+        return self._leases.watch(on_repair)
 
     def gc(self, alive: Iterable[str], grace: float = 30.0) -> list[IP]:
         """Release what belongs to owners that are not among the living; the addresses freed.

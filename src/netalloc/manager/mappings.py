@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from netalloc.errors import NotAllocatedError
+from netalloc.host.watch_turn import WatchTurn
 from netalloc.manager.undo import attempt
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.kernel import KernelMappings
@@ -48,6 +49,8 @@ class ExclusiveMappings:
         self,
         on_repair: Callable[[ReconcileResult], None] | None,
         repair: Callable[[], ReconcileResult],
+        desired: Callable[[], list[PortMapping]],
+        network: int,
     ) -> Watch:
         """Repair whenever another program changes the rules."""
         return self._kernel.watch(repair, on_repair)
@@ -122,6 +125,17 @@ class NoMappings(ExclusiveMappings):
 
 class SharedMappings(ExclusiveMappings):
     """Mappings that other processes make and remove as well: only the store knows them all."""
+
+    def watch(
+        self,
+        on_repair: Callable[[ReconcileResult], None] | None,
+        repair: Callable[[], ReconcileResult],
+        desired: Callable[[], list[PortMapping]],
+        network: int,
+    ) -> Watch:
+        """The same, in one process at a time; what others of the store change is no repair."""
+        turn = WatchTurn(network)
+        return self._kernel.watch(repair, on_repair, desired=desired, turn=turn)
 
     def close(self) -> None:
         """Give back sockets; the mappings live as long as their leases."""

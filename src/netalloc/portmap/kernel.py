@@ -3,6 +3,7 @@
 import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from ipaddress import IPv4Network
 from threading import Lock
 from typing import Any
@@ -12,11 +13,12 @@ from netalloc.errors import InUseError, InvalidValueError, NetallocError
 from netalloc.host.conntrack import Flows
 from netalloc.host.links import check_name
 from netalloc.host.netns import HomeNamespace
+from netalloc.host.watch_turn import WatchTurn
 from netalloc.locks import holding
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.choice import make_backend, make_forward, network_of
-from netalloc.portmap.watch import Watch
+from netalloc.portmap.watch import Watch, Work
 from netalloc.values import as_flag, as_text, shown
 
 if sys.version_info < (3, 11):
@@ -174,22 +176,35 @@ class KernelMappings:
         self,
         repair: Callable[[], ReconcileResult],
         on_repair: Callable[[ReconcileResult], None] | None = None,
+        *,
+        desired: Callable[[], Collection[PortMapping]] | None = None,
+        turn: WatchTurn | None = None,
     ) -> Watch:
         """Run `repair` now, and whenever another program changes our rules.
 
-        A watch that runs already is ended. Raises NetallocError where the kernel does not
-        tell.
+        With `desired`, where other processes change them as well, it looks first whether the
+        kernel has what is desired, which holds nothing up. With a `turn` one process watches
+        at a time. A watch that runs already is ended. Raises NetallocError where the kernel
+        does not tell.
         """
         self._check_home()
         self._end_watch()
-        monitor = self.backend.monitor()
-        try:
-            repair()  # what has changed before the monitor listened
-        except BaseException:
-            monitor.close()
-            raise
-        self._watch = Watch(monitor, repair, on_repair)
+        work = Work(repair)
+        if desired is not None:
+            look = getattr(self.backend, "agrees", None)
+            work = Work(repair, partial(self._agrees, desired, look), look is not None)
+        self._watch = Watch(self.backend.monitor, work, on_repair, turn)
         return self._watch
+
+    def _agrees(
+        self,
+        desired: Callable[[], Collection[PortMapping]],
+        look: Callable[[Collection[PortMapping]], bool] | None,
+    ) -> bool:
+        wanted = desired()
+        if look is not None:
+            return look(wanted)
+        return set(self.backend.mappings()) == set(wanted)
 
     def _serve(self) -> None:
         holding(_serving_lock, -1, "", self._begin_serving)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from netalloc._alloc import MemoryState, MemoryTurn, RecordTable
 from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.store import fork
+from netalloc.store.memory_survey import Survey
 from netalloc.store.records import TABLES
 from netalloc.store.turn import in_the_middle
 
@@ -45,6 +46,10 @@ class MemoryStore(MemoryTurn):
     def view(self, work: "Callable[[MemoryTransaction], T]") -> T:
         """A turn as any other: in memory it is over at once."""
         return self.run("view", partial(_viewed, work))
+
+    def survey(self, work: Callable[[Any], T]) -> T:
+        """What is there is copied in a turn, and looked at without one."""
+        return work(self.view(lambda tx: Survey(tx, tx.coded())))
 
     def begin(self, operation: str, *, durable: bool = False) -> "MemoryTransaction":
         """A change step by step; see Store."""
@@ -115,6 +120,10 @@ class MemoryTransaction(MemoryState):
     def is_dirty(self, network: int) -> bool:
         """Whether the kernel's part of a network has to be looked at before the next change."""
         return network in self.dirty or network in self._touched
+
+    def coded(self) -> dict[str, bytes]:
+        """All bitmaps, as bytes."""
+        return {name: bitmap.to_bytes() for name, bitmap in self._bitmaps.items()}
 
     def mark_dirty(self, network: int) -> None:
         if self._store.foreign:

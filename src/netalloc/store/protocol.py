@@ -149,6 +149,11 @@ class Store(Protocol):
         lasts. Raises ClosedError, and StoreError within another view of the same thread.
         """
 
+    def survey(self, work: Callable[[Any], T]) -> T:
+        """The same as view(), of what takes long: no other call waits for it, but a fork, a
+        repair, closing and another survey.
+        """
+
     def begin(self, operation: str, *, durable: bool = False) -> Transaction:
         """The same as run(), step by step, for tests: it is this thread's turn until commit()
         or rollback(), and an interrupt in between may keep it for ever.

@@ -158,6 +158,16 @@ class Iptables:
             self._home.check()
             return self._mend(desired)
 
+    def agrees(self, desired: Collection[PortMapping]) -> bool:
+        """Whether the chains are as reconcile() would make them."""
+        with self._lock:
+            self._home.check()
+            bridged = self.bridge is not None and needs_hairpin(self.bridge)
+            state = self._read(bridged=bridged)
+            wanted = self._wanted(desired, bridged=bridged)
+            difference = RuleDiff(self.chain)
+            return not any(difference.lines(t, state[t], wanted[t]) for t in wanted)
+
     def monitor(self) -> RuleMonitor:
         """Tells when anybody changes the tables that our chains are in, ourselves included.
 

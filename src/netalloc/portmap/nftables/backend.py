@@ -77,7 +77,12 @@ class Nftables:
         self._home.check()
         with explaining(f"watching table ip {self.table}"):
             own = [self._netlink.portid]
-            return RuleMonitor([self.table], own=own, ports_of=self._settings.watched())
+            return RuleMonitor(
+                [self.table],
+                own=own,
+                ports_of=self._settings.watched(),
+                maps=elements.MAP_TYPES,
+            )
 
     def setup(self) -> None:
         """Load the ruleset in one transaction; a predecessor's elements stay and keep working.

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from threading import RLock
+from threading import RLock, get_ident
 from typing import TYPE_CHECKING, TypeVar
 
 from netalloc.errors import StoreError
@@ -42,9 +42,11 @@ class StoreFile:
     """A file, its write lock, and the connections of this process: one to write, one to read.
 
     `turn` is held by the thread that writes, `look` by the one that reads; who needs both
-    takes `look` first. `changing` and `viewing` are the threads that are at it, 0 where none
-    is, `writing` and `reading` their transactions once there is one. `abort` and `abort_view`
-    roll back whatever a connection is at, each in one call of a function in C.
+    takes `look` first. `round` is held, before both, by the one that looks at all there is, over
+    a connection of its own, for `surveyor_of`. `changing`, `viewing` and `surveying` are the
+    threads that are at it, 0 where none is, `writing` and `reading` their transactions once
+    there is one. `abort` and `abort_view` roll back whatever a connection is at, each in one
+    call of a function in C.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,6 +54,9 @@ class StoreFile:
         self.lock = WriteLock(Path(f"{path}.lock"))
         self.turn = RLock()
         self.look = RLock()
+        self.round = RLock()
+        self.surveying = 0
+        self.surveyor_of: object = None
         self.changing = self.viewing = 0
         self.abort: Callable[[], object] = int
         self.abort_view: Callable[[], object] = int
@@ -60,6 +65,7 @@ class StoreFile:
         self.users: set[int] = set()
         self._writer: Session | None = None
         self._reader: Session | None = None
+        self._surveyor: Session | None = None
         self._forked_inside = False
         guard(self)
 
@@ -77,6 +83,11 @@ class StoreFile:
         abort = session.abort
         self._reader = session
         self.abort_view = abort
+        return session
+
+    def surveyor(self) -> Session:
+        """The connection for looking at all there is. The caller has `round`."""
+        session = self._surveyor = self._current(self._surveyor)
         return session
 
     def _current(self, session: Session | None) -> Session:
@@ -118,10 +129,17 @@ class StoreFile:
         elif reader is not None:
             reader.rollback()
 
+    def end_survey(self) -> None:
+        """Close the connection for it: what it has read of the store is all of it."""
+        session, self._surveyor = self._surveyor, None
+        if session is not None:
+            session.close()
+
     def close_connections(self) -> None:
-        """Close both. The caller has `look` and `turn`."""
+        """Close all. The caller has `round`, `look` and `turn`."""
         self.abort = self.abort_view = int
-        sessions, self._reader, self._writer = (self._reader, self._writer), None, None
+        sessions = self._surveyor, self._reader, self._writer
+        self._surveyor = self._reader = self._writer = None
         for session in sessions:
             if session is not None:
                 session.close()
@@ -139,7 +157,7 @@ class StoreFile:
         at it for longer than `timeout` seconds.
         """
         with self.held(timeout):
-            if self.changing or self.viewing:
+            if self.changing or self.viewing or self.surveying:
                 raise in_the_middle("repair", f"using {self.path}")
             self.close_connections()
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
@@ -172,7 +190,18 @@ class StoreFile:
     def while_idle(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
         """What `work` returns, while no other thread reads or writes."""
         changing = partial(self.while_changing, operation, timeout, work)
-        return self.while_viewing(operation, timeout, changing)
+        viewing = partial(self.while_viewing, operation, timeout, changing)
+        return self.while_surveying(operation, timeout, viewing)
+
+    def while_surveying(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
+        """What `work` returns, while no other thread surveys, and this one only here."""
+
+        def surveying() -> T:
+            if self.surveying or get_ident() in (self.viewing, self.changing):
+                raise in_the_middle(operation)
+            return work()
+
+        return holding(self.round, timeout, self._late(operation, timeout), surveying)
 
     def _late(self, operation: str, timeout: float) -> str:
         return f"{operation}: waited {timeout:g} s for another thread of this process"
@@ -180,21 +209,25 @@ class StoreFile:
     @contextmanager
     def held(self, timeout: float) -> Iterator[None]:
         """No other thread of this process reads or writes."""
-        with taken(self.look, timeout, self.path), taken(self.turn, timeout, self.path):
+        with (
+            taken(self.round, timeout, self.path),
+            taken(self.look, timeout, self.path),
+            taken(self.turn, timeout, self.path),
+        ):
             yield
 
-    def fork_locks(self) -> "tuple[RLock, RLock]":
+    def fork_locks(self) -> "tuple[RLock, RLock, RLock]":
         """A fork waits for other threads' changes; in the order in which read() takes them."""
-        return self.look, self.turn
+        return self.round, self.look, self.turn
 
     def before_fork(self) -> None:
         """Leave nothing to inherit, unless this very thread is in the middle of something."""
-        if not self.changing and not self.viewing:
+        if not self.changing and not self.viewing and not self.surveying:
             self.close_connections()
 
     def after_fork(self) -> None:
         """In a forked child: neither use nor close what belongs to the parent."""
-        sessions = {self._reader, self._writer}
+        sessions = {self._surveyor, self._reader, self._writer}
         for transaction in (self.writing, self.reading):
             if transaction is not None:
                 sessions.add(transaction.abandon())
@@ -203,7 +236,8 @@ class StoreFile:
             session.inherited = self._forked_inside = True
             _inherited.append(session)
         self.abort = self.abort_view = int
-        self._reader = self._writer = None
+        self._surveyor = self._reader = self._writer = None
+        self.surveying = 0
         self.lock.close()
 
 

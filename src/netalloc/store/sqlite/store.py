@@ -171,6 +171,39 @@ class SqliteStore(Closing):
                     except RuntimeError:
                         pass  # it did not come in time
 
+    def survey(self, work: Callable[[SqliteTransaction], T]) -> T:
+        """The same over a connection of its own, which holds up neither views nor changes."""
+        self.view(_nothing)  # what ends with a boot has ended
+
+        def look(connection: Session) -> T:
+            tx = SqliteTransaction(self.path, connection, None, self)
+            tx.state(self._file.lock.peek())
+            return work(tx)
+
+        return self._surveying("survey", look)
+
+    def _surveying(self, operation: str, look: Callable[[Session], T]) -> T:
+        self._check_open()
+        work = partial(self._surveyed, look)
+        return self._file.while_surveying(operation, self.timeout, work)
+
+    def _surveyed(self, look: Callable[[Session], T]) -> T:
+        """What `look` makes of one moment of the file. The caller has `round`."""
+        file = self._file
+        if self._closed:
+            raise self._refusal("survey")
+        try:
+            file.surveying, file.surveyor_of = get_ident(), self
+            connection = file.surveyor()
+            connection.rollback()  # of one whose end was interrupted
+            connection.execute("BEGIN")
+            return look(connection)
+        finally:
+            try:
+                file.end_survey()
+            finally:
+                file.surveying = 0
+
     def begin(self, operation: str, *, durable: bool = False) -> SqliteTransaction:
         """A change step by step; see Store."""
         file = self._file
@@ -244,17 +277,7 @@ class SqliteStore(Closing):
 
     def check(self) -> list[str]:
         """What is wrong with the file itself; O(file)."""
-        self._check_open()
-
-        def look() -> list[str]:
-            connection = self._file.reader()
-            try:
-                connection.execute("BEGIN")  # of one moment, while others write
-                return damage(connection) or damaged_rows(connection)
-            finally:
-                connection.rollback()
-
-        return self._file.while_viewing("check", self.timeout, look)
+        return self._surveying("check", lambda session: damage(session) or damaged_rows(session))
 
     def close(self) -> None:
         """Close it, when what other threads are at is done; a second time is no error.
@@ -271,9 +294,11 @@ class SqliteStore(Closing):
                 if tx.ended is None:
                     raise in_the_middle("close")
                 tx.rollback()
+        if file.surveying == get_ident() and file.surveyor_of is self:
+            raise in_the_middle("close")
         self._closed = True
         leave = partial(files.leave, file, self)
-        if get_ident() in (file.viewing, file.changing):
+        if get_ident() in (file.viewing, file.changing, file.surveying):
             leave()  # another store of the file is at it, and keeps the file open
         else:
             file.while_idle("close", self.timeout, leave)

@@ -1,0 +1,101 @@
+"""One watcher at a time for each network of a network namespace, in whatever process.
+
+The turn is a lock (OFD, fcntl(2)) on a FIFO of the runtime directory. The one that has it has the
+FIFO open to write as well; those that wait have it open to read, so the kernel wakes them when
+the turn is given up, or its process dies. Waiting costs nothing.
+"""
+
+import errno
+import fcntl
+import os
+import select
+import stat
+import struct
+from contextlib import suppress
+from weakref import WeakSet
+
+from netalloc.closing import Closing
+from netalloc.errors import NetallocError
+from netalloc.host import netns, runtime_dir
+from netalloc.host.namespace_lock import WATCH, file_name
+
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
+_LOOK_AGAIN = 60_000  # milliseconds: only where a turn was given up before its FIFO was open
+
+_open: "WeakSet[WatchTurn]" = WeakSet()
+
+
+class WatchTurn(Closing):
+    """The turn to watch one network of the caller's network namespace."""
+
+    def __init__(self, network: int) -> None:
+        self._name = f"{file_name(*netns.current())}{WATCH}{network}"
+        self._fds: list[int] = []
+        _open.add(self)
+
+    def take(self) -> bool:
+        """Take the turn if no other has it; true, too, where this has it already."""
+        if self._fds:
+            return True
+        fd = self._opened(os.O_RDWR)
+        self._fds.append(fd)
+        if _lock(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK):
+            return True
+        self.close()
+        return False
+
+    def wait(self, stopped: int) -> bool:
+        """Wait for the turn; false once there is something to read at the descriptor `stopped`."""
+        while not self.take():
+            waiting = self._opened(os.O_RDONLY)
+            try:
+                poll = select.poll()
+                poll.register(stopped, select.POLLIN)
+                poll.register(waiting, 0)  # tells of the end of the last writer in any case
+                if _lock(waiting, fcntl.F_OFD_SETLK, fcntl.F_RDLCK):
+                    continue  # given up since
+                if stopped in {fd for fd, _ in poll.poll(_LOOK_AGAIN)}:
+                    return False
+            finally:
+                os.close(waiting)
+        return True
+
+    def close(self) -> None:
+        """Give the turn up; a second time is no error."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    def _opened(self, flags: int) -> int:
+        with runtime_dir.opened() as directory:
+            with suppress(FileExistsError):
+                os.mkfifo(self._name, 0o600, dir_fd=directory)
+            safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+            try:
+                fd = os.open(self._name, flags | safe, dir_fd=directory)
+            except OSError as error:
+                where = f"{self._name} in {runtime_dir.shown(directory)}"
+                raise NetallocError(f"{where} cannot be opened: {error.strerror}") from error
+        found = os.fstat(fd)
+        if not stat.S_ISFIFO(found.st_mode) or found.st_uid != os.geteuid():
+            os.close(fd)
+            raise NetallocError(f"{self._name} is no FIFO of this user: remove it")
+        return fd
+
+
+def _lock(fd: int, command: int, kind: int) -> bool:
+    try:
+        fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0))
+    except OSError as error:
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return False
+        raise NetallocError(f"a lock of the runtime directory failed: {error}") from error
+    return True
+
+
+def _after_fork() -> None:
+    """The child's copies go, or the turn would stay with it when the parent ends."""
+    for one in list(_open):
+        one.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
