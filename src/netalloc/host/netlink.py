@@ -10,7 +10,6 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from threading import Lock
-from types import TracebackType
 
 from netalloc.errors import CommandError
 from netalloc.host.netns import HomeNamespace
@@ -92,12 +91,7 @@ class explaining:  # used like a function, and ten times as fast as one
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, NetlinkError):
             raise error.explained(self.what) from error
 
@@ -245,21 +239,35 @@ class NetlinkSocket:
 
         Raises NetlinkError when the kernel refuses.
         """
-        seq = self.sequence()
+        return self._ask(kind, [body], flags, 0)
+
+    def call_each(self, kind: int, bodies: Sequence[bytes]) -> list[bytes]:
+        """Send many in one piece; the answers of those for which there is something (ENOENT)."""
+        return self._ask(kind, bodies, 0, errno.ENOENT)
+
+    def _ask(self, kind: int, bodies: Sequence[bytes], flags: int, passed: int) -> list[bytes]:
+        first = self.sequence(len(bodies))
+        last = first + len(bodies) - 1
+        batch = [message(kind, flags | ACK, first + i, body) for i, body in enumerate(bodies)]
         answers: list[bytes] = []
+        failure: NetlinkError | None = None
         with self._lock:
-            self._send(message(kind, flags | ACK, seq, body))
+            self._send(b"".join(batch))
             while True:
                 data = self._receive()
-                for answer, flags, number, start, stop in messages(data):
-                    if number != seq:
+                for answer, flags, seq, start, stop in messages(data):
+                    if not first <= seq <= last:
                         continue
-                    if answer == ERROR:
-                        failure = _failure(data, flags, seq, start, stop)
+                    if answer != ERROR:
+                        answers.append(data[start:stop])
+                        continue
+                    refusal = _failure(data, flags, seq, start, stop)
+                    if refusal is not None and refusal.errno != passed:
+                        failure = failure or refusal
+                    if seq == last:
                         if failure is not None:
                             raise failure
                         return answers
-                    answers.append(data[start:stop])
 
     def dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         """Send one dump request; the bodies that answer it, and whether they are one moment's.

@@ -26,13 +26,13 @@ from netalloc.host.netlink import (
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES is the seventh
 _LINKS = 1 << 0  # RTNLGRP_LINK is the first
 _SUBSYSTEM = 10
-_IPV4 = 2
+_FAMILIES = (1, 2)  # inet, which is ours, and ip, which iptables-nft writes
 _TABLE = 1  # every nftables message but that of a generation names its table so
 _GENERATION = 0x0F
 
 
 class RuleMonitor:
-    """Wakes up when another program changes one of the named `ip` tables.
+    """Wakes up when another program changes one of the named `ip` or `inet` tables.
 
     `own` are port ids whose changes do not count: those of our own sockets. It listens
     from its making on, in the network namespace of that moment, so that no change between
@@ -115,7 +115,7 @@ class RuleMonitor:
         ) or any(
             kind >> 8 == _SUBSYSTEM
             and kind & 0xFF != _GENERATION
-            and body[0] == _IPV4
+            and body[0] in _FAMILIES
             and attributes(body, 4).get(_TABLE) in self._tables
             for kind, body in events
         )
