@@ -73,7 +73,7 @@ class Nftables:
         if (name == HOST_TABLE) != bool(owner):
             raise InUseError(f"nftables table {name} belongs to the managers of networks", name)
         bridge = None if bridge is None else check_name(bridge, "bridge")
-        me = Member(bridge, network, owner)
+        me = Member.of(bridge, network, owner)
         self._table = NftTable(name)
         self._structure = Structure(self._table)
         self._changes = Changes(self._table)
@@ -256,7 +256,7 @@ class Nftables:
 
     def _look_around(self) -> None:
         """Without a network, what is ours depends on the others."""
-        if self._register.me.network is None:
+        if not self._register.me.last:
             self._own = Ownership(self._register.me, self._register.others())
 
     def _displaces(self, address: int) -> bool:
@@ -267,8 +267,7 @@ class Nftables:
         if self._register.me.owner:
             return True
         return not any(
-            other.network is not None and other.addresses[0] <= address <= other.addresses[1]
-            for other in self._register.others()
+            other.last and other.first <= address <= other.last for other in self._register.others()
         )
 
     def _emptying(self, gone: Member, stay: Sequence[Member]) -> list[batch.Step]:

@@ -7,8 +7,9 @@ that are behind a bridge, `bridges` the bridges by their index, which a renaming
 
 import errno
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Network
+from sys import byteorder
 from typing import Final, NamedTuple
 
 from netalloc.host.netlink import CREATE, NetlinkError, NetlinkSocket, attribute, attributes
@@ -28,43 +29,47 @@ _NAME = 16  # IFNAMSIZ
 _NO_BRIDGE: Final = "lo"  # nft has no word for an empty name; no bridge is called so
 _IPV4: Final = b"\x02\0\0\0"  # NFPROTO_IPV4, padded to four bytes
 _pair = struct.Struct("=HH")
+_KEY_HEADER: Final = _pair.pack(28, _KEY) + _pair.pack(24, _VALUE)
+_END_HEADER: Final = _pair.pack(28, _KEY_END) + _pair.pack(24, _VALUE)
 
 Wanted = dict[str, tuple[bytes, str]]  # of each set: the entry, and the comment on it
 
 
 class Member(NamedTuple):
-    """A network of the table: bridge and subnet, and who in it has the two.
+    """A network of the table: bridge, first and last address, and who in it has the two.
 
-    Without a subnet it has what leads into no other's. `owner` is "" where no name but the
-    table's tells two predecessors apart.
+    From 0 to 0 is no subnet: it has what leads into no other's. `owner` is "" where no name but
+    the table's tells two predecessors apart. No addresses as objects: a hundred are read at once.
     """
 
     bridge: str | None
-    network: IPv4Network | None
+    first: int
+    last: int
     owner: str = ""
 
-    @property
-    def addresses(self) -> tuple[int, int]:
-        """The first and the last address; 0.0.0.0 stands for no network."""
-        if self.network is None:
-            return 0, 0
-        return int(self.network[0]), int(self.network[-1])
+    @classmethod
+    def of(cls, bridge: str | None, network: IPv4Network | None, owner: str = "") -> "Member":
+        """The one with this subnet."""
+        if network is None:
+            return cls(bridge, 0, 0, owner)
+        return cls(bridge, int(network[0]), int(network[-1]), owner)
 
-    def overlaps(self, other: "Member") -> bool:
-        """Whether an address is in both, or neither has a subnet."""
-        first, last = self.addresses
-        start, end = other.addresses
-        return first <= end and start <= last
+    @property
+    def network(self) -> IPv4Network | None:
+        """Its subnet."""
+        if not self.last:
+            return None
+        return IPv4Network((self.first, 33 - (self.last - self.first + 1).bit_length()))
 
     def wanted(self, index: int | None) -> Wanted:
         """Its elements; `index` is that of the bridge."""
-        first, last = (address.to_bytes(4, "big") for address in self.addresses)
+        first, last = self.first.to_bytes(4, "big"), self.last.to_bytes(4, "big")
         name = (self.bridge or _NO_BRIDGE).encode().ljust(_NAME, b"\0")
         found: Wanted = {NETWORKS: (_interval(name + first, name + last), self.owner)}
         if self.bridge is None or index is None:
             return found
         found[BRIDGES] = (_entry(_KEY, struct.pack("=I", index)), self.bridge)
-        if self.network is not None:
+        if self.last:
             found[SUBNETS] = (_interval(_IPV4 + first, _IPV4 + last), self.owner)
         return found
 
@@ -82,19 +87,39 @@ class Element(NamedTuple):
     comment: str
 
 
-def member(element: Element) -> Member | None:
-    """What an element of `networks` says; None where it says nothing that we could have said."""
-    parts = attributes(element.entry)
-    low, high = (attributes(parts.get(kind, b"")).get(_VALUE, b"") for kind in (_KEY, _KEY_END))
-    if len(low) != _NAME + 4 or low[:_NAME] != high[:_NAME]:
-        return None
-    bridge = low[:_NAME].rstrip(b"\0").decode(errors="replace")
-    first, last = (int.from_bytes(end[_NAME:], "big") for end in (low, high))
-    size = last - first + 1
-    if size < 1 or size & size - 1 or first & size - 1:
-        return None
-    network = IPv4Network((first, 33 - size.bit_length())) if last else None
-    return Member(None if bridge == _NO_BRIDGE else bridge, network, element.comment)
+def registered(bodies: Iterable[bytes]) -> dict[bytes, Member]:
+    """What a listing of `networks` says, by entry; 3 µs each.
+
+    What says nothing that we could have said is left out.
+    """
+    return _read(_elements(bodies))
+
+
+def near(bodies: Iterable[bytes], me: Member) -> dict[bytes, Member]:
+    """Those of a listing that overlap a network or have its owner; 0.6 µs for each other."""
+    first, last = me.first.to_bytes(4, "big"), me.last.to_bytes(4, "big")
+    owner = me.owner.encode() or b"\xff"  # which is in no text
+    return _read(
+        data
+        for data in _elements(bodies)
+        if (data[24:28] <= last and first <= data[52:56]) or owner in data[56:]
+    )
+
+
+def _read(listed: Iterable[bytes]) -> dict[bytes, Member]:
+    found = {}
+    for data in listed:
+        key, end, name = data[:8], data[28:36], data[8:24]
+        if key != _KEY_HEADER or end != _END_HEADER or data[36:52] != name:
+            continue
+        first, last = int.from_bytes(data[24:28], "big"), int.from_bytes(data[52:56], "big")
+        size = last - first + 1
+        if size < 1 or size & size - 1 or first & size - 1:
+            continue
+        bridge = name.rstrip(b"\0").decode(errors="replace")
+        owner = elements.comment_of(data[56:]) or "" if len(data) > 56 else ""
+        found[data[:56]] = Member(None if bridge == _NO_BRIDGE else bridge, first, last, owner)
+    return found
 
 
 def addition(table: str, name: str, entry: bytes, comment: str) -> batch.Step:
@@ -118,15 +143,14 @@ def question(table: str, name: str, entry: bytes) -> bytes:
 
 def listed(bodies: Iterable[bytes]) -> list[Element]:
     """The elements in the messages of a listing, or of an answer."""
-    found = []
-    for body in bodies:
-        data = attributes(body, 4).get(_LIST_ELEMENTS, b"")
-        start = 0
-        while start + 4 <= len(data):
-            size = max(_pair.unpack_from(data, start)[0], 4)
-            found.append(_element(data[start + 4 : start + size]))
-            start += size + 3 & ~3
-    return found
+    return [_element(data) for data in _elements(bodies)]
+
+
+def commented(bodies: Iterable[bytes], comment: str) -> list[bytes]:
+    """The entries of a listing that have this comment; a look at the bytes for the others."""
+    part = comment.encode()
+    near = [_element(data) for data in _elements(bodies) if part in data]
+    return [element.entry for element in near if element.comment == comment]
 
 
 def copies(netlink: NetlinkSocket, table: str, name: str) -> list[batch.Step]:
@@ -145,10 +169,14 @@ def copies(netlink: NetlinkSocket, table: str, name: str) -> list[batch.Step]:
     ]
 
 
-def index_of(element: Element) -> int:
-    """The index that an element of `bridges` stands for."""
-    key = attributes(attributes(element.entry).get(_KEY, b"")).get(_VALUE, b"\0\0\0\0")
-    return int(struct.unpack("=I", key[:4].ljust(4, b"\0"))[0])
+def _elements(bodies: Iterable[bytes]) -> Iterator[bytes]:
+    for body in bodies:
+        data = attributes(body, 4).get(_LIST_ELEMENTS, b"")
+        start, stop = 0, len(data) - 4
+        while start <= stop:
+            size = int.from_bytes(data[start : start + 2], byteorder) or 4
+            yield data[start + 4 : start + size]
+            start += size + 3 & ~3
 
 
 def _element(data: bytes) -> Element:

@@ -16,8 +16,8 @@ class Ownership:
     """The addresses of one network; of one without a subnet, those that are in no other's."""
 
     def __init__(self, me: Member, others: Iterable[Member] = ()) -> None:
-        gaps = _between([one.addresses for one in others if one.network is not None])
-        first, last = me.addresses if me.network is not None else (0, _LAST)
+        gaps = _between([(one.first, one.last) for one in others if one.last])
+        first, last = (me.first, me.last) if me.last else (0, _LAST)
         kept = [(max(a, first), min(b, last)) for a, b in gaps if a <= last and b >= first]
         self._not = f"not into {me.network}" if me.network else "into another one's network"
         self._starts = [a for a, _ in kept]

@@ -90,17 +90,20 @@ class Register:
 
     def _joining(self, wanted: members.Wanted) -> list[Step]:
         table = self._table.name
-        registered = self._members()
+        near = members.near(self._dump(NETWORKS), self.me)
+        mine = wanted[NETWORKS][0]
         stale = {
             entry: other
-            for entry, other in registered.items()
-            if entry != wanted[NETWORKS][0] and self._makes_room(other)
+            for entry, other in near.items()
+            if entry != mine and self._is_near(other) and self._makes_room(other)
         }
-        stay = [other for entry, other in registered.items() if entry not in stale]
+        stay: list[Member] = [self.me]
+        if stale:
+            stay += [one for entry, one in self._members().items() if entry not in stale]
         steps: list[Step] = []
         for entry, other in stale.items():
-            steps += self._emptying(other, [self.me, *stay])
-            steps += self._removals(entry, other, [self.me, *stay])
+            steps += self._emptying(other, stay)
+            steps += self._removals(entry, other, stay)
         for name, (entry, comment) in wanted.items():
             there = self._ask(name, entry)
             if there is not None and there != Element(entry, comment):
@@ -112,21 +115,21 @@ class Register:
             steps.append(members.addition(table, name, entry, comment))
         return steps
 
+    def _is_near(self, other: Member) -> bool:
+        overlaps = self.me.first <= other.last and other.first <= self.me.last
+        return overlaps or (self.me.owner != "" and other.owner == self.me.owner)
+
     def _makes_room(self, other: Member) -> bool:
-        """Whether it goes because we come; InUseError where that is not for us to say."""
+        """Whether one that overlaps goes because we come; InUseError where we may not say so."""
         if self.me.owner:
-            if other.owner != self.me.owner and not other.overlaps(self.me):
-                return False
             if other.owner != self.me.owner:
                 logger.warning(
                     "table %s: network %s, of another store, makes room for %s",
                     self._table.name, other, self.me,
                 )  # fmt: skip
             return True
-        if not other.overlaps(self.me):
-            return False
         moved = other.bridge not in (None, self.me.bridge) and _index(other.bridge) is not None
-        if other.network != self.me.network or other.owner or moved:
+        if not self._is_me(other) or moved:
             raise InUseError(
                 f"network {self.me} overlaps {other}, which table inet {self._table.name} "
                 "serves: another name makes another table",
@@ -154,24 +157,19 @@ class Register:
         if pair is not None and self._has(SUBNETS, pair[0]):
             steps += members.deletion(table, SUBNETS, [pair[0]])
         if gone.bridge is not None and all(other.bridge != gone.bridge for other in stay):
-            of_bridge = [e.entry for e in self._list(BRIDGES) if e.comment == gone.bridge]
-            steps += members.deletion(table, BRIDGES, of_bridge)
+            named = members.commented(self._dump(BRIDGES), gone.bridge)
+            steps += members.deletion(table, BRIDGES, named)
         return steps
 
     def _is_me(self, other: Member) -> bool:
         if self.me.owner or other.owner:
             return other.owner == self.me.owner
-        return other.network == self.me.network
+        return (other.first, other.last) == (self.me.first, self.me.last)
 
     def _members(self) -> dict[bytes, Member]:
-        found = {}
-        for element in self._list(NETWORKS):
-            one = members.member(element)
-            if one is not None:
-                found[element.entry] = one
-        return found
+        return members.registered(self._dump(NETWORKS))
 
-    def _list(self, name: str) -> list[Element]:
+    def _dump(self, name: str) -> list[bytes]:
         try:
             bodies, _ = self._table.netlink.dump(
                 batch.GET_ELEMENT, elements.head(self._table.name, name)
@@ -180,7 +178,7 @@ class Register:
             if error.errno != errno.ENOENT:
                 raise
             return []
-        return members.listed(bodies)
+        return bodies
 
     def _ask(self, name: str, entry: bytes) -> Element | None:
         question = members.question(self._table.name, name, entry)
