@@ -119,6 +119,8 @@ class Nftables:
         with self._explaining:
             self._home.check()
             before = self._register.is_joined()
+            if not before:
+                self._register.check()
             try:
                 self._restore()
                 self._earlier.take_over(self._own)
@@ -243,16 +245,20 @@ class Nftables:
         found: tuple[str, ...] = ()
         for _ in range(_ATTEMPTS):
             found += self._structure.restore()
-            try:
-                found += self._register.join()
-            except NetlinkError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-                # The last one of the table left at this moment, and took it away.
-            else:
+            lacking = self._joined()
+            if lacking is not None:
                 self._look_around()
-                return found + settings
+                return found + lacking + settings
         raise CommandError(f"table inet {self.table} went away during {_ATTEMPTS} set-ups")
+
+    def _joined(self) -> tuple[str, ...] | None:
+        """What we had to put in; None where the last of the table has just taken it away."""
+        try:
+            return self._register.join()
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
 
     def _look_around(self) -> None:
         """Without a network, what is ours depends on the others."""

@@ -7,7 +7,7 @@ nothing can come in between, neither a thread nor a process nor a kill.
 
 import errno
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from netalloc.errors import CommandError, InterfaceError, InUseError
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 _ATTEMPTS: Final = 200  # where all tables of the host together change all the time
 
 # The steps that take away what leads into the first network, and into none of the others.
+Doomed = dict[str, dict[bytes, None]]  # of each set: the entries that go
 Emptying = Callable[[Member, Sequence[Member]], list[Step]]
 
 
@@ -50,6 +51,11 @@ class Register:
             return ()
         self._attempt(lambda: self._joining(wanted))
         return tuple(f"set {name} lacked {self.me}" for name in lacking)
+
+    def check(self) -> None:
+        """Raise what `join` would, before anything has changed; O(networks)."""
+        if not self.me.owner:
+            self._stale(self.me.wanted(None)[NETWORKS][0])
 
     def leave(self) -> None:
         """Take out our own with all that leads there; with the last one goes the table."""
@@ -90,30 +96,36 @@ class Register:
 
     def _joining(self, wanted: members.Wanted) -> list[Step]:
         table = self._table.name
-        near = members.near(self._dump(NETWORKS), self.me)
-        mine = wanted[NETWORKS][0]
-        stale = {
-            entry: other
-            for entry, other in near.items()
-            if entry != mine and self._is_near(other) and self._makes_room(other)
-        }
+        stale = self._stale(wanted[NETWORKS][0])
         stay: list[Member] = [self.me]
         if stale:
             stay += [one for entry, one in self._members().items() if entry not in stale]
         steps: list[Step] = []
+        doomed: Doomed = {}
         for entry, other in stale.items():
+            if not self._is_me(other):
+                what = self._table.name, other, self.me
+                logger.warning("table %s: network %s, of another store, makes room for %s", *what)
             steps += self._emptying(other, stay)
-            steps += self._removals(entry, other, stay)
+            self._doom(doomed, entry, other, stay)
         for name, (entry, comment) in wanted.items():
             there = self._ask(name, entry)
             if there is not None and there != Element(entry, comment):
-                if there.entry == entry:
-                    steps += members.deletion(table, name, [entry])
-                elif name == SUBNETS and there.entry not in _subnets(stale.values()):
-                    # Of no network of the register: another program's, or of a change by hand.
-                    steps += members.deletion(table, name, [there.entry])
+                # Of a network that makes room, or another program's.
+                doomed.setdefault(name, {})[there.entry] = None
+        steps += self._deletions(doomed)
+        for name, (entry, comment) in wanted.items():
             steps.append(members.addition(table, name, entry, comment))
         return steps
+
+    def _stale(self, mine: bytes) -> dict[bytes, Member]:
+        """Those in the register that go because we come."""
+        near = members.near(self._dump(NETWORKS), self.me)
+        return {
+            entry: other
+            for entry, other in near.items()
+            if entry != mine and self._is_near(other) and self._makes_room(other)
+        }
 
     def _is_near(self, other: Member) -> bool:
         overlaps = self.me.first <= other.last and other.first <= self.me.last
@@ -122,14 +134,8 @@ class Register:
     def _makes_room(self, other: Member) -> bool:
         """Whether one that overlaps goes because we come; InUseError where we may not say so."""
         if self.me.owner:
-            if other.owner != self.me.owner:
-                logger.warning(
-                    "table %s: network %s, of another store, makes room for %s",
-                    self._table.name, other, self.me,
-                )  # fmt: skip
             return True
-        moved = other.bridge not in (None, self.me.bridge) and _index(other.bridge) is not None
-        if not self._is_me(other) or moved:
+        if not self._is_me(other):
             raise InUseError(
                 f"network {self.me} overlaps {other}, which table inet {self._table.name} "
                 "serves: another name makes another table",
@@ -144,27 +150,36 @@ class Register:
         if not others:
             found = ruleset.has_table(self._table.netlink, self._table.name)
             return [ruleset.table_deletion(self._table.name)] if found else []
-        steps = self._emptying(self.me, others)
+        doomed: Doomed = {}
         for entry, one in mine.items():
-            steps += self._removals(entry, one, others)
-        return steps
+            self._doom(doomed, entry, one, others)
+        return self._emptying(self.me, others) + self._deletions(doomed)
 
-    def _removals(self, entry: bytes, gone: Member, stay: Sequence[Member]) -> list[Step]:
-        """The steps that take a network's elements out of the sets, those of others left alone."""
-        table = self._table.name
-        steps = members.deletion(table, NETWORKS, [entry])
+    def _doom(self, doomed: Doomed, entry: bytes, gone: Member, stay: Sequence[Member]) -> None:
+        """Note what of the sets goes with a network; what others need as well stays."""
+        doomed.setdefault(NETWORKS, {})[entry] = None
         pair = gone.wanted(0).get(SUBNETS)
         if pair is not None and self._has(SUBNETS, pair[0]):
-            steps += members.deletion(table, SUBNETS, [pair[0]])
+            doomed.setdefault(SUBNETS, {})[pair[0]] = None
         if gone.bridge is not None and all(other.bridge != gone.bridge for other in stay):
             named = members.commented(self._dump(BRIDGES), gone.bridge)
-            steps += members.deletion(table, BRIDGES, named)
-        return steps
+            doomed.setdefault(BRIDGES, {}).update(dict.fromkeys(named))
+
+    def _deletions(self, doomed: Doomed) -> list[Step]:
+        table = self._table.name
+        return [
+            step
+            for name, entries in doomed.items()
+            for step in members.deletion(table, name, entries)
+        ]
 
     def _is_me(self, other: Member) -> bool:
+        """Whether it is a predecessor's: of our name, or of our subnet where its bridge is gone."""
         if self.me.owner or other.owner:
             return other.owner == self.me.owner
-        return (other.first, other.last) == (self.me.first, self.me.last)
+        if (other.first, other.last) != (self.me.first, self.me.last):
+            return False
+        return other.bridge in (None, self.me.bridge) or _index(other.bridge) is None
 
     def _members(self) -> dict[bytes, Member]:
         return members.registered(self._dump(NETWORKS))
@@ -193,11 +208,6 @@ class Register:
     def _has(self, name: str, entry: bytes, comment: str | None = None) -> bool:
         there = self._ask(name, entry)
         return there is not None and there.entry == entry and comment in (None, there.comment)
-
-
-def _subnets(gone: Iterable[Member]) -> set[bytes]:
-    pairs = [one.wanted(0).get(SUBNETS) for one in gone]
-    return {pair[0] for pair in pairs if pair is not None}
 
 
 def _index(bridge: str | None) -> int | None:

@@ -1,5 +1,6 @@
 """The fixed part of the nftables backend: loaded by nft, recognised without it."""
 
+import errno
 import logging
 import shutil
 from typing import Final
@@ -54,10 +55,17 @@ class Structure:
             after = self._snapshot()
             # A rule that another program adds in between must not become what we expect.
             if all(len(after.get(f"rules {c}", ())) == len(r) for c, r in RULES.items()):
-                mark = fingerprint.digest(after, self._script)
-                fingerprint.leave(self._table.netlink, name, mark)
+                self._leave_mark(after)
                 return after
         raise CommandError(f"table inet {name} was changed during {_ATTEMPTS} loads")
+
+    def _leave_mark(self, state: Snapshot) -> None:
+        mark = fingerprint.digest(state, self._script)
+        try:
+            fingerprint.leave(self._table.netlink, self._table.name, mark)
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:  # the last of its networks left at this moment
+                raise
 
     def _replace(self, error: CommandError) -> None:
         """Make the table anew where it resists, with the elements of all its networks."""
