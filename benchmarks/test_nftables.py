@@ -80,7 +80,7 @@ def bare(sock: socket.socket, mapper: PortMapper) -> Timed:
     batches = []
     for single in SINGLES:
         (element,) = elements.encode_plain([elements.entry(single)], elements.DNAT_ANY)
-        body = elements.body("netalloc", elements.DNAT_ANY, [element])
+        body = elements.body("netalloc", "dnat_any", [element])
         flags = CREATE | EXCLUSIVE | ACK
         batches.append(begin + message(batch.NEW_ELEMENT, flags, 1, body) + end)
 
@@ -110,7 +110,7 @@ def test_one_mapping_costs_a_few_round_trips_however_many_there_are(lab: Lab) ->
 def test_a_full_range_in_one_batch(lab: Lab) -> None:
     """map_many beside nft -f with the same elements, written in its shortest way."""
     text = ", ".join(f"tcp . {m.host_port} : {m.dest[0]} . {m.dest[1]}" for m in BATCH)
-    script = f"add element ip netalloc dnat_any {{ {text} }}\n".encode()
+    script = f"add element inet netalloc dnat_any {{ {text} }}\n".encode()
     with mapper(lab) as ours:
 
         def empty() -> None:

@@ -107,7 +107,7 @@ def everything(lab: Lab) -> str:
 
 def others(dump: str) -> str:
     """A dump less our table and the lines that name us."""
-    dump = re.sub(r"(?ms)^table ip netalloc \{.*?^\}\n?", "", dump)
+    dump = re.sub(r"(?ms)^table inet netalloc \{.*?^\}\n?", "", dump)
     rest = "\n".join(line for line in dump.split("\n") if "netalloc" not in line)
     return re.sub(r"(?m)^mangle\n(:.*\n)+COMMIT\n?", "", rest)  # nothing but ours was in it
 

@@ -224,7 +224,7 @@ def test_what_the_kernel_refuses_is_said_in_words(nft_lab, monkeypatch):
             mapper.reconcile,
             mapper.backend.setup,
         ):
-            with pytest.raises(CommandError, match=r"table ip netalloc.*\(ENOBUFS\)") as caught:
+            with pytest.raises(CommandError, match=r"table inet netalloc.*\(ENOBUFS\)") as caught:
                 call()
             assert type(caught.value) is CommandError
         monkeypatch.undo()
@@ -341,7 +341,7 @@ def test_a_shifted_block_and_single_ports_are_told_apart(nft_lab):
             assert set(mapper.backend.mappings()) == set(wanted)
             assert not mapper.reconcile(wanted)
         mapper.reconcile([block])
-        nft_lab.run("nft", "delete", "element", "ip", "netalloc", "dnat_any", "{ tcp . 7001 }")
+        nft_lab.run("nft", "delete", "element", "inet", "netalloc", "dnat_any", "{ tcp . 7001 }")
         assert mapper.backend.mappings() == []  # the rest is no mapping of ours
         assert mapper.reconcile().added == (block,)
         assert mapper.backend.mappings() == [block]

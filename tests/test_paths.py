@@ -86,7 +86,7 @@ def test_containers_cannot_reach_the_hosts_loopback(backend):
         guards = {
             "iptables-legacy": ("iptables", "-t", "raw", "-F", "netalloc"),
             "iptables-nft": ("iptables", "-t", "raw", "-F", "netalloc"),
-            "nftables": ("nft", "flush", "chain", "ip", "netalloc", "guard"),
+            "nftables": ("nft", "flush", "chain", "inet", "netalloc", "guard"),
         }
         lab.run(*guards[backend])
         assert lab.reaches(thief, "udp", ("127.0.0.1", 9999)) is None

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+from ipaddress import IPv4Network
 
 import pytest
 
 from lab import Lab
 from netalloc.host import sysctl
 from netalloc.model import PortMapping
-from netalloc.portmap.choice import remove_others
+from netalloc.portmap.choice import make_backend, remove_others
 from netalloc.portmap.iptables import commands, leavings
 from netalloc.portmap.kernel import KernelMappings
 
@@ -21,7 +22,9 @@ def kernel(backend, lab):
     kind, _, variant = backend.partition("-")
     if variant:
         lab.use(variant)
-    return KernelMappings(kind, bridge=lab.bridge, network=lab.network, name="netalloc-br0")
+    network = IPv4Network(lab.network)
+    made = make_backend(kind, "netalloc-br0", lab.bridge, network, shared=True)
+    return KernelMappings(made, bridge=lab.bridge, network=network, name="netalloc-br0")
 
 
 @pytest.mark.parametrize("before", BACKENDS)
@@ -40,9 +43,10 @@ def test_what_the_last_backend_left_goes(before, after):
         for variant in ("legacy", "nft"):
             lab.run(f"iptables-{variant}", "-t", "nat", "-N", "netalloc-br1")
         new = kernel(after, lab)
-        found = remove_others("netalloc-br0", new.name, lab.bridge)
+        where = lab.bridge, IPv4Network(lab.network)
+        found = remove_others("netalloc-br0", new.name, *where)
         assert len(found) == (before != after), found
-        assert remove_others("netalloc-br0", new.name, lab.bridge) == []
+        assert remove_others("netalloc-br0", new.name, *where) == []
         new.setup()
         if before != after:
             assert new.present() == []

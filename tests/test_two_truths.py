@@ -200,4 +200,4 @@ def test_another_backend_after_a_removal_finds_nothing_of_the_first(host, tmp_pa
         if backends[1] == "nftables":
             assert "netalloc" not in host.rules()
         else:
-            assert "table ip netalloc-br0" not in rules
+            assert "table inet netalloc-br0" not in rules

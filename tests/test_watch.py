@@ -23,10 +23,10 @@ pytestmark = pytest.mark.root
 BREAKAGES = {
     "nftables": [
         ("nft", "flush", "ruleset"),
-        ("nft", "delete", "table", "ip", "netalloc"),
-        ("nft", "flush", "chain", "ip", "netalloc", "prerouting"),
-        ("nft", "insert", "rule", "ip", "netalloc", "portmap", "tcp", "dport", "8080", "drop"),
-        ("nft", "delete", "element", "ip", "netalloc", "dnat_any", "{ tcp . 8080 }"),
+        ("nft", "delete", "table", "inet", "netalloc"),
+        ("nft", "flush", "chain", "inet", "netalloc", "prerouting"),
+        ("nft", "insert", "rule", "inet", "netalloc", "portmap", "tcp", "dport", "8080", "drop"),
+        ("nft", "delete", "element", "inet", "netalloc", "dnat_any", "{ tcp . 8080 }"),
     ],
     "iptables": [
         ("nft", "flush", "ruleset"),
@@ -63,9 +63,9 @@ def test_our_own_changes_wake_nobody_and_others_tables_neither(nft_lab):
         nft_lab.run("nft", "add", "table", "ip", "stranger")
         nft_lab.run("nft", "add", "table", "ip6", "netalloc")
         # Events come in order: had one of those counted, it would have been the first.
-        nft_lab.run("nft", "add", "chain", "ip", "netalloc", "strange")
+        nft_lab.run("nft", "add", "chain", "inet", "netalloc", "strange")
         assert monitor.changes.get(timeout=30) is True
-        nft_lab.run("nft", "delete", "chain", "ip", "netalloc", "strange")
+        nft_lab.run("nft", "delete", "chain", "inet", "netalloc", "strange")
         assert monitor.changes.get(timeout=30) is True
         assert monitor.changes.empty()
 
@@ -121,7 +121,7 @@ def test_a_failed_repair_is_tried_again(nft_lab, monkeypatch):
         assert failed.wait(30)
         assert found.empty()
         nft_lab.run("ip", "link", "set", "away", "name", nft_lab.bridge)
-        assert found.get(timeout=30).structure[0] == "table ip netalloc was missing"
+        assert found.get(timeout=30).structure[0] == "table inet netalloc was missing"
 
 
 def test_what_cannot_be_watched_says_so(make_lab):

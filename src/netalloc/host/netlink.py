@@ -10,7 +10,6 @@ import socket
 import struct
 from collections.abc import Iterator, Sequence
 from threading import Lock
-from types import TracebackType
 
 from netalloc.errors import CommandError
 from netalloc.host.netns import HomeNamespace
@@ -93,12 +92,7 @@ class explaining:  # used like a function, and ten times as fast as one
     def __enter__(self) -> None:
         pass
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, NetlinkError):
             raise error.explained(self.what) from error
 
@@ -246,23 +240,35 @@ class NetlinkSocket:
 
         Raises NetlinkError when the kernel refuses.
         """
-        return self._call(kind, body, flags, self.sequence())
+        return self._ask(kind, [body], flags, 0)
+
+    def call_each(self, kind: int, bodies: Sequence[bytes]) -> list[bytes]:
+        """Send many in one piece; the answers of those for which there is something (ENOENT)."""
+        return self._ask(kind, bodies, 0, errno.ENOENT)
 
     @locked
-    def _call(self, kind: int, body: bytes, flags: int, seq: int) -> list[bytes]:
+    def _ask(self, kind: int, bodies: Sequence[bytes], flags: int, passed: int) -> list[bytes]:
+        first = self.sequence(len(bodies))
+        last = first + len(bodies) - 1
+        batch = [message(kind, flags | ACK, first + i, body) for i, body in enumerate(bodies)]
         answers: list[bytes] = []
-        self._send(message(kind, flags | ACK, seq, body))
+        failure: NetlinkError | None = None
+        self._send(b"".join(batch))
         while True:
             data = self._receive()
-            for answer, flags, number, start, stop in messages(data):
-                if number != seq:
+            for answer, flags, seq, start, stop in messages(data):
+                if not first <= seq <= last:
                     continue
-                if answer == ERROR:
-                    failure = _failure(data, flags, seq, start, stop)
+                if answer != ERROR:
+                    answers.append(data[start:stop])
+                    continue
+                refusal = _failure(data, flags, seq, start, stop)
+                if refusal is not None and refusal.errno != passed:
+                    failure = failure or refusal
+                if seq == last:
                     if failure is not None:
                         raise failure
                     return answers
-                answers.append(data[start:stop])
 
     def dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         """Send one dump request; the bodies that answer it, and whether they are one moment's.

@@ -49,12 +49,14 @@ def opened() -> Iterator[set[Entry]]:
     header = f"{_cookie()}\t{boot_id()}"
     with runtime_dir.opened() as directory:
         _lock(directory)
-        found = _read(directory, name, header)
+        found, is_whole = _read(directory, name, header)
         before = set(found)
         try:
             yield found
         finally:
-            if found != before:
+            if is_whole and found > before:
+                _append(directory, name, found - before)
+            elif found != before:
                 _write(directory, name, header, found)
 
 
@@ -75,35 +77,53 @@ def _lock(directory: int) -> None:
         time.sleep(_PAUSE)
 
 
-def _read(directory: int, name: str, header: str) -> set[Entry]:
+def _read(directory: int, name: str, header: str) -> tuple[set[Entry], bool]:
+    """The entries, 1 µs each, and whether more can be put behind them."""
     try:
         fd = runtime_dir.open_file(directory, name, os.O_RDONLY)
     except FileNotFoundError:
-        return set()
+        return set(), False
     with os.fdopen(fd, encoding="utf-8", errors="surrogateescape") as file:
-        first, *lines = file.read().split("\n")
-    if first != header:
-        return set()
-    found = set()
-    for line in lines:
-        parts = line.split("\t")
-        if len(parts) == 4 and parts[2].isdigit():
-            found.add(Entry(parts[0], parts[1], int(parts[2]), parts[3]))
-    return found
+        # What has no end of its line was cut off in the middle, and is not believed.
+        *lines, rest = file.read().split("\n")
+    if lines[:1] != [header]:
+        return set(), False
+    rows = [line.split("\t") for line in lines[1:]]
+    found = {Entry(r[0], r[1], int(r[2]), r[3]) for r in rows if len(r) == 4 and r[2].isdigit()}
+    return found, not rest
 
 
 def _write(directory: int, name: str, header: str, found: set[Entry]) -> None:
     if not found:
         os.unlink(name, dir_fd=directory)
         return
-    lines = [header, *sorted("\t".join(map(str, entry)) for entry in found), ""]
     fresh = f"{name}.new"
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-    try:
-        fd = runtime_dir.open_file(directory, fresh, flags)
-        with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write("\n".join(lines))
+    with _explained(directory, name):
+        _put(directory, fresh, flags, f"{header}\n{_lines(found)}")
         os.rename(fresh, name, src_dir_fd=directory, dst_dir_fd=directory)
+
+
+def _append(directory: int, name: str, more: set[Entry]) -> None:
+    """A hundred networks' entries are not written anew for one more."""
+    with _explained(directory, name):
+        _put(directory, name, os.O_WRONLY | os.O_APPEND, _lines(more))
+
+
+def _lines(entries: set[Entry]) -> str:
+    return "".join(sorted("\t".join(map(str, entry)) + "\n" for entry in entries))
+
+
+def _put(directory: int, name: str, flags: int, text: str) -> None:
+    fd = runtime_dir.open_file(directory, name, flags)
+    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+@contextmanager
+def _explained(directory: int, name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         where = runtime_dir.shown(directory)
         raise NetallocError(f"{where}/{name} cannot be written: {error.strerror}") from error

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from hashlib import blake2s
+from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, TypeVar
 
 from netalloc._alloc import Subnet
@@ -168,7 +169,7 @@ def _complete(stated: Statement) -> Statement:
         return stated
     from netalloc.portmap.choice import choose
 
-    return stated._replace(backend=choose(kernel_name(stated.name)))
+    return stated._replace(backend=choose())
 
 
 def _remove_others(network: Network) -> None:
@@ -176,7 +177,8 @@ def _remove_others(network: Network) -> None:
     if network.backend in REAL:
         from netalloc.portmap.choice import remove_others
 
-        for what in remove_others(kernel_name(network.name), network.backend, network.bridge):
+        name, subnet = kernel_name(network.name), _ipv4(subnet_of(network))
+        for what in remove_others(name, network.backend, network.bridge, subnet):
             log.warning("network %s: removed what another backend had left: %s", network.name, what)
 
 
@@ -190,6 +192,7 @@ def kernel_name(network: str) -> str:
 def _mappings(
     stated: Statement, network: Network | None, part: "Backend | None", host: HostStore
 ) -> ExclusiveMappings:
+    from netalloc.portmap.choice import make_backend
     from netalloc.portmap.kernel import KernelMappings
 
     kind = SharedMappings if host.store.persistent else ExclusiveMappings
@@ -203,10 +206,15 @@ def _mappings(
     forward = bool(network.forward) if network is not None else bool(stated.forward)
     assert subnet is not None
     name = kernel_name(stated.name)
-    kernel = KernelMappings(
-        stated.backend, bridge=bridge, network=str(subnet.network), name=name, forward=forward
-    )
-    return kind(kernel)
+    whole = _ipv4(subnet)
+    made = make_backend(stated.backend, name, bridge, whole, shared=True)
+    return kind(KernelMappings(made, bridge=bridge, network=whole, name=name, forward=forward))
+
+
+def _ipv4(subnet: Subnet) -> IPv4Network:
+    network = subnet.network
+    assert isinstance(network, IPv4Network)  # a real backend has no other
+    return network
 
 
 def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> Network | None:

@@ -35,8 +35,14 @@ def network_of(network: IPv4Network | str | None, bridge: str | None) -> IPv4Net
 
 
 def make_backend(
-    backend: str, name: str, bridge: str | None, network: IPv4Network | None
+    backend: str,
+    name: str,
+    bridge: str | None,
+    network: IPv4Network | None,
+    *,
+    shared: bool = False,
 ) -> Backend:
+    """The backend of that name; `shared`: of a manager, in the table of all the host's networks."""
     if backend == "null":
         from netalloc.portmap.null import Null
 
@@ -46,11 +52,13 @@ def make_backend(
 
         return Iptables(name, bridge=bridge, network=network)
     if backend == "nftables":
-        from netalloc.portmap.nftables.backend import Nftables
+        from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
+        if shared:
+            return Nftables(HOST_TABLE, bridge=bridge, network=network, owner=name)
         return Nftables(name, bridge=bridge, network=network)
     if backend == "auto":
-        return make_backend(choose(name), name, bridge, network)
+        return make_backend(choose(None if shared else name), name, bridge, network, shared=shared)
     raise OutOfRangeError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
 
 
@@ -62,11 +70,15 @@ def make_forward(name: str, bridge: str | None) -> "ForwardAccept":
     return ForwardAccept(name, bridge)
 
 
-def choose(name: str) -> str:
-    """nftables where the kernel and privileges allow it, otherwise iptables."""
+def choose(name: str | None = None) -> str:
+    """nftables where the kernel and privileges allow it, otherwise iptables.
+
+    `name` is that of a table; by itself that of all the host's networks.
+    """
+    from netalloc.portmap.nftables.backend import HOST_TABLE
     from netalloc.portmap.nftables.structure import unavailable
 
-    reason = unavailable(name)
+    reason = unavailable(name or HOST_TABLE)
     if reason is None:
         logger.info("port mappings by nftables: a map element each")
         return "nftables"
@@ -74,13 +86,15 @@ def choose(name: str) -> str:
     return "iptables"
 
 
-def remove_others(name: str, keep: str, bridge: str | None = None) -> list[str]:
-    """Remove what other backends than `keep` have under our name; says what that was.
+def remove_others(
+    name: str, keep: str, bridge: str | None = None, network: IPv4Network | None = None
+) -> list[str]:
+    """Remove what other backends than `keep` have of a manager's network; says what that was.
 
     After a change of the backend, a crash or another store, the rules of the last one would
-    still lead to its containers: the table of nftables, and the chains of both variants of
-    iptables, of which with keep="iptables" the one on PATH stays. Flows that went through
-    them are flushed. Others' chains and tables stay, a tool that is missing is no error.
+    still lead to its containers: its part of the table of nftables, and the chains of both
+    variants of iptables, of which with keep="iptables" the one on PATH stays. Flows that went
+    through them are flushed. Others' chains and tables stay, a tool that is missing is no error.
     That there is nothing is found out in 0.1 ms without starting a process, unless there are
     tables of legacy iptables: then in 2 ms. Raises CommandError.
     """
@@ -88,20 +102,20 @@ def remove_others(name: str, keep: str, bridge: str | None = None) -> list[str]:
     from netalloc.portmap.bridge_settings import BridgeSettings
     from netalloc.portmap.iptables import leavings
     from netalloc.portmap.iptables.commands import variant
-    from netalloc.portmap.nftables.backend import Nftables
-    from netalloc.portmap.nftables.structure import is_in_use
+    from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
     found: list[str] = []
     stale: list[PortMapping] = []
-    if keep != "nftables" and is_in_use(name):
-        other = Nftables(name, bridge=bridge)
+    if keep != "nftables":
+        other = Nftables(HOST_TABLE, bridge=bridge, network=network, owner=name)
         try:
-            gone = other.mappings()
-            other.cleanup()
+            if other.is_there():
+                gone = other.mappings()
+                other.cleanup()
+                stale += gone
+                found.append(f"{name} of nftables with {len(gone)} mappings")
         finally:
             other.close()
-        stale += gone
-        found.append(f"table ip {name} of nftables with {len(gone)} mappings")
     for kind in leavings.VARIANTS:
         if not leavings.tables_of(kind, name) or (keep == "iptables" and variant() == kind):
             continue

@@ -12,6 +12,8 @@ from netalloc.host.netlink import (
     REQUEST,
     NetlinkError,
     NetlinkSocket,
+    attribute,
+    attributes,
     message,
 )
 from netalloc.model import PortMapping
@@ -20,6 +22,8 @@ from netalloc.portmap.nftables import elements
 SUBSYSTEM: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = (SUBSYSTEM | kind for kind in (12, 13, 14))
 
+_GET_GENERATION: Final = SUBSYSTEM | 16
+_GENERATION_ID = 1
 _BEGIN, _END = 0x10, 0x11
 _ENVELOPE: Final = b"\0\0\0\x0a"  # struct nfgenmsg: the subsystem, in network order
 _OPENING, _CLOSING = struct.Struct("=IHHII4sIHHII"), struct.Struct("=IHHII4s")
@@ -83,7 +87,7 @@ def _steps(
         map_ = elements.MAP_TYPES[name]
         order = list(entries)
         for piece in elements.split(make(entries, map_)):
-            body = elements.body(table, map_, piece)
+            body = elements.body(table, name, piece)
             steps.append(Step(kind, flags, body, order[: len(piece)], piece))
             del order[: len(piece)]
     return steps
@@ -94,11 +98,24 @@ def size(steps: Iterable[Step]) -> int:
     return 40 + sum([16 + len(step.body) for step in steps])
 
 
-def send(netlink: NetlinkSocket, steps: Sequence[Step]) -> None:
-    """Make it so, in one send; nothing has changed when it raises RefusedError."""
+def generation(netlink: NetlinkSocket) -> int:
+    """The number that every change of any table of the network namespace increments."""
+    (answer,) = netlink.call(_GET_GENERATION, elements.ANY_FAMILY)
+    return int.from_bytes(attributes(answer, 4)[_GENERATION_ID], "big")
+
+
+def send(netlink: NetlinkSocket, steps: Sequence[Step], seen: int | None = None) -> None:
+    """Make it so, in one send; nothing has changed when it raises RefusedError.
+
+    With `seen` the kernel refuses (ERESTART) when any table has changed since that generation:
+    what the steps were concluded from is still so when they are taken.
+    """
     begin = seq = netlink.sequence(len(steps) + 2)
     last = begin + len(steps)
-    batch = [message(_BEGIN, 0, begin, _ENVELOPE)]
+    opening = _ENVELOPE
+    if seen is not None:
+        opening += attribute(_GENERATION_ID, seen.to_bytes(4, "big"))
+    batch = [message(_BEGIN, 0, begin, opening)]
     for kind, flags, body, *_ in steps:
         seq += 1
         batch.append(message(kind, flags | ACK if seq == last else flags, seq, body))

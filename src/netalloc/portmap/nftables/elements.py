@@ -22,6 +22,10 @@ from netalloc.model import PortMapping
 NUMBERS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 _NAMES: Final = {number: name for name, number in NUMBERS.items()}
 
+ANY_FAMILY: Final = b"\0\0\0\0"
+INET: Final = b"\x01\0\0\0"  # struct nfgenmsg: family, version, resource
+IPV4: Final = b"\x02\0\0\0"  # of the tables of earlier versions
+
 MAX_USERDATA = 254  # bytes: the kernel keeps the size of it and one more in a byte
 
 _ELEMENT, _KEY, _DATA, _USERDATA, _KEY_END, _VALUE = 1, 1, 2, 6, 10, 1
@@ -51,6 +55,17 @@ class MapType(NamedTuple):
     def block(self) -> bool:
         """Whether the keys are intervals of ports."""
         return bool(self.end_header)
+
+    @property
+    def key_size(self) -> int:
+        """How much of an entry is its key; the address that it leads to is behind that."""
+        return self.pack.size - len(self.data_header) - (4 if self.block else 8)
+
+    @property
+    def address(self) -> slice:
+        """Where in an entry the address stands that it leads to."""
+        start = self.key_size + len(self.data_header)
+        return slice(start, start + 4)
 
     @property
     def specific(self) -> bool:
@@ -164,9 +179,17 @@ def encode_plain(held: Iterable[bytes], map_: MapType) -> list[bytes]:
     return [plain + entry for entry in held]
 
 
+def encode_ports(block: PortMapping, ports: Iterable[int]) -> list[bytes]:
+    """The elements that ask which block each of these ports is in."""
+    map_ = map_type_of(block)
+    key = entry(block)[: len(map_.key_header) + (12 if map_.specific else 8) - 4]
+    header = _pair(8 + len(key), _ELEMENT) + key
+    return [header + struct.pack(">H2x", port) for port in ports]
+
+
 def encode_keys(held: Iterable[bytes], map_: MapType) -> list[bytes]:
     """The elements that name the keys only, as a deletion or a question wants them."""
-    size = map_.pack.size - len(map_.data_header) - (4 if map_.block else 8)
+    size = map_.key_size
     header = _pair(4 + size, _ELEMENT)
     return [header + entry[:size] for entry in held]
 
@@ -184,11 +207,15 @@ def mark_of(rest: bytes) -> bytes:
 
 
 def _with_userdata(entry: bytes, mapping: PortMapping) -> bytes:
-    data = mark(mapping)
-    if mapping.owner is not None:
-        comment = _printable(mapping.owner, MAX_USERDATA - len(data) - 3)
-        data += bytes((_COMMENT, len(comment))) + comment
-    body = entry + attribute(_USERDATA, data)
+    return element(entry, mapping.owner, mark(mapping))
+
+
+def element(entry: bytes, comment: str | None = None, data: bytes = b"") -> bytes:
+    """An element of this entry, with userdata and a comment that nft shows."""
+    if comment is not None:
+        printable = _printable(comment, MAX_USERDATA - len(data) - 3)
+        data += bytes((_COMMENT, len(printable))) + printable
+    body = entry + attribute(_USERDATA, data) if data else entry
     return _pair(4 + len(body), _ELEMENT) + body
 
 
@@ -208,15 +235,14 @@ def split(elements: Sequence[bytes]) -> list[Sequence[bytes]]:
 
 
 @lru_cache
-def _head(table: str, map_name: str) -> bytes:
-    return b"\x02\0\0\0" + text(_LIST_TABLE, table) + text(_LIST_SET, map_name)
+def head(table: str, set_name: str, family: bytes = INET) -> bytes:
+    """What a message about a map or set begins with; alone it asks for all that is in it."""
+    return family + text(_LIST_TABLE, table) + text(_LIST_SET, set_name)
 
 
-def body(table: str, map_: MapType, elements: Iterable[bytes] = ()) -> bytes:
-    """The body of a message about these elements; without any it asks for the whole map."""
-    listed = b"".join(elements)
-    head = _head(table, map_.name)
-    return head + attribute(_LIST_ELEMENTS, listed) if listed else head
+def body(table: str, set_name: str, elements: Iterable[bytes]) -> bytes:
+    """The body of a message about these elements."""
+    return head(table, set_name) + attribute(_LIST_ELEMENTS, b"".join(elements))
 
 
 def body_of_one(table: str, mapping: PortMapping) -> bytes:
@@ -227,14 +253,14 @@ def body_of_one(table: str, mapping: PortMapping) -> bytes:
         pack, key, data = DNAT_ANY.pack.pack, DNAT_ANY.key_header, DNAT_ANY.data_header
         return _head_of_one(table) + pack(key, number, mapping.host_port, data, int(ip), port)
     map_ = map_type_of(mapping)
-    return body(table, map_, encode({entry(mapping): mapping}, map_))
+    return body(table, map_.name, encode({entry(mapping): mapping}, map_))
 
 
 @lru_cache
 def _head_of_one(table: str) -> bytes:
     """What comes before the entry of a plain element."""
     empty = b"\0" * DNAT_ANY.pack.size
-    whole = body(table, DNAT_ANY, [_ELEMENT_HEADER[DNAT_ANY.name] + empty])
+    whole = body(table, DNAT_ANY.name, [_ELEMENT_HEADER[DNAT_ANY.name] + empty])
     return whole[: -len(empty)]
 
 
@@ -282,7 +308,7 @@ def decode_all(held: dict[bytes, bytes], map_: MapType, into: list[PortMapping])
         if usual and len(entry) == size and not mark_of(rest):
             _, number, port, _, ip, dest_port = unpack(entry)
             if number in names and port and dest_port:
-                dest, owner = (IPv4Address(ip), dest_port), _owner(rest) if rest else None
+                dest, owner = (IPv4Address(ip), dest_port), comment_of(rest) if rest else None
                 into.append(PortMapping(port, dest, names[number], None, 1, owner))
                 continue
         mapping = decode(entry, rest, map_)
@@ -313,7 +339,7 @@ def decode(entry: bytes, rest: bytes, map_: MapType) -> PortMapping | None:
 
 def _decode(fields: tuple[Any, ...], rest: bytes, map_: MapType) -> PortMapping | None:
     host_ip = None
-    owner = _owner(rest) if rest else None
+    owner = comment_of(rest) if rest else None
     if map_.specific:
         host_ip, fields = IPv4Address(fields[1]), fields[1:]
     number, port = fields[1:3]
@@ -331,7 +357,8 @@ def _decode(fields: tuple[Any, ...], rest: bytes, map_: MapType) -> PortMapping 
     return PortMapping(port, dest, _NAMES[number], host_ip, fields[-3] - port + 1, owner)
 
 
-def _owner(rest: bytes) -> str | None:
+def comment_of(rest: bytes) -> str | None:
+    """The comment in what is behind an entry."""
     data = attributes(rest).get(_USERDATA, b"")
     start = 0
     while start + 2 <= len(data):

@@ -11,7 +11,8 @@ from hashlib import blake2s
 
 from netalloc.host.netlink import CREATE, NetlinkError, NetlinkSocket, attribute, text
 from netalloc.portmap.nftables import batch
-from netalloc.portmap.nftables.ruleset import FINGERPRINT, IPV4, Snapshot
+from netalloc.portmap.nftables.elements import INET
+from netalloc.portmap.nftables.ruleset import FINGERPRINT, Snapshot
 
 _TABLE, _NAME, _ELEMENTS, _ELEMENT, _KEY, _VALUE = 1, 2, 3, 1, 1, 1
 
@@ -24,7 +25,7 @@ def digest(snapshot: Snapshot, script: str) -> bytes:
 
 def leave(netlink: NetlinkSocket, table: str, mark: bytes) -> None:
     """Leave this digest, and no other."""
-    everything = IPV4 + text(_TABLE, table) + text(_NAME, FINGERPRINT)  # no elements means all
+    everything = INET + text(_TABLE, table) + text(_NAME, FINGERPRINT)  # no elements means all
     batch.send(
         netlink,
         [
@@ -46,4 +47,4 @@ def fits(netlink: NetlinkSocket, table: str, mark: bytes) -> bool:
 
 def _about(table: str, mark: bytes) -> bytes:
     element = attribute(_ELEMENT, attribute(_KEY, attribute(_VALUE, mark)))
-    return IPV4 + text(_TABLE, table) + text(_NAME, FINGERPRINT) + attribute(_ELEMENTS, element)
+    return INET + text(_TABLE, table) + text(_NAME, FINGERPRINT) + attribute(_ELEMENTS, element)

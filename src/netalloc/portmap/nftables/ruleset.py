@@ -1,18 +1,17 @@
 """The fixed part of the nftables backend: its text, and what of it the kernel has."""
 
 import re
-from ipaddress import IPv4Network
 from typing import Final
 
 from netalloc.errors import InUseError, OutOfRangeError
 from netalloc.host.loopback_guard import MARK
 from netalloc.host.netlink import NetlinkError, NetlinkSocket, attributes, text
 from netalloc.portmap.nftables.batch import SUBSYSTEM, Step
-from netalloc.portmap.nftables.elements import MAP_TYPES
+from netalloc.portmap.nftables.elements import INET, MAP_TYPES
+from netalloc.portmap.nftables.members import DECLARATIONS
 
 GET_TABLE, GET_CHAIN, GET_RULE, GET_SET = (SUBSYSTEM | kind for kind in (1, 4, 7, 10))
 _DELETE_TABLE: Final = SUBSYSTEM | 2
-IPV4: Final = b"\x02\0\0\0"  # struct nfgenmsg: family, version, resource
 
 # Tables of other programs: sharing one would put our chains under their flush.
 TAKEN: Final = frozenset(
@@ -34,7 +33,6 @@ _BASE_CHAINS: Final = {
     "guard": "type filter hook prerouting priority raw; policy accept;",
     "answers": "type filter hook prerouting priority mangle; policy accept;",
 }
-CHAINS: Final = ("portmap", *_BASE_CHAINS)
 
 # What of each answer is the fixed part; the rest is handles, counters and use counts.
 # Table: flags. Chain: hook, policy, type, flags. Set: flags, key and data types, lengths.
@@ -53,66 +51,62 @@ def check_table(name: str) -> str:
     return name
 
 
-def rules(bridge: str | None, network: IPv4Network | None) -> dict[str, list[str]]:
-    """The rules of each chain, as nft writes them."""
-    found: dict[str, list[str]] = {
-        "portmap": [
-            # Without it a container's connection to an outside server on a mapped port
-            # would be hijacked.
-            "fib daddr type != local return",
-            "dnat ip to ip daddr . meta l4proto . th dport map @dnat_ip",
-            "dnat ip to ip daddr . meta l4proto . th dport map @block_ip",
-            "dnat ip to meta l4proto . th dport map @dnat_any",
-            "dnat ip to meta l4proto . th dport map @block_any",
-        ],
-        "prerouting": ["jump portmap"],
-        "output": ["jump portmap"],
-        "postrouting": [],
-        "guard": [],
-        "answers": [],
-    }
-    if bridge is not None:
-        # route_localnet on the bridge lets the host reach its containers from 127.0.0.1;
-        # the guard keeps the containers away from what listens there, also by UDP that says
-        # it comes from there.
-        found["guard"] += [
-            'iifname != "lo" ip daddr 127.0.0.0/8 drop',
-            'iifname != "lo" ip saddr 127.0.0.0/8 drop',
-        ]
-        # Bridged frames are translated before they come to the guard at the bridge.
-        found["answers"].append(
-            f'iifname "{bridge}" ct direction reply ct original ip daddr 127.0.0.0/8 '
-            f"meta mark set {MARK:#x}"
-        )
-        port = f'oifname "{bridge}"'
-        found["postrouting"].append(f"{port} ip saddr 127.0.0.0/8 ct status dnat masquerade")
-        if network is not None:
-            found["postrouting"] += [
-                f"{port} ip saddr {network} ct status dnat masquerade",
-                f'oifname != "{bridge}" ip saddr {network} masquerade',
-            ]
-    return found
+# Which bridges and networks the rules serve stands in sets: a packet passes as many with 1 and
+# with 100 of them. What is cheap and decides most comes first in each.
+_LOOPBACK_GUARD = "127.0.0.0/8 iif @bridges drop"
+RULES: Final = {
+    "portmap": [
+        # Without it a container's connection to an outside server on a mapped port
+        # would be hijacked.
+        "fib daddr type != local return",
+        "dnat ip to ip daddr . meta l4proto . th dport map @dnat_ip",
+        "dnat ip to ip daddr . meta l4proto . th dport map @block_ip",
+        "meta nfproto ipv4 dnat ip to meta l4proto . th dport map @dnat_any",
+        "meta nfproto ipv4 dnat ip to meta l4proto . th dport map @block_any",
+    ],
+    "prerouting": ["jump portmap"],
+    "output": ["jump portmap"],
+    "postrouting": [
+        "ip saddr 127.0.0.0/8 oif @bridges ct status dnat masquerade",
+        "meta nfproto . ip saddr @subnets jump leaving",
+    ],
+    "leaving": [
+        # To the outside and to other networks; on its own bridge what comes back through a
+        # host port.
+        "oifname . ip saddr != @networks masquerade",
+        "meta nfproto ipv4 ct status dnat masquerade",
+    ],
+    # route_localnet on the bridge lets the host reach its containers from 127.0.0.1; the guard
+    # keeps the containers away from what listens there, also by UDP that says it comes from
+    # there.
+    "guard": [f"ip daddr {_LOOPBACK_GUARD}", f"ip saddr {_LOOPBACK_GUARD}"],
+    # Bridged frames are translated before they come to the guard at the bridge.
+    "answers": [
+        f"ct direction reply ct original ip daddr 127.0.0.0/8 iif @bridges meta mark set {MARK:#x}"
+    ],
+}
 
 
-def script(name: str, chains: dict[str, list[str]], *, replace: bool = False) -> str:
+def script(name: str, *, replace: bool = False) -> str:
     """What `nft -f` loads: one transaction that leaves the elements of an existing table alone.
 
     With `replace` the table goes first, and its elements with it.
     """
-    lines = [f"table ip {name}", f"delete table ip {name}"] if replace else []
-    lines.append(f"table ip {name} {{")
+    lines = [f"table inet {name}", f"delete table inet {name}"] if replace else []
+    lines.append(f"table inet {name} {{")
     lines += [f"  map {map_.name} {{ {map_.declaration} }}" for map_ in MAP_TYPES.values()]
+    lines += [f"  set {set_} {{ {declaration} }}" for set_, declaration in DECLARATIONS.items()]
     lines.append(f"  set {FINGERPRINT} {{ type mark; }}")
-    lines += [f"  chain {chain} {{ {_BASE_CHAINS.get(chain, '')} }}" for chain in chains]
+    lines += [f"  chain {chain} {{ {_BASE_CHAINS.get(chain, '')} }}" for chain in RULES]
     lines.append("}")
-    lines += [f"flush chain ip {name} {chain}" for chain in chains]
-    lines += [f"add rule ip {name} {chain} {rule}" for chain in chains for rule in chains[chain]]
+    lines += [f"flush chain inet {name} {chain}" for chain in RULES]
+    lines += [f"add rule inet {name} {chain} {rule}" for chain in RULES for rule in RULES[chain]]
     return "\n".join(lines) + "\n"
 
 
-def table_deletion(name: str) -> Step:
+def table_deletion(name: str, family: bytes = INET) -> Step:
     """The step that removes the table with all that is in it."""
-    return Step(_DELETE_TABLE, 0, IPV4 + text(_NAME, name))
+    return Step(_DELETE_TABLE, 0, family + text(_NAME, name))
 
 
 Snapshot = dict[str, tuple[bytes, ...]]
@@ -125,15 +119,16 @@ def snapshot(netlink: NetlinkSocket, name: str) -> Snapshot:
     its cost does not depend on the tables of others or on the number of elements.
     """
     found: Snapshot = {}
-    table = IPV4 + text(_NAME, name)
+    table = INET + text(_NAME, name)
     _one(netlink, found, "table", GET_TABLE, table, _TABLE_PARTS)
     if not found:
         return found
-    for map_ in MAP_TYPES:
-        _one(netlink, found, f"map {map_}", GET_SET, table + text(2, map_), _SET_PARTS)
-    for chain in CHAINS:
+    for kind, names in (("map", MAP_TYPES), ("set", DECLARATIONS)):
+        for set_ in names:
+            _one(netlink, found, f"{kind} {set_}", GET_SET, table + text(2, set_), _SET_PARTS)
+    for chain in RULES:
         _one(netlink, found, f"chain {chain}", GET_CHAIN, table + text(3, chain), _CHAIN_PARTS)
-    held: dict[str, list[bytes]] = {chain: [] for chain in CHAINS if f"chain {chain}" in found}
+    held: dict[str, list[bytes]] = {chain: [] for chain in RULES if f"chain {chain}" in found}
     for body in netlink.dump(GET_RULE, table)[0]:
         parts = attributes(body, 4)
         chain = parts.get(_RULE_CHAIN, b"").rstrip(b"\0").decode()
@@ -141,6 +136,23 @@ def snapshot(netlink: NetlinkSocket, name: str) -> Snapshot:
             held[chain].append(parts.get(_RULE_EXPRESSIONS, b""))
     found.update((f"rules {chain}", tuple(expressions)) for chain, expressions in held.items())
     return found
+
+
+def has_table(netlink: NetlinkSocket, name: str) -> bool:
+    """Whether there is a table of this name."""
+    found: Snapshot = {}
+    _one(netlink, found, "table", GET_TABLE, INET + text(_NAME, name), ())
+    return bool(found)
+
+
+def is_ours(netlink: NetlinkSocket, name: str, family: bytes = INET) -> bool:
+    """Whether there is a table of this name that looks like one of ours."""
+    found: Snapshot = {}
+    table = family + text(_NAME, name)
+    _one(netlink, found, "chain", GET_CHAIN, table + text(3, "portmap"), ())
+    if found:
+        _one(netlink, found, "set", GET_SET, table + text(2, FINGERPRINT), ())
+    return len(found) == 2
 
 
 def _one(
@@ -164,7 +176,7 @@ def _one(
 def differences(before: Snapshot, after: Snapshot, name: str) -> tuple[str, ...]:
     """What was wrong with `before`, in words."""
     if not before:
-        return (f"table ip {name} was missing",)
+        return (f"table inet {name} was missing",)
     found: list[str] = []
     for what, right in after.items():
         was = before.get(what)

@@ -1,15 +1,15 @@
 """The fixed part of the nftables backend: loaded by nft, recognised without it."""
 
+import errno
 import logging
 import shutil
-from ipaddress import IPv4Network
 from typing import Final
 
 from netalloc.errors import CommandError
 from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkError
-from netalloc.portmap.nftables import fingerprint, ruleset
-from netalloc.portmap.nftables.ruleset import Snapshot
+from netalloc.portmap.nftables import batch, elements, fingerprint, members, ruleset
+from netalloc.portmap.nftables.ruleset import RULES, Snapshot
 from netalloc.portmap.nftables.table import NftTable
 
 logger = logging.getLogger(__name__)
@@ -19,23 +19,16 @@ _ATTEMPTS = 20  # at a table that another program changes while we load it
 
 
 class Structure:
-    """Chains, rules and empty maps of one table, as the bridge and its network want them.
+    """Chains, rules, and empty maps and sets of one table: the same for every network in it."""
 
-    Raises OutOfRangeError and InUseError for names that cannot be ours.
-    """
-
-    def __init__(self, table: NftTable, bridge: str | None, network: IPv4Network | None) -> None:
-        self.rules = ruleset.rules(bridge, network)
+    def __init__(self, table: NftTable) -> None:
         self._table = table
-        self._script = ruleset.script(table.name, self.rules)
+        self._script = ruleset.script(table.name)
         self._expected: Snapshot | None = None
 
-    def snapshot(self) -> Snapshot:
-        """The fixed part as the kernel has it now."""
-        return ruleset.snapshot(self._table.netlink, self._table.name)
-
-    def restore(self, before: Snapshot) -> tuple[str, ...]:
-        """Load it where it is not as after the last load; what was wrong with `before`."""
+    def restore(self) -> tuple[str, ...]:
+        """Load it where it is not as after the last load; what was wrong."""
+        before = self._snapshot()
         if self._expected is None and before and self._is_as_left(before):
             self._expected = before
         if before == self._expected:
@@ -43,9 +36,8 @@ class Structure:
         self._expected = self._load()
         return ruleset.differences(before, self._expected, self._table.name)
 
-    def forget(self) -> None:
-        """The table goes: what is there next has to be looked at anew."""
-        self._expected = None
+    def _snapshot(self) -> Snapshot:
+        return ruleset.snapshot(self._table.netlink, self._table.name)
 
     def _is_as_left(self, state: Snapshot) -> bool:
         mark = fingerprint.digest(state, self._script)
@@ -57,17 +49,39 @@ class Structure:
             try:
                 run(["nft", "-f", "-"], self._script)
             except CommandError as error:
-                if not self.snapshot():
+                if not self._snapshot():
                     raise
-                run(["nft", "-f", "-"], ruleset.script(name, self.rules, replace=True))
-                logger.warning("table ip %s was replaced, for it resisted: %s", name, error)
-            after = self.snapshot()
+                self._replace(error)
+            after = self._snapshot()
             # A rule that another program adds in between must not become what we expect.
-            if all(len(after.get(f"rules {c}", ())) == len(r) for c, r in self.rules.items()):
-                mark = fingerprint.digest(after, self._script)
-                fingerprint.leave(self._table.netlink, name, mark)
+            if all(len(after.get(f"rules {c}", ())) == len(r) for c, r in RULES.items()):
+                self._leave_mark(after)
                 return after
-        raise CommandError(f"table ip {name} was changed during {_ATTEMPTS} loads")
+        raise CommandError(f"table inet {name} was changed during {_ATTEMPTS} loads")
+
+    def _leave_mark(self, state: Snapshot) -> None:
+        mark = fingerprint.digest(state, self._script)
+        try:
+            fingerprint.leave(self._table.netlink, self._table.name, mark)
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:  # the last of its networks left at this moment
+                raise
+
+    def _replace(self, error: CommandError) -> None:
+        """Make the table anew where it resists, with the elements of all its networks."""
+        name, netlink = self._table.name, self._table.netlink
+        names = (*members.DECLARATIONS, *elements.MAP_TYPES)
+        kept = [step for set_ in names for step in members.copies(netlink, name, set_)]
+        run(["nft", "-f", "-"], ruleset.script(name, replace=True))
+        logger.warning("table inet %s was replaced, for it resisted: %s", name, error)
+        for step in kept:
+            self._put_back(step)
+
+    def _put_back(self, step: batch.Step) -> None:
+        try:
+            batch.send(self._table.netlink, [step])
+        except NetlinkError as error:  # of what another program had there under that name
+            logger.warning("table inet %s: some elements are lost: %s", self._table.name, error)
 
 
 def unavailable(name: str | None = None) -> str | None:
@@ -80,9 +94,8 @@ def unavailable(name: str | None = None) -> str | None:
         return None
     if shutil.which("nft") is None:
         return "command not found: nft is not on PATH"
-    text = ruleset.script(_PROBE, ruleset.rules("probe", IPv4Network("192.0.2.0/24")))
     try:
-        run(["nft", "-f", "-"], f"{text}delete table ip {_PROBE}\n")
+        run(["nft", "-f", "-"], f"{ruleset.script(_PROBE)}delete table inet {_PROBE}\n")
     except CommandError as error:
         return str(error)
     return None
@@ -92,7 +105,7 @@ def is_in_use(name: str) -> bool:
     """Whether there is a table of ours by that name; false where we may not look."""
     table = NftTable(name)
     try:
-        return "chain portmap" in ruleset.snapshot(table.netlink, name)
+        return ruleset.is_ours(table.netlink, name)
     except NetlinkError:  # the trial that follows tells why
         return False
     finally:

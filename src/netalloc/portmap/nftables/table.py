@@ -15,10 +15,11 @@ _INTERRUPTIONS = 3  # of which so many for one that nothing interrupted
 
 
 class NftTable:
-    """Table `ip NAME`. The socket belongs to the network namespace of the first call."""
+    """Table `inet NAME`. The socket belongs to the network namespace of the first call."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, family: bytes = elements.INET) -> None:
         self.name = name
+        self.family = family
         self._socket = LazySocket(NETLINK_NETFILTER)
 
     @property
@@ -43,7 +44,7 @@ class NftTable:
         which on a busy host is every one: so three tries, after which an element may be
         lacking that came or went meanwhile. A repair built on that is refused as a whole.
         """
-        question = elements.body(self.name, map_)
+        question = elements.head(self.name, map_.name, self.family)
         for attempt in range(1, _LISTINGS + 1):
             try:
                 bodies, consistent = self.netlink.dump(batch.GET_ELEMENT, question)
@@ -56,7 +57,7 @@ class NftTable:
             if count == len(found) and (consistent or attempt >= _INTERRUPTIONS):
                 return found
         raise CommandError(
-            f"map {map_.name} of table ip {self.name} changed in each of {_LISTINGS} listings"
+            f"map {map_.name} of table {self.name} changed in each of {_LISTINGS} listings"
         )
 
     def look_up(self, map_: elements.MapType, entries: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -66,7 +67,7 @@ class NftTable:
         found: dict[bytes, bytes] = {}
         for first in range(0, len(entries), _ASK_ROOM):
             some = entries[first : first + _ASK_ROOM]
-            body = elements.body(self.name, map_, elements.encode_keys(some, map_))
+            body = elements.body(self.name, map_.name, elements.encode_keys(some, map_))
             try:
                 answers = self.netlink.call(batch.GET_ELEMENT, body)
             except NetlinkError as error:
@@ -78,6 +79,19 @@ class NftTable:
                         found.update(self.look_up(map_, [entry]))
                 continue
             for answer in answers:
+                elements.listed(answer, map_, found)
+        return found
+
+    def at_ports(self, block: PortMapping) -> dict[bytes, bytes]:
+        """The blocks that every second port from this one's first is in; 1 µs for each port."""
+        map_ = elements.map_type_of(block)
+        asked = elements.encode_ports(block, block.ports[::2])
+        found: dict[bytes, bytes] = {}
+        for first in range(0, len(asked), _ASK_ROOM):
+            bodies = [
+                elements.body(self.name, map_.name, [one]) for one in asked[first:][:_ASK_ROOM]
+            ]
+            for answer in self.netlink.call_each(batch.GET_ELEMENT, bodies):
                 elements.listed(answer, map_, found)
         return found
 

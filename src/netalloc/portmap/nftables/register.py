@@ -1,0 +1,219 @@
+"""Who is in a table: joining, and leaving as the last one who takes the table away.
+
+Two that come or go at once look first and change then. The change says which generation of the
+tables it was concluded from, and the kernel refuses it when there has been another since: so
+nothing can come in between, neither a thread nor a process nor a kill.
+"""
+
+import errno
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from netalloc.errors import CommandError, InterfaceError, InUseError
+from netalloc.host.links import index_of
+from netalloc.host.netlink import NetlinkError
+from netalloc.portmap.nftables import batch, elements, members, ruleset
+from netalloc.portmap.nftables.batch import Step
+from netalloc.portmap.nftables.members import BRIDGES, NETWORKS, SUBNETS, Element, Member
+from netalloc.portmap.nftables.table import NftTable
+
+logger = logging.getLogger(__name__)
+
+_ATTEMPTS: Final = 200  # where all tables of the host together change all the time
+
+# The steps that take away what leads into the first network, and into none of the others.
+Doomed = dict[str, dict[bytes, None]]  # of each set: the entries that go
+Emptying = Callable[[Member, Sequence[Member]], list[Step]]
+
+
+class Register:
+    """A network's place in a table.
+
+    One with an `owner` is of a store that is the one truth of the host: what it finds there
+    beside its own is of a store that is gone, and makes room. Others refuse to overlap.
+    """
+
+    def __init__(self, table: NftTable, me: Member, emptying: Emptying) -> None:
+        self.me = me
+        self._table = table
+        self._emptying = emptying
+
+    def join(self) -> tuple[str, ...]:
+        """Put in what is missing of our own; what that was. In place already: three look-ups.
+
+        Raises InUseError for another network that overlaps, NetlinkError (ENOENT) where the
+        table is missing.
+        """
+        wanted = self.me.wanted(_index(self.me.bridge))
+        lacking = [name for name, pair in wanted.items() if not self._has(name, *pair)]
+        if not lacking:
+            return ()
+        self._attempt(lambda: self._joining(wanted))
+        return tuple(f"set {name} lacked {self.me}" for name in lacking)
+
+    def check(self) -> None:
+        """Raise what `join` would, before anything has changed; O(networks)."""
+        if not self.me.owner:
+            self._stale(self.me.wanted(None)[NETWORKS][0])
+
+    def leave(self) -> None:
+        """Take out our own with all that leads there; with the last one goes the table."""
+        self._attempt(self._leaving)
+
+    def is_joined(self) -> bool:
+        """Whether the register has us."""
+        return self._has(NETWORKS, *self.me.wanted(None)[NETWORKS])
+
+    def is_known(self) -> bool:
+        """Whether it has us in any form, as on another bridge; O(networks)."""
+        return any(self._is_me(one) for one in self._members().values())
+
+    def others(self) -> list[Member]:
+        """All networks of the table but our own."""
+        return [other for other in self._members().values() if not self._is_me(other)]
+
+    def _attempt(self, conclusion: Callable[[], list[Step]]) -> None:
+        netlink = self._table.netlink
+        for _ in range(_ATTEMPTS):
+            seen = batch.generation(netlink)
+            steps = conclusion()
+            if not steps:
+                return
+            try:
+                if netlink.can_send(batch.size(steps)):
+                    batch.send(netlink, steps, seen)
+                    return
+                for step in steps:  # piece by piece what leads there, and the rest in one
+                    if step.entries:
+                        batch.send(netlink, [step])
+            except NetlinkError as error:
+                if error.errno != errno.ERESTART and not (
+                    error.errno == errno.ENOENT and batch.generation(netlink) != seen
+                ):
+                    raise
+        raise CommandError(f"tables changed during {_ATTEMPTS} attempts at {self._table.name}")
+
+    def _joining(self, wanted: members.Wanted) -> list[Step]:
+        table = self._table.name
+        stale = self._stale(wanted[NETWORKS][0])
+        stay: list[Member] = [self.me]
+        if stale:
+            stay += [one for entry, one in self._members().items() if entry not in stale]
+        steps: list[Step] = []
+        doomed: Doomed = {}
+        for entry, other in stale.items():
+            if not self._is_me(other):
+                what = self._table.name, other, self.me
+                logger.warning("table %s: network %s, of another store, makes room for %s", *what)
+            steps += self._emptying(other, stay)
+            self._doom(doomed, entry, other, stay)
+        for name, (entry, comment) in wanted.items():
+            there = self._ask(name, entry)
+            if there is not None and there != Element(entry, comment):
+                # Of a network that makes room, or another program's.
+                doomed.setdefault(name, {})[there.entry] = None
+        steps += self._deletions(doomed)
+        for name, (entry, comment) in wanted.items():
+            steps.append(members.addition(table, name, entry, comment))
+        return steps
+
+    def _stale(self, mine: bytes) -> dict[bytes, Member]:
+        """Those in the register that go because we come."""
+        near = members.near(self._dump(NETWORKS), self.me)
+        return {
+            entry: other
+            for entry, other in near.items()
+            if entry != mine and self._is_near(other) and self._makes_room(other)
+        }
+
+    def _is_near(self, other: Member) -> bool:
+        overlaps = self.me.first <= other.last and other.first <= self.me.last
+        return overlaps or (self.me.owner != "" and other.owner == self.me.owner)
+
+    def _makes_room(self, other: Member) -> bool:
+        """Whether one that overlaps goes because we come; InUseError where we may not say so."""
+        if self.me.owner:
+            return True
+        if not self._is_me(other):
+            raise InUseError(
+                f"network {self.me} overlaps {other}, which table inet {self._table.name} "
+                "serves: another name makes another table",
+                other.owner or None,
+            )
+        return True
+
+    def _leaving(self) -> list[Step]:
+        registered = self._members()
+        mine = {entry: one for entry, one in registered.items() if self._is_me(one)}
+        others = [one for entry, one in registered.items() if entry not in mine]
+        if not others:
+            found = ruleset.has_table(self._table.netlink, self._table.name)
+            return [ruleset.table_deletion(self._table.name)] if found else []
+        doomed: Doomed = {}
+        for entry, one in mine.items():
+            self._doom(doomed, entry, one, others)
+        return self._emptying(self.me, others) + self._deletions(doomed)
+
+    def _doom(self, doomed: Doomed, entry: bytes, gone: Member, stay: Sequence[Member]) -> None:
+        """Note what of the sets goes with a network; what others need as well stays."""
+        doomed.setdefault(NETWORKS, {})[entry] = None
+        pair = gone.wanted(0).get(SUBNETS)
+        if pair is not None and self._has(SUBNETS, pair[0]):
+            doomed.setdefault(SUBNETS, {})[pair[0]] = None
+        if gone.bridge is not None and all(other.bridge != gone.bridge for other in stay):
+            named = members.commented(self._dump(BRIDGES), gone.bridge)
+            doomed.setdefault(BRIDGES, {}).update(dict.fromkeys(named))
+
+    def _deletions(self, doomed: Doomed) -> list[Step]:
+        table = self._table.name
+        return [
+            step
+            for name, entries in doomed.items()
+            for step in members.deletion(table, name, entries)
+        ]
+
+    def _is_me(self, other: Member) -> bool:
+        """Whether it is a predecessor's: of our name, or of our subnet where its bridge is gone."""
+        if self.me.owner or other.owner:
+            return other.owner == self.me.owner
+        if (other.first, other.last) != (self.me.first, self.me.last):
+            return False
+        return other.bridge in (None, self.me.bridge) or _index(other.bridge) is None
+
+    def _members(self) -> dict[bytes, Member]:
+        return members.registered(self._dump(NETWORKS))
+
+    def _dump(self, name: str) -> list[bytes]:
+        try:
+            bodies, _ = self._table.netlink.dump(
+                batch.GET_ELEMENT, elements.head(self._table.name, name)
+            )
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return []
+        return bodies
+
+    def _ask(self, name: str, entry: bytes) -> Element | None:
+        question = members.question(self._table.name, name, entry)
+        try:
+            (found,) = members.listed(self._table.netlink.call(batch.GET_ELEMENT, question))
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        return found
+
+    def _has(self, name: str, entry: bytes, comment: str | None = None) -> bool:
+        there = self._ask(name, entry)
+        return there is not None and there.entry == entry and comment in (None, there.comment)
+
+
+def _index(bridge: str | None) -> int | None:
+    if bridge is None:
+        return None
+    try:
+        return index_of(bridge)
+    except InterfaceError:
+        return None
