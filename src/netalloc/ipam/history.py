@@ -36,8 +36,11 @@ def remember(tx: Transaction, leases: list[Lease], wall: int) -> None:
     """Enter ended leases in the history, and drop what is too old or too much of it."""
     past = tx.table(EndedLease)
     first = tx.next("past", len(leases))
-    # Of more than are remembered only the last are written: 15 us each in a file.
-    number, leases = first + max(0, len(leases) - HISTORY), leases[-HISTORY:]
+    last = first + len(leases) - 1
+    if len(leases) >= HISTORY:  # only the last of them are written, 10 us each in a file
+        past.clear()
+        leases = leases[-HISTORY:]
+    number = last + 1 - len(leases)
     past.add(
         EndedLease(
             number + i,
@@ -51,13 +54,13 @@ def remember(tx: Transaction, leases: list[Lease], wall: int) -> None:
         )
         for i, lease in enumerate(leases)
     )
-    # Two for one: so a limit that was lowered is reached as well.
-    last = number + len(leases) - 1
-    past.remove(
-        record
-        for record in past.oldest(2 * len(leases))
-        if record.number <= last - HISTORY or record.end_ns < wall - HISTORY_AGE
-    )
+
+    def is_over(record: EndedLease) -> bool:
+        return record.number <= last - HISTORY or record.end_ns < wall - HISTORY_AGE
+
+    # One is looked at, as a rule; two for one go, so that a limit that was lowered is reached too.
+    if any(map(is_over, past.oldest(1))):
+        past.remove(filter(is_over, past.oldest(2 * len(leases))))
 
 
 def history(
