@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from lab import Private
 from netalloc import NetworkManager, PortRequest
 from netalloc.errors import NetallocError
 from netalloc.host import conntrack, owed_flows
@@ -485,6 +486,31 @@ def test_a_call_within_a_flush_waits_for_nothing(owed, monkeypatch):
     note.note()
     note.settle()
     assert note.over and inner.over
+
+
+def test_a_thread_in_another_namespace_flushes_nothing_there(owed, monkeypatch, caplog):
+    monkeypatch.setattr(owed_flows, "_PATIENCE", 0.01)
+    owed.wait([])  # its file is open
+    made = []
+    monkeypatch.setattr(owed_flows, "_flushed", lambda flows, items: made.append(items) or True)
+    with OwedFlows() as other:
+        note = OwedFlush(other, ENDED, MAPPINGS)
+        note.note()
+        os.close(other._fd)  # as when its process dies
+        other._fd = None
+
+        def elsewhere():
+            with Private():
+                owed.wait([int(MAPPINGS[0].dest[0])])
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert made == []
+        assert "another network namespace" in caplog.text
+        owed.wait([])
+        assert made == [note.items]
 
 
 def test_a_forked_child_notes_for_itself(owed):
