@@ -2,15 +2,17 @@
 
 import os
 import queue
+import random
 import signal
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from lab import Private
 from netalloc import NetworkManager, PortRequest
 from netalloc.errors import NetallocError
 from netalloc.host import conntrack, owed_flows
@@ -301,6 +303,72 @@ def test_threads_that_release_together_leave_nothing(nft_lab, store):
         assert sorted(owed._free) == sorted(owed._held)
 
 
+def contend(lab, store, seed):
+    """Get and release one of two addresses, with one of two ports, for ever."""
+    chance = random.Random(seed)
+    with manager_of(lab, store) as manager:
+        while True:
+            with suppress(NetallocError):
+                request = PortRequest(80, "udp", chance.choice((8080, 8081)))
+                place = chance.choice(lab.containers)
+                one = manager.allocate(f"child{seed}", ip=place.ip, ports=[request])
+                if chance.random() < 0.3:
+                    one.release_port(request.host_port, "udp")
+                one.release()
+
+
+def contending(lab, store, seed):
+    child = os.fork()
+    if not child:
+        try:
+            contend(lab, store, seed)
+        finally:
+            os._exit(1)
+    return child
+
+
+@pytest.mark.soak
+def test_who_got_a_port_and_an_address_has_them_whatever_others_did(nft_lab, tmp_path, stack):
+    """Three processes contend for them, and are killed at any moment."""
+    lab, store, chance = nft_lab, tmp_path / "store.db", random.Random(9)
+    for place in lab.containers:
+        lab.serve(place, "udp", 80)
+    clients = {port: Flow(lab, lab.outside, (lab.address, port)) for port in (8080, 8081)}
+    for client in clients.values():
+        stack.callback(client.socket.close)
+    got = 0
+    with manager_of(lab, store) as manager:
+        children = {seed: contending(lab, store, seed) for seed in range(3)}
+        for round_ in range(3, 600):
+            for client in clients.values():  # flows go on
+                with suppress(OSError):
+                    client.socket.send(b"?")
+            if chance.random() < 0.5:
+                seed = chance.choice(list(children))
+                os.kill(children[seed], signal.SIGKILL)
+                os.waitpid(children.pop(seed), 0)
+                manager.release(f"child{seed}")
+                children[round_] = contending(lab, store, round_)
+            place, port = chance.choice(lab.containers), chance.choice((8080, 8081))
+            try:
+                mine = manager.allocate("me", ip=place.ip, ports=[PortRequest(80, "udp", port)])
+            except NetallocError:
+                continue
+            got += 1
+            clients[port].ask()  # the answer to an earlier question may have been on its way
+            clients[8080 + 8081 - port].silent()
+            assert clients[port].ask() == place.name
+            assert clients[8080 + 8081 - port]._ask(0.05) != place.name
+            mine.release()
+        for child in children.values():
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+        for seed in children:
+            manager.release(f"child{seed}")
+        assert manager.check() == []
+    assert got > 50
+
+
 # ---- the notes themselves
 
 MAPPINGS = [
@@ -418,6 +486,31 @@ def test_a_call_within_a_flush_waits_for_nothing(owed, monkeypatch):
     note.note()
     note.settle()
     assert note.over and inner.over
+
+
+def test_a_thread_in_another_namespace_flushes_nothing_there(owed, monkeypatch, caplog):
+    monkeypatch.setattr(owed_flows, "_PATIENCE", 0.01)
+    owed.wait([])  # its file is open
+    made = []
+    monkeypatch.setattr(owed_flows, "_flushed", lambda flows, items: made.append(items) or True)
+    with OwedFlows() as other:
+        note = OwedFlush(other, ENDED, MAPPINGS)
+        note.note()
+        os.close(other._fd)  # as when its process dies
+        other._fd = None
+
+        def elsewhere():
+            with Private():
+                owed.wait([int(MAPPINGS[0].dest[0])])
+
+        thread = threading.Thread(target=elsewhere)
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
+        assert made == []
+        assert "another network namespace" in caplog.text
+        owed.wait([])
+        assert made == [note.items]
 
 
 def test_a_forked_child_notes_for_itself(owed):

@@ -96,8 +96,8 @@ class OwedFlows(Closing):
     """What is owed in the network namespace of the caller; safe for threads and across fork."""
 
     def __init__(self) -> None:
-        home = netns.current()
-        self._name = file_name(*home) + FLOWS
+        self._home = netns.current()
+        self._name = file_name(*self._home) + FLOWS
         self._flows = Flows()
         self._lock = Lock()
         self._flushing = 0  # the thread that does
@@ -134,7 +134,7 @@ class OwedFlows(Closing):
     def settle(self, owed: OwedFlush) -> None:
         """Make a flush that is owed, unless another thread has made it along with its own."""
         if self._flushing == get_ident():  # in a signal handler, while this thread is at it
-            if _flushed(None, owed.items):
+            if self._flushed_apart(owed.items):
                 self.clear(owed)
             return
         self._waiting.append(owed)
@@ -242,13 +242,21 @@ class OwedFlows(Closing):
             for one in owed:
                 one.drop()
 
+    def _flushed_apart(self, items: Sequence[_Item]) -> bool:
+        """Make a flush over sockets of its own; whether it is made."""
+        if netns.current() != self._home:
+            log.warning("stale flows stay: this thread is in another network namespace than they")
+            return False
+        with Flows() as flows:
+            return _flushed(flows, items)
+
     # ---- waiting
 
     def _wait(self, fd: int, states: bytes, concerned: Callable[[_Item], bool]) -> None:
         for _ in range(len(self.dropped)):
             with suppress(IndexError):
                 slot, token, items = self.dropped.pop()
-                if _flushed(None, items):
+                if self._flushed_apart(items):
                     self._clear(slot, token)
                 else:
                     self.dropped.append((slot, token, items))
@@ -263,10 +271,10 @@ class OwedFlows(Closing):
         with runtime_dir.opened() as directory:
             own = runtime_dir.open_file(directory, self._name)  # other threads' locks are not its
         try:
-            if not _lock(own, fcntl.F_WRLCK, slot):
+            if not os.path.sameopenfile(own, fd) or not _lock(own, fcntl.F_WRLCK, slot):
                 return False
             if os.pread(own, 1, slot) == _OWED:
-                if not _flushed(None, self._items(own, slot)):
+                if not self._flushed_apart(self._items(own, slot)):
                     return False
                 os.pwrite(own, _IDLE, slot)
             return True
@@ -279,18 +287,15 @@ class OwedFlows(Closing):
         deadline = time.monotonic() + _PATIENCE
         while items and os.pread(fd, 1, slot) == _OWED and os.pread(fd, 8, _place(slot)) == when:
             if time.monotonic() >= deadline:
-                _flushed(None, items)
+                self._flushed_apart(items)
                 return
             if self._mended(fd, slot):
                 return
             time.sleep(_PAUSE)
 
 
-def _flushed(flows: Flows | None, items: Sequence[_Item]) -> bool:
-    """Make the flush of these, over sockets of its own where none are given; whether it is made."""
-    if flows is None:
-        with Flows() as fresh:
-            return _flushed(fresh, items)
+def _flushed(flows: Flows, items: Sequence[_Item]) -> bool:
+    """Make the flush of these; whether it is made."""
     try:
         flows.forget({item.mapping.dest[0] for item in items if item.kind == ENDED})
         for kind in (REMOVED, ADDED):

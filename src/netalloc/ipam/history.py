@@ -38,17 +38,20 @@ def remember(tx: Transaction, leases: Sequence[Lease], wall: int) -> None:
     past, n = tx.table(EndedLease), len(leases)
     number, ended = tx.next("past", n), []
     first, since = number + n - HISTORY, wall - HISTORY_AGE
-    # Of more than are remembered only the last are written: 15 us each in a file.
-    number += max(0, n - HISTORY)
-    for network, ordinal, generation, _, owner, key, since_ns in leases[-HISTORY:]:
+    if n >= HISTORY:  # only the last of them are written, 10 us each in a file
+        past.clear()
+        number, leases = first, leases[-HISTORY:]
+    for network, ordinal, generation, _, owner, key, since_ns in leases:
         ended.append(new_ended((number, network, ordinal, generation, owner, key, since_ns, wall)))
         number += 1
     past.add(ended)
-    # Two for one: so a limit that was lowered is reached as well.
-    for one in past.oldest(2 * n):
-        if one.number >= first and one.end_ns >= since:
-            break
-        past.remove((one,))
+
+    def is_over(record: EndedLease) -> bool:
+        return record.number < first or record.end_ns < since
+
+    # One is looked at, as a rule; two for one go, so that a limit that was lowered is reached too.
+    if any(map(is_over, past.oldest(1))):
+        past.remove(filter(is_over, past.oldest(2 * n)))
 
 
 def history(

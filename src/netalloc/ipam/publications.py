@@ -156,16 +156,17 @@ class Publications:
             )
         return sorted(rows, key=lambda row: (row.host_port, row.protocol, row.host_ip))
 
-    def desired(self, tx: Transaction) -> list[PortMapping]:
-        """All that the kernel should have for this network."""
+    def desired(self, tx: Transaction, *, owners: bool = True) -> list[PortMapping]:
+        """All that the kernel should have for this network, with the owners if they are wanted."""
         number = (self._number,)
         rows = tx.table(Publication).where("network", equal=number)
         if not rows:
             return []
-        owners = {
-            lease.ordinal: lease.owner for lease in tx.table(Lease).where("network", equal=number)
-        }
-        return [self.mapping(row, owners.get(row.ordinal)) for row in rows]
+        if not owners:
+            return list(map(self.mapping, rows))
+        leases = tx.table(Lease).where("network", equal=number)
+        owner_of = {lease.ordinal: lease.owner for lease in leases}
+        return [self.mapping(row, owner_of.get(row.ordinal)) for row in rows]
 
     def check_same(self, tx: Transaction, lease: Lease, requests: Sequence[PortRequest]) -> None:
         """Raise InUseError where a lease publishes something else than is requested."""

@@ -333,7 +333,11 @@ class LeaseService:
 
     def watch(self, on_repair: Callable[[ReconcileResult], None] | None) -> "Watch":
         """Reconcile now, and when another program has changed what the kernel has."""
-        desired = partial(self.survey, self.publications.desired)
+        owners = self.network.backend == "iptables"  # they are part of its rules
+
+        def desired() -> list[PortMapping]:
+            return self.survey(lambda tx: self.publications.desired(tx, owners=owners))
+
         return self.mappings.watch(on_repair, self.reconcile, desired, self.network.number)
 
     def check(self) -> list[str]:
