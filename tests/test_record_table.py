@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from netalloc import NetworkManager
-from netalloc._alloc import JournaledBitmap, RecordTable, new_record
+from netalloc._alloc import JournaledBitmap, RecordMaker, RecordTable
 from netalloc.errors import StoreError
 from netalloc.store.records import TABLES, Cooldown, EndedLease, Lease, Publication
 
@@ -143,9 +143,9 @@ def test_what_is_not_plain_is_refused() -> None:
     with pytest.raises(KeyError):
         table.where("ordinal", equal=(1,))
     with pytest.raises(TypeError):
-        new_record(Cooldown, (1, 2))
+        RecordMaker(Cooldown).make((1, 2))
     with pytest.raises(TypeError):
-        new_record(int, (1,))
+        RecordMaker(int)
     assert journal == [] and table.all() == []
 
 

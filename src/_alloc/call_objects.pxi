@@ -21,11 +21,24 @@ cdef extern from *:
     object na_record(object kind, tuple values)
 
 
-def new_record(type kind, tuple values, /):
-    """The record of a named tuple's class with these values, which the collector need not know."""
-    if not issubclass(kind, tuple) or len(values) != len(kind._fields):
-        raise TypeError(f"{len(values)} values for a {kind.__name__}")
-    return na_record(kind, values)
+@cython.final
+cdef class RecordMaker:
+    """Makes the records of a named tuple's class, which the collector need not know."""
+
+    cdef type kind
+    cdef Py_ssize_t width
+
+    def __init__(self, type kind):
+        if not issubclass(kind, tuple):
+            raise TypeError(f"{kind.__name__} is no class of tuples")
+        self.kind = kind
+        self.width = len(kind._fields)
+
+    def make(self, tuple values not None, /):
+        """The record with these values."""
+        if len(values) != self.width:
+            raise TypeError(f"{len(values)} values for a {self.kind.__name__}")
+        return na_record(self.kind, values)
 
 
 cdef class InterfaceState:
@@ -59,7 +72,7 @@ cdef class Change:
     """
 
     cdef public object tx
-    cdef public bint committed
+    cdef bint committed, is_among_calls
     cdef list additions, removals, undoing, finishing
 
     def __cinit__(self, tx=None):
@@ -100,8 +113,3 @@ cdef class Change:
         if self.finishing is None:
             self.finishing = []
         return self.finishing
-
-    @property
-    def is_of_records_alone(self):
-        """Whether neither the kernel has a part in it, nor anything is to be done after it."""
-        return not self.additions and not self.removals and not self.finishing

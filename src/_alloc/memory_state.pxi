@@ -168,15 +168,33 @@ cdef class MemoryTurn:
         finally:
             self.release()
 
-    def run_change(self, operation, change, Change made, committer, calls, /):
+    def run_change(self, operation, change, committer, calls, /):
         """What `change(made)` returns, in a turn: records, then the kernel, then the commit.
 
-        What is more than records is put into `calls.inside` before the turn ends, whether it
-        was made or not: for then it is not over yet. Raises ClosedError where calls are closed.
+        What is more than records is in `calls.inside` from before its turn ends until it is
+        over, whether it was made or not. Raises ClosedError where calls are closed.
         """
-        cdef MemoryState state = self.state
+        cdef Change made = Change()
         if calls.closed:
             calls.refuse()
+        try:
+            try:
+                result = self.changed(operation, change, made, committer, calls)
+                if made.finishing:
+                    for step in made.finishing:
+                        step()
+                return result
+            except BaseException:
+                committer.cut_off((made,), made.committed)
+                raise
+        finally:
+            if made.is_among_calls:
+                calls.inside.pop(made, None)
+                if calls.closed:
+                    calls.report()
+
+    cdef object changed(self, operation, change, Change made, committer, calls):
+        cdef MemoryState state = self.state
         self.acquire()
         try:
             if self._taken or self._closed or self.forks != na_forks:
@@ -209,5 +227,6 @@ cdef class MemoryTurn:
                 self._taken = False
                 if made.additions or made.removals or made.finishing:
                     calls.inside[made] = PyThread_get_thread_ident()
+                    made.is_among_calls = True
         finally:
             self.release()

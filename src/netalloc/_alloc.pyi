@@ -480,18 +480,23 @@ def is_plain_text(text: object, limit: int, /) -> bool:
     (True, False, False)
     """
 
-def new_record(kind: type[_R], values: tuple[Any, ...], /) -> _R:
-    """The record of a named tuple's class with these values, which the collector need not know.
+@final
+class RecordMaker(Generic[_R]):
+    """Makes the records of a named tuple's class, which the collector need not know.
 
     The values are to be of exact types that are never part of a cycle. A fifth of the time of
-    the class's own constructor. Raises TypeError for another number of values.
+    the class's own constructor.
 
     >>> from gc import is_tracked
     >>> from netalloc.store.records import Label
-    >>> label = new_record(Label, (1, 2, "app", "shop"))
+    >>> label = RecordMaker(Label).make((1, 2, "app", "shop"))
     >>> label == Label(1, 2, "app", "shop"), is_tracked(label)
     (True, False)
     """
+
+    def __init__(self, kind: type[_R]) -> None: ...
+    def make(self, values: tuple[Any, ...], /) -> _R:
+        """The record with these values. Raises TypeError for another number of them."""
 
 @final
 class JournaledBitmap:
@@ -680,15 +685,16 @@ class MemoryTurn:
     def run_change(
         self,
         operation: str,
-        change: Callable[[Any], _T],
-        made: Change,
+        change: Callable[[Change], _T],
         committer: Any,
         calls: Any,
         /,
     ) -> _T:
         """What `change(made)` returns, in a turn: records, then the kernel, then the commit.
 
-        What is more than records is put into `calls.inside` before the turn ends.
+        What is more than records is in `calls.inside` from before its turn ends until it is
+        over, whether it was made or not. `committer` has the methods `repair`, `seal`, `undo`
+        and `cut_off`. Raises ClosedError where calls are closed.
         """
 
     def wait(self) -> None:
@@ -717,12 +723,12 @@ class Change:
     made when it is asked for: most changes need none.
 
     >>> change = Change()
-    >>> change.add, change.is_of_records_alone
-    ([], True)
+    >>> change.after.append(print)
+    >>> change.add, change.after
+    ([], [<built-in function print>])
     """
 
     tx: Any
-    committed: bool
     add: list[Any]
     remove: list[Any]
     @property
@@ -732,9 +738,5 @@ class Change:
     @property
     def after(self) -> list[Callable[[], Any]]:
         """What is called when it is made."""
-
-    @property
-    def is_of_records_alone(self) -> bool:
-        """Whether neither the kernel has a part in it, nor anything is to be done after it."""
 
     def __new__(cls, tx: Any = None) -> Self: ...

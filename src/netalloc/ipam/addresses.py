@@ -135,7 +135,7 @@ class Addresses:
         """
         ordinal = None if ip is None else self.subnet.ordinal(ip)
         bitmap = tx.bitmap(self._name, self._size)
-        if not len(bitmap):
+        if not len(bitmap):  # it is new
             bitmap = self.bitmap(tx)
         if self._cooldown:
             expire_cooldowns(tx, self.number, self.clock(), bitmap)

@@ -90,26 +90,11 @@ class Committer:
         transaction of its own, when it shared one that failed. Raises ClosedError, and
         StoreError within another change of the same thread.
         """
-        memory, calls = self._memory, self._calls
+        memory = self._memory
         if memory is None:
             return cast(T, self._run_queued(Waiter(operation, change, durable)))
         # A store in memory has no commit that is worth sharing.
-        made = Change()
-        try:
-            result = memory.run_change(operation, change, made, self, calls)
-            if not made.is_of_records_alone:
-                _finish(made.after)
-            return result
-        except BaseException:
-            self._cut_off((made,), made.committed)
-            raise
-        finally:
-            if calls.inside:
-                try:
-                    calls.inside.pop(made, None)
-                finally:
-                    if calls.closed:
-                        calls.report()
+        return memory.run_change(operation, change, self, self._calls)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that is under way in a file."""
@@ -200,12 +185,12 @@ class Committer:
             if not group:  # it was not to be begun, for any of them
                 self._queue.refuse(leader, waiting, error)
                 raise
-            self._cut_off(_changes(group), leader.done)
+            self.cut_off(_changes(group), leader.done)
             if leader.done or not _shared(error, group):
                 raise
             _separate(group)
         except BaseException:
-            self._cut_off(_changes(group), leader.done)
+            self.cut_off(_changes(group), leader.done)
             raise
         finally:
             try:
@@ -268,7 +253,7 @@ class Committer:
         if not tx.committed:
             undo([step for change in reversed(made) for step in reversed(change.undo)], error)
 
-    def _cut_off(self, made: Sequence[Change], committed: bool) -> None:
+    def cut_off(self, made: Sequence[Change], committed: bool) -> None:
         """After an error: finish what was committed, or make the kernel agree at once."""
         if committed:
             for change in made:
