@@ -21,6 +21,7 @@ sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from lab import Private
 
 EVERY_PORT = range(1024, 65536)
+LAST = EVERY_PORT[-1]
 HELD = 50_000
 ADDRESSES = [IPv4Address(0xC0A80001 + i) for i in range(1000)]
 ONE, NEW = ADDRESSES[0], IPv4Address("192.168.200.1")
@@ -80,7 +81,9 @@ def allocator_at(addresses: list[IPv4Address], held: int) -> PortAllocator:
     ports = PortAllocator(EVERY_PORT)
     for ip in addresses:
         ports.reserve(SHARED, "tcp", ip)
-    ports.acquire_many(held)
+    for port in EVERY_PORT[:held]:  # in turn, so that a search in two bitmaps is put to the test
+        ports.reserve(port, "tcp", ONE if port % 2 else None)
+    ports.acquire_block(1)
     return ports
 
 
@@ -108,6 +111,11 @@ def on_allocator(ports: PortAllocator) -> Iterator[tuple[str, Timed]]:
         ports.reserve(700, "tcp", ip)
         yield f"release on {what}", (let_go, hold)
         ports.release(700, "tcp", ip)
+        hold = lambda ip=ip: ports.reserve(LAST, "tcp", ip)  # noqa: E731
+        hold()
+        let_go = lambda ip=ip: ports.release(LAST, "tcp", ip)  # noqa: E731
+        yield f"release one of the range on {what}", (let_go, hold)
+        let_go()
     yield "refuse on every address", (refused(lambda: ports.reserve(SHARED)), nothing)
     yield "refuse on one", (refused(lambda: ports.reserve(SHARED, "tcp", ONE)), nothing)
 

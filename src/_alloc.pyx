@@ -8,6 +8,7 @@
 _alloc/ that is included here is one idea, and the order is that of reading:
 
     tree                the radix tree of bits: one ordinal at a time, and searching
+    tree_few            blocks in which few are set, as lists
     tree_bulk           many ordinals at a time: ranges, buffers, contiguous runs
     tree_codec          the tree as bytes
     values              what callers give: checked, converted, shown in errors
@@ -58,6 +59,7 @@ from netalloc.errors import (
 )
 
 include "_alloc/tree.pxi"
+include "_alloc/tree_few.pxi"
 include "_alloc/tree_bulk.pxi"
 include "_alloc/tree_codec.pxi"
 include "_alloc/values.pxi"

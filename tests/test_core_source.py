@@ -25,7 +25,7 @@ def test_the_core_stays_readable(source: Path) -> None:
     assert lines <= 750, f"{source.name} has {lines} lines: past 750 it holds two ideas"
 
 
-@pytest.mark.parametrize("part", ["tree", "tree_bulk", "cooldown_queue"])
+@pytest.mark.parametrize("part", ["tree", "tree_few", "tree_bulk", "cooldown_queue"])
 def test_the_tree_knows_no_python(part: str) -> None:
     """`noexcept nogil` on each function makes the compiler refuse a Python call in it."""
     text = (SOURCES / "_alloc" / f"{part}.pxi").read_text()

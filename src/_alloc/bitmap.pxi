@@ -5,7 +5,7 @@
 # with it code that comes back to this very bitmap. So what is to be returned is made before
 # the search, or with the collector held off.
 
-cdef Py_ssize_t NODE_BYTES = sizeof(Node) + 16      # with the C allocator's own header
+cdef Py_ssize_t NODE_BYTES = sizeof(Node) + 8       # with the C allocator's own header
 
 
 # ---- arguments
@@ -85,7 +85,8 @@ cdef class Bitmap:
     A cursor walks the ordinals once round: `acquire` takes the first free one at or after
     it and moves it past. Every operation on one ordinal costs at most a step down and up
     per level of 64: 2 levels for 2**16 ordinals, 3 for 2**24, 10 for 2**64. Memory follows
-    the number of blocks of 4096 that are neither empty nor full: 0.53 KiB for each.
+    the number of blocks of 4096 that are neither empty nor full: 0.53 KiB for each, and some
+    30 bytes for an ordinal that is reserved far from all others.
 
     Raises OutOfRangeError for a size or an ordinal that is none. Threads may share one;
     after a fork, parent and child have one each.
@@ -297,7 +298,7 @@ cdef class Bitmap:
     @property
     def nbytes(self):
         """Memory in bytes: this object and its nodes."""
-        return <Py_ssize_t>Bitmap.__basicsize__ + self.tree.nodes * NODE_BYTES
+        return <Py_ssize_t>Bitmap.__basicsize__ + self.tree.nodes * NODE_BYTES + self.tree.few
 
     def __sizeof__(self):
         return self.nbytes
@@ -345,7 +346,7 @@ cdef class Bitmap:
     def _check(self):
         """Assert every invariant of the tree; the message describes the state."""
         cdef Tree *t = &self.tree
-        cdef Py_ssize_t nodes = t.spares
+        cdef Py_ssize_t nodes = t.spares, few = 0
         cdef int level
         state = f"{self!r}, cursor {t.cursor}, {t.nodes} nodes, {t.spares} kept"
         assert t.cursor <= t.last, state
@@ -353,8 +354,9 @@ cdef class Bitmap:
         if t.root == &FULL or t.root == &EMPTY:
             assert t.used == (t.last + 1 if t.root == &FULL else 0), state
         else:
-            assert check_node(t, t.root, t.top, 0, &nodes) == t.used, state
+            assert check_node(t, t.root, t.top, 0, &nodes, &few) == t.used, state
         assert nodes == t.nodes, f"{nodes} nodes found: {state}"
+        assert few == t.few and t.pool == NULL, f"{few} bytes of lists, not {t.few}: {state}"
         if t.leaf != &FULL:
             assert t.base == t.cursor & ~<word>LEAF_MASK, state
             assert t.leaf == locate(t, t.base, &level), state
@@ -374,7 +376,9 @@ cdef Bitmap decoded(bytes data):
     return self
 
 
-cdef word check_node(Tree *t, Node *node, int level, word base, Py_ssize_t *nodes) except? 0:
+cdef word check_node(
+    Tree *t, Node *node, int level, word base, Py_ssize_t *nodes, Py_ssize_t *few
+) except? 0:
     """Assert the invariants of a node and all beneath; how many real ordinals it has set."""
     cdef word count = 0, bit, start, pad
     cdef int k
@@ -395,14 +399,28 @@ cdef word check_node(Tree *t, Node *node, int level, word base, Py_ssize_t *node
         assert count or node == t.leaf, where
         return count
     pad = padding(t, level, base)
-    assert node.full & node.mixed == 0, where
+    assert node.full & node.mixed == 0 and node.few & (node.full | node.mixed) == 0, where
     assert pad & ~node.full == 0, where
-    assert node.mixed or node.full != pad, where
+    assert node.mixed or node.few or node.full != pad, where
     for k in range(WORDS):
         bit = <word>1 << k
         start = base | <word>k << child_shift(level)
         if node.mixed & bit:
-            count += check_node(t, node.at.child[k], level - 1, start, nodes)
+            count += check_node(t, node.at.child[k], level - 1, start, nodes, few)
+        elif node.few & bit:
+            count += check_few(t, <Few *>node.at.child[k], start, span_mask(level - 1), few)
         elif node.full & ~pad & bit:
             count += block_size(t, level - 1, start)
     return count
+
+cdef word check_few(Tree *t, Few *few, word start, word span, Py_ssize_t *size) except? 0:
+    """The same of a list."""
+    cdef word j
+    where = f"a list of {few.count} at {start}"
+    assert 1 <= few.count <= FEW_MOST, where
+    assert t.last - start >= span, where
+    for j in range(few.count):
+        assert few.at[j] & ~span == start, where
+        assert j == 0 or few.at[j - 1] < few.at[j], where
+    size[0] += few_bytes(few.count) + FEW_HEADER
+    return few.count

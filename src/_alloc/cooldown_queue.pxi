@@ -215,7 +215,7 @@ cdef Status expire_cooldowns(
         if place == 0 or q.at[place].ready > now:
             return OK
         i = q.at[place].ordinal
-        if materialize(unavailable, i) == NULL:         # so that the second release cannot fail
+        if not releasable(unavailable, i):              # so that the second release cannot fail
             return NO_MEMORY
         if tree_release(bits, i) != OK:
             collapse(unavailable, i)

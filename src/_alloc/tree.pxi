@@ -3,8 +3,9 @@
 #
 #   level 0   a leaf: 64 words of 64 bits, 4096 ordinals
 #   level n   64 children of level n - 1
+#   a list    of a block of any level in which few are set (tree_few.pxi)
 #
-# Only a mixed block owns a node. A block with nothing set is EMPTY and one with nothing
+# Only a mixed block owns a node or a list. A block with nothing set is EMPTY and one with nothing
 # free is FULL: for a child that is one bit in its parent's masks, for the root it is a
 # sentinel, so an empty and a full tree of any size own no node at all.
 #
@@ -14,7 +15,7 @@
 # Between two public calls:
 #   - a leaf is neither full nor empty, but for the one under the cursor, which may be
 #     empty, so that acquiring and releasing one address does not make and free a path;
-#   - an inner node has at least one mixed child;
+#   - an inner node has at least one mixed child, or a list;
 #   - `used` counts the bits that are set, without padding, modulo 2**64.
 
 ctypedef uint64_t word
@@ -37,6 +38,7 @@ cdef enum:
     LEAF_SHIFT = 12      # log2 of the ordinals in a leaf
     LEAF_MASK = 4095
     HEIGHT = 10          # levels in a tree of 2**64 ordinals
+    FEW_HEADER = 16      # the C allocator's own
     KEPT = 1             # nodes kept for the next path: one saves a malloc, two a promise
 
 cdef enum Status:
@@ -53,6 +55,7 @@ cdef struct Node:
     word full            # words or children with nothing free
     word mixed           # inner: children that own a node; leaf: how many bits are set
     Slots at
+    word few             # inner: children that are a list
 
 cdef struct Tree:
     word last            # the highest ordinal
@@ -65,11 +68,14 @@ cdef struct Tree:
     word last_released_base
     Node *root           # &EMPTY, &FULL or a node of level `top`
     int top
+    int spares
     Node *spare          # kept nodes, chained through at.child[0]
-    Py_ssize_t spares
     Py_ssize_t nodes     # all nodes owned, the kept ones included
+    Py_ssize_t few       # bytes of all lists
+    Few *pool            # lists for fill(), chained through their first word
 
 cdef Node EMPTY, FULL    # compared by address; as leaves, all clear and all set
+cdef Node FEW            # compared by address: what locate finds of a list
 memset(&FULL, 0xFF, sizeof(Node))
 
 
@@ -100,7 +106,7 @@ cdef inline word padding(Tree *t, int level, word base) noexcept nogil:
 cdef inline bint is_empty(Tree *t, Node *node, int level, word base) noexcept nogil:
     if level == 0:
         return node.mixed == 0
-    return node.mixed == 0 and node.full == padding(t, level, base)
+    return node.mixed == 0 and node.few == 0 and node.full == padding(t, level, base)
 
 
 # ---- nodes
@@ -119,8 +125,10 @@ cdef bint preallocate(Tree *t, Py_ssize_t count) noexcept nogil:
     return True
 
 cdef void free_spares(Tree *t) noexcept nogil:
-    """Free all spare nodes."""
+    """Free all spare nodes, and spare lists."""
     cdef Node *node
+    if unlikely(t.pool != NULL):
+        few_free_pool(t)
     while t.spares > 0:
         node = t.spare
         t.spare = node.at.child[0]
@@ -147,7 +155,7 @@ cdef Node *make_node(Tree *t, int level, word base, bint full) noexcept nogil:
     t.spares -= 1
     if level > 0:
         node.full = ALL if full else padding(t, level, base)
-        node.mixed = 0
+        node.mixed = node.few = 0
         return node
     memset(node.at.words, 0xFF if full else 0, sizeof(node.at.words))
     node.full = ALL if full else 0
@@ -171,6 +179,10 @@ cdef void free_below(Tree *t, Node *node, int level) noexcept nogil:
         while left:
             free_below(t, node.at.child[ctz(left)], level - 1)
             left &= left - 1
+        left = node.few
+        while left:
+            few_free(t, <Few *>node.at.child[ctz(left)])
+            left &= left - 1
     recycle(t, node)
 
 cdef void tree_init(Tree *t, word last) noexcept nogil:
@@ -186,6 +198,7 @@ cdef void tree_free(Tree *t) noexcept nogil:
     if t.root != NULL and t.root != &EMPTY and t.root != &FULL:
         free_below(t, t.root, t.top)
     t.root = NULL
+    few_free_pool(t)
     while t.spare != NULL:
         node = t.spare
         t.spare = node.at.child[0]
@@ -196,7 +209,7 @@ cdef void tree_free(Tree *t) noexcept nogil:
 # ---- paths
 
 cdef inline Node *locate(Tree *t, word i, int *level) noexcept nogil:
-    """The smallest block with a mark of its own around i: &EMPTY, &FULL or its leaf."""
+    """The smallest block with a mark of its own around i: &EMPTY, &FULL, &FEW or its leaf."""
     cdef Node *node = t.root
     cdef int at = t.top, k
     if node != &EMPTY and node != &FULL:
@@ -205,21 +218,26 @@ cdef inline Node *locate(Tree *t, word i, int *level) noexcept nogil:
             at -= 1
             if not (node.mixed >> k & 1):
                 level[0] = at
-                return &FULL if node.full >> k & 1 else &EMPTY
+                return &FULL if node.full >> k & 1 else &FEW if node.few >> k & 1 else &EMPTY
             node = node.at.child[k]
     level[0] = at
     return node
 
 cdef Node *materialize(Tree *t, word i) noexcept nogil:
-    """The leaf around i, made if the block is uniform; NULL when memory is short.
+    """The leaf around i, made if the block has none; NULL when memory is short.
 
-    A leaf made here is uniform: the caller sets or clears a bit in it at once, or makes it
+    A leaf made here may be uniform: the caller sets or clears a bit in it at once, or makes it
     the leaf under the cursor.
     """
     cdef int level, k
     cdef bint full
     cdef Node *node
     cdef Node *child = locate(t, i, &level)
+    if unlikely(child == &FEW):
+        if not few_open(t, i):
+            free_spares(t)
+            return NULL
+        child = locate(t, i, &level)
     if child != &EMPTY and child != &FULL:
         return child
     full = child == &FULL
@@ -294,8 +312,11 @@ cdef void drop_cached_leaf(Tree *t) noexcept nogil:
 cdef inline bint contains(Tree *t, word i) noexcept nogil:
     cdef int level
     cdef Node *node = locate(t, i, &level)
+    cdef Place place
     if node == &EMPTY or node == &FULL:
         return node == &FULL
+    if unlikely(node == &FEW):
+        return few_has(few_at(t, i, &place), i)
     return node.at.words[(i >> 6) & 63] >> (i & 63) & 1
 
 cdef inline void leaf_set(Node *leaf, word i) noexcept nogil:
@@ -307,12 +328,22 @@ cdef inline void leaf_set(Node *leaf, word i) noexcept nogil:
         leaf.full |= <word>1 << k
 
 cdef Status tree_reserve(Tree *t, word i) noexcept nogil:
-    cdef Node *leaf
-    if contains(t, i):
+    cdef int level
+    cdef Status status
+    cdef Node *leaf = locate(t, i, &level)
+    while leaf == &EMPTY or leaf == &FEW:
+        status = few_begin(t, i) if leaf == &EMPTY else few_insert(t, i)
+        if status != FOUND_CLEAR:
+            return status
+        if leaf == &EMPTY:
+            leaf = materialize(t, i)
+            if leaf == NULL:
+                collapse(t, i)      # the root may have been made
+                return NO_MEMORY
+        else:
+            leaf = locate(t, i, &level)
+    if leaf == &FULL or leaf.at.words[(i >> 6) & 63] >> (i & 63) & 1:
         return FOUND_SET
-    leaf = materialize(t, i)
-    if leaf == NULL:
-        return NO_MEMORY
     leaf_set(leaf, i)
     t.used += 1
     if leaf.full == ALL:
@@ -320,7 +351,10 @@ cdef Status tree_reserve(Tree *t, word i) noexcept nogil:
     return OK
 
 cdef Node *release_slow(Tree *t, word i, Status *status) noexcept nogil:
-    """The leaf to release i in, which becomes the last released in; NULL when that cannot be."""
+    """The leaf to release i in, which becomes the last released in; NULL when that cannot be.
+
+    Or when it is done already, which `status` tells.
+    """
     cdef int level
     cdef bint first = t.root == &FULL
     cdef Node *leaf = locate(t, i, &level)
@@ -329,6 +363,9 @@ cdef Node *release_slow(Tree *t, word i, Status *status) noexcept nogil:
         if leaf == NULL:
             status[0] = NO_MEMORY
             return NULL
+    elif unlikely(leaf == &FEW):
+        status[0] = few_remove(t, i)
+        return NULL
     elif not (leaf.at.words[(i >> 6) & 63] >> (i & 63) & 1):
         status[0] = FOUND_CLEAR
         return NULL
@@ -359,6 +396,11 @@ cdef inline Status tree_release(Tree *t, word i) noexcept nogil:
         collapse(t, i)
     return OK
 
+cdef inline bint releasable(Tree *t, word i) noexcept nogil:
+    """Have what a release of i takes; False when memory is short."""
+    cdef int level
+    return locate(t, i, &level) == &FEW or materialize(t, i) != NULL
+
 
 # ---- searching
 
@@ -378,6 +420,12 @@ cdef bint next_free(Tree *t, word i, word *found) noexcept nogil:
             if node.full >> k & 1:
                 break
             if not (node.mixed >> k & 1):
+                if unlikely(node.few >> k & 1):
+                    if not few_next_free(
+                        <Few *>node.at.child[k], i, i | span_mask(level - 1), found
+                    ):
+                        break
+                    return True
                 found[0] = i
                 return True
             node = node.at.child[k]
@@ -405,6 +453,7 @@ cdef bint next_free(Tree *t, word i, word *found) noexcept nogil:
 
 cdef bint next_set(Tree *t, word i, word *found) noexcept nogil:
     """The first ordinal at or after i that is set."""
+    cdef Few *few
     cdef Node *path[10]
     cdef Node *node = t.root
     cdef int level = t.top, k
@@ -420,6 +469,12 @@ cdef bint next_set(Tree *t, word i, word *found) noexcept nogil:
                 found[0] = i
                 return i <= t.last
             if not (node.mixed >> k & 1):
+                if node.few >> k & 1:
+                    few = <Few *>node.at.child[k]
+                    bits = few_search(few, i)
+                    if bits < few.count:
+                        found[0] = few.at[bits]
+                        return True
                 break
             node = node.at.child[k]
             level -= 1
@@ -439,7 +494,8 @@ cdef bint next_set(Tree *t, word i, word *found) noexcept nogil:
             node = path[level]
             k = index_at(i, level)
             # padded children are full, and past 2**64 their ordinals would begin anew
-            bits = (node.full | node.mixed) & above(k) & ~padding(t, level, i & ~span_mask(level))
+            bits = (node.full | node.mixed | node.few) & above(k)
+            bits &= ~padding(t, level, i & ~span_mask(level))
             if bits:
                 break
             level += 1

@@ -31,6 +31,7 @@ cdef void fill_below(Tree *t, Node *node, int level, word lo, word hi) noexcept 
     cdef int k, shift = child_shift(level)
     cdef word span = span_mask(level - 1), base = lo & ~span_mask(level), start, stop, bit
     cdef Node *child
+    cdef Place place
     for k in range(index_at(lo, level), index_at(hi, level) + 1):
         bit = <word>1 << k
         if node.full & bit:
@@ -40,8 +41,13 @@ cdef void fill_below(Tree *t, Node *node, int level, word lo, word hi) noexcept 
         if lo <= start and stop <= hi:
             if node.mixed & bit:
                 free_below(t, node.at.child[k], level - 1)
+            elif node.few & bit:
+                few_free(t, <Few *>node.at.child[k])
         else:
-            if not node.mixed & bit:
+            if node.few & bit:
+                place.parent, place.k, place.level = node, k, level - 1
+                few_split(t, &place, <Few *>node.at.child[k])       # out of the pool
+            elif not node.mixed & bit:
                 node.at.child[k] = make_node(t, level - 1, start, False)
                 node.mixed |= bit
             child = node.at.child[k]
@@ -53,6 +59,7 @@ cdef void fill_below(Tree *t, Node *node, int level, word lo, word hi) noexcept 
                 continue
             recycle(t, child)
         node.mixed &= ~bit
+        node.few &= ~bit
         node.full |= bit
 
 cdef void fill(Tree *t, word lo, word hi) noexcept nogil:
@@ -76,7 +83,7 @@ cdef void fill(Tree *t, word lo, word hi) noexcept nogil:
         t.root = &FULL
 
 cdef inline bint preallocate_fill(Tree *t) noexcept nogil:
-    if preallocate(t, FILL_PATHS * (t.top + 1)):
+    if preallocate(t, FILL_PATHS * (t.top + 1)) and few_preallocate(t):
         return True
     free_spares(t)
     return False
@@ -116,11 +123,11 @@ cdef word scan_free(
     costs about 0.1 ns an ordinal, a mixed one 1.5.
     """
     cdef Node *node
-    cdef int level, k
+    cdef int k
     cdef word done = 0, stop, end, n, bits
     while True:
-        node = locate(t, lo, &level)
-        stop = min(lo | span_mask(level), hi)
+        node = piece_at(t, lo, &stop)
+        stop = min(stop, hi)
         if node == &EMPTY:
             if stop - lo > RAMP:
                 stop = lo + RAMP
@@ -269,12 +276,11 @@ cdef bint run_in_leaf(Node *leaf, word i, word stop, word n, Lanes lanes, word *
 cdef bint find_run(Tree *t, word lo, word hi, word n, word *found) noexcept nogil:
     """The lowest start of n free ordinals in a row within lo..hi."""
     cdef Node *node
-    cdef int level
     cdef word begin = lo, i = lo, stop
     cdef Lanes lanes = lanes_for(n)
     while hi >= lo and hi - lo >= n - 1:
-        node = locate(t, i, &level)
-        stop = min(i | span_mask(level), hi)
+        node = piece_at(t, i, &stop)
+        stop = min(stop, hi)
         if node == &FULL:
             begin = stop + 1
         elif stop - begin >= n - 1 if node == &EMPTY else run_in_leaf(
@@ -393,7 +399,7 @@ cdef void collapse_changed(Tree *t, Journal *journal) noexcept nogil:
         if leaf == NULL or (i ^ base) > LEAF_MASK:
             leaf = locate(t, i, &level)
             base = i & ~<word>LEAF_MASK
-            if leaf != &EMPTY and leaf != &FULL:
+            if leaf != &EMPTY and leaf != &FULL and leaf != &FEW:
                 if leaf.full == ALL or (leaf.mixed == 0 and leaf != t.leaf):
                     collapse(t, i)
                     leaf = NULL
@@ -442,8 +448,8 @@ cdef Status change_all(
         if leaf == NULL or (i ^ base) > LEAF_MASK:
             leaf = locate(t, i, &level)
             base = i & ~<word>LEAF_MASK
-            if leaf == &EMPTY or leaf == &FULL:
-                if (leaf == &FULL) == on:
+            if leaf == &EMPTY or leaf == &FULL or leaf == &FEW:
+                if leaf != &FEW and (leaf == &FULL) == on:
                     status = wrong
                     refused.ordinal = i
                     break

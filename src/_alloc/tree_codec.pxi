@@ -29,11 +29,17 @@ cdef struct Reader:
 cdef Py_ssize_t encoded_size(Node *node, int level) noexcept nogil:
     cdef Py_ssize_t size = 16
     cdef word left
+    cdef Few *few
     if level == 0:
         return sizeof(node.at.words)
     left = node.mixed
     while left:
         size += encoded_size(node.at.child[ctz(left)], level - 1)
+        left &= left - 1
+    left = node.few
+    while left:
+        few = <Few *>node.at.child[ctz(left)]
+        size += few_encoded_size(few.at, few.count, level - 1)
         left &= left - 1
     return size
 
@@ -45,6 +51,7 @@ cdef inline uint8_t *put(uint8_t *out, word value) noexcept nogil:
 cdef uint8_t *encode(Node *node, int level, uint8_t *out) noexcept nogil:
     cdef word left
     cdef word words[64]
+    cdef Few *few
     cdef int k
     if level == 0:
         for k in range(WORDS):
@@ -52,10 +59,15 @@ cdef uint8_t *encode(Node *node, int level, uint8_t *out) noexcept nogil:
         memcpy(out, words, sizeof(words))
         return out + sizeof(words)
     out = put(out, node.full)
-    out = put(out, node.mixed)
-    left = node.mixed
+    left = node.mixed | node.few
+    out = put(out, left)
     while left:
-        out = encode(node.at.child[ctz(left)], level - 1, out)
+        k = ctz(left)
+        if node.few >> k & 1:
+            few = <Few *>node.at.child[k]
+            out = few_encode(few.at, few.count, level - 1, out)
+        else:
+            out = encode(node.at.child[k], level - 1, out)
         left &= left - 1
     return out
 
@@ -118,6 +130,7 @@ cdef Node *decode(Tree *t, Reader *r, int level, word base) noexcept nogil:
     """A node and all beneath it; NULL, owning nothing, when the bytes make none."""
     cdef Node *node
     cdef Node *child
+    cdef Few *few
     cdef word full, mixed, pad, bit, start
     cdef int k
     if not preallocate(t, 1):
@@ -140,8 +153,13 @@ cdef Node *decode(Tree *t, Reader *r, int level, word base) noexcept nogil:
             if mixed & bit:
                 child = decode(t, r, level - 1, start)
                 if child != NULL:
-                    node.at.child[k] = child
-                    node.mixed |= bit
+                    few = few_of(t, child, level - 1, start)
+                    if few == NULL:
+                        node.at.child[k] = child
+                        node.mixed |= bit
+                    else:
+                        node.at.child[k] = <Node *>few
+                        node.few |= bit
             elif full & ~pad & bit:
                 r.used += block_size(t, level - 1, start)
                 node.full |= bit

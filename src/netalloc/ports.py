@@ -166,8 +166,8 @@ class PortAllocator:
         if held is None or port not in held:
             where = "every address" if ip is None else str(ip)
             raise NotAllocatedError(f"port {port}/{protocol} is not held on {where}")
-        full = port in self.ports and self._is_full(self._pools(protocol, ip))
         used = self._bitmap(protocol, "used")
+        full = port in self.ports and self._is_full(self._pools(protocol, ip), used.cursor)
         held.release(port)
         if ip is None or not self._one_less(port, protocol):
             used.release(port)
@@ -297,8 +297,9 @@ class PortAllocator:
         """The port of the range that follows, round and round."""
         return self.ports[(self.ports.index(port) + 1) % len(self.ports)]
 
-    def _is_full(self, pools: list[Ordinals]) -> bool:
-        return next(self._free(pools, self.ports[0]), None) is None
+    def _is_full(self, pools: list[Ordinals], cursor: int) -> bool:
+        # Once round from the cursor, where as a rule the first look finds a free one.
+        return next(self._free(pools, cursor), None) is None
 
     def _bitmap(self, protocol: str, kind: str) -> Ordinals:
         return self._bitmaps.bitmap(f"ports/{protocol}/{kind}", SIZE)
