@@ -57,11 +57,14 @@ class Connection:
         except _FAULTS as error:
             raise _translated(error, path) from error
         self._keep_log(True)
+        self._cursor = self._raw.cursor()  # one for all: to make one costs 0.3 microseconds
+        # Rolls back what is under way, if anything is: a function in C.
+        self.abort: Callable[[], object] = self._raw.rollback
 
     def execute(self, sql: str, values: tuple[Any, ...] = ()) -> None:
         """Run a statement that answers nothing."""
         try:
-            self._raw.execute(sql, values)
+            self._cursor.execute(sql, values)
         except _FAULTS as error:
             raise _translated(error, self.path) from error
 
@@ -72,15 +75,10 @@ class Connection:
         except _FAULTS as error:
             raise _translated(error, self.path) from error
 
-    @property
-    def abort(self) -> Callable[[], object]:
-        """Rolls back what is under way, if anything is: a function in C."""
-        return self._raw.rollback
-
     def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All rows of a query."""
         try:
-            return self._raw.execute(sql, values).fetchall()
+            return self._cursor.execute(sql, values).fetchall()
         except _FAULTS as error:
             raise _translated(error, self.path) from error
 
@@ -96,7 +94,7 @@ class Connection:
     def many(self, sql: str, values: Iterable[tuple[Any, ...]]) -> int:
         """Run a statement for each of the values; how many rows changed."""
         try:
-            return self._raw.executemany(sql, values).rowcount
+            return self._cursor.executemany(sql, values).rowcount
         except _FAULTS as error:
             raise _translated(error, self.path) from error
 

@@ -9,6 +9,8 @@ from netalloc.store.sqlite.versions import VERSION, statements
 
 APPLICATION = 0x6E616C63  # "nalc", in the file's header: see the pragma application_id
 
+_WRITE_STATE = "REPLACE INTO state VALUES (?, ?, ?, ?, ?, ?)"
+
 
 class Connection(Protocol):
     """Runs SQL; what goes wrong is a StoreError."""
@@ -23,7 +25,13 @@ def checksum(what: str, values: tuple[Any, ...]) -> int:
     ascii() of exact int, str, bytes and None says the same in every Python; repr() does not:
     what it escapes follows the Unicode tables that the Python came with.
     """
-    return zlib.crc32(ascii(values).encode(), zlib.crc32(what.encode()))
+    seed = _SEEDS.get(what)
+    if seed is None:
+        seed = _SEEDS[what] = zlib.crc32(what.encode())
+    return zlib.crc32(ascii(values).encode(), seed)
+
+
+_SEEDS: dict[str, int] = {}  # by what it is a row of: a handful
 
 
 def table_name(kind: type[Any]) -> str:
@@ -38,21 +46,24 @@ def create(connection: Connection, boot: str, store: int) -> None:
     """
     for statement in statements():
         connection.execute(statement)
-    write_state(connection, 1, boot, f"store={store}")
+    write_state(connection, 1, boot, f"store={store}", "")
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def write_state(connection: Connection, sequence: int, boot: str, counters: str) -> None:
-    """Write the one row of the table `state`.
+def write_state(
+    connection: Connection, sequence: int, boot: str, counters: str, journals: str
+) -> int:
+    """Write the one row of the table `state`; its checksum.
 
     It has the number of changes that were committed, the boot that the dynamic part belongs
-    to, and the counters as "name=value name=value".
+    to, the counters as "name=value name=value", and what has changed in the bitmaps since
+    their own rows were written, as "name cursor +ordinal -first:last ;".
     """
-    state = (0, sequence, boot, counters)
-    connection.execute(
-        "REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*state, checksum("state", state))
-    )
+    state = (0, sequence, boot, counters, journals)
+    crc = checksum("state", state)
+    connection.execute(_WRITE_STATE, (*state, crc))
+    return crc
 
 
 def counters_of(text: str) -> dict[str, int]:

@@ -151,7 +151,9 @@ class SqliteStore(Closing):
             tx = self._snapshot()
             if tx.boot != self.boot:
                 return None
-            return (work(tx),)
+            found = (work(tx),)
+            tx.settle()
+            return found
         finally:
             try:
                 if mine:
