@@ -238,8 +238,8 @@ class Slow(FaultyBackend):
 
 
 def queued(manager, n):
-    """Wait until so many callers are in the queue, the leader among them."""
-    while len(manager._leases.committer._queue.waiting()) < n:
+    """Wait until so many callers are in, the one that makes its change among them."""
+    while len(manager._leases.committer._calls.inside) < n:
         time.sleep(0.001)
 
 
@@ -297,7 +297,7 @@ def test_a_caller_that_is_interrupted_in_the_queue_holds_none_up(path):
                 manager.allocate("gone")
         finally:
             signal.signal(signal.SIGUSR1, before)
-        assert len(manager._leases.committer._queue.waiting()) == 1
+        assert len(manager._leases.committer._calls.inside) == 1
         backend.go.set()
         leader.join()
         assert manager.allocate("next")

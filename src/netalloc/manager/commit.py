@@ -88,9 +88,9 @@ class Committer:
         transaction of its own, when it shared one that failed. Raises ClosedError, and
         StoreError within another change of the same thread.
         """
-        if self.store.persistent:
+        if self._calls.inside and self.store.persistent:
             return cast(T, self._run_queued(Waiter(operation, change, durable)))
-        return self._run_alone(operation, change)
+        return self._run_alone(operation, change, durable)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that is under way in a file."""
@@ -124,8 +124,11 @@ class Committer:
         """
         self._calls.close()
 
-    def _run_alone(self, operation: str, change: Callable[[Change], T]) -> T:
-        """The same without a queue: a store in memory has no commit worth sharing."""
+    def _run_alone(self, operation: str, change: Callable[[Change], T], durable: bool) -> T:
+        """The same without a queue: no other thread is in, or there is no commit worth sharing.
+
+        Those that come meanwhile queue up behind it, where the store lets one in at a time.
+        """
         made: Change | None = None
         committed = False
 
@@ -136,7 +139,10 @@ class Committer:
             made = Change(tx)
             try:
                 result = change(made)
-                self._seal(tx, made.remove, made.add)
+                if made.remove or made.add:
+                    self._seal(tx, made.remove, made.add)
+                else:
+                    tx.commit()
                 committed = True
             except BaseException as error:
                 committed = tx.committed
@@ -149,7 +155,7 @@ class Committer:
             calls.inside[work] = get_ident()
             if calls.closed:
                 raise ClosedError("the manager is closed")
-            result = self.store.run(operation, work)
+            result = self.store.run(operation, work, durable=durable)
             assert made is not None
             _finish(made.after)
             return result

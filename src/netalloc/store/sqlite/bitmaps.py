@@ -103,14 +103,15 @@ class SqliteBitmaps:
         if self._dropped:
             more -= self._remove_dropped()
         for name, bitmap in self._asked.items():
-            if bitmap.changed:
+            if bitmap.changes != bitmap.written:
                 new = name in self._new
-                if new or bitmap.is_long:
+                entry = "" if new else bitmap.entry
+                if entry:
+                    self._journals[name] = entry
+                else:
                     self._write(name, bitmap)
                     more += new
                     self._new.discard(name)
-                else:
-                    self._journals[name] = f"{bitmap.cursor} {bitmap.journal}"
                 self._passed += bitmap.changes - bitmap.written
                 bitmap.written = bitmap.changes
         return more
@@ -118,18 +119,17 @@ class SqliteBitmaps:
     @property
     def journals(self) -> str:
         """The journals of all bitmaps, as the state row has them; a long one is written."""
-        text = self._joined()
-        if len(text) > _LONG:
-            for name in tuple(self._journals):
-                bitmap = self._bitmaps.get(name) or self._read(name)
-                if bitmap is None:
-                    raise StoreError(f"bitmap {name} is not found; {REPAIR}")
-                self._write(name, bitmap)
-            text = self._joined()
-        return text
-
-    def _joined(self) -> str:
-        return ";".join([f"{name} {rest}" for name, rest in self._journals.items()])
+        text = ";".join([f"{name} {rest}" for name, rest in self._journals.items()])
+        if len(text) <= _LONG:
+            return text
+        for name in tuple(self._journals):
+            bitmap = self._bitmaps.get(name)
+            if bitmap is None:
+                bitmap = self._read(name)
+            if bitmap is None:
+                raise StoreError(f"bitmap {name} is not found; {REPAIR}")
+            self._write(name, bitmap)
+        return ""
 
     def _write(self, name: str, bitmap: LeafBitmap) -> None:
         execute = self._connection.execute

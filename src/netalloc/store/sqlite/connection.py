@@ -39,7 +39,7 @@ class Connection:
         self.path = path
         self._name = str(path)  # pathlib's stat() takes twice the time
         self.inherited = False  # by a forked child: then it is the parent's to close
-        self._full: bool | None = None
+        self.full: bool | None = None  # whether commits sync, once that was said
         self._closed = False
         try:
             self._file: os.stat_result | None = path.stat()
@@ -105,9 +105,10 @@ class Connection:
             now = os.stat(self._name)  # noqa: PTH116
         except FileNotFoundError:
             return False
-        if self._file is None:  # it was made by opening it
-            self._file = now
-        return os.path.samestat(now, self._file)
+        opened = self._file
+        if opened is None:  # it was made by opening it
+            opened = self._file = now
+        return now.st_ino == opened.st_ino and now.st_dev == opened.st_dev
 
     @property
     def in_transaction(self) -> bool:
@@ -121,9 +122,9 @@ class Connection:
 
     def sync(self, *, full: bool) -> None:
         """Whether the commits to come outlive a power cut."""
-        if full is not self._full:
+        if full is not self.full:
             self.execute(f"PRAGMA synchronous = {'FULL' if full else 'NORMAL'}")
-            self._full = full
+            self.full = full
 
     def rollback(self) -> None:
         """Undo what is not committed; nothing to undo is no error."""

@@ -65,7 +65,10 @@ class StoreFile:
 
     def writer(self) -> Session:
         """The connection for changes, to the file that is at the path now."""
-        session = self._current(self._writer)
+        known = self._writer
+        if known is not None and known.is_current:
+            return known
+        session = self._current(known)
         abort = session.abort
         self._writer = session
         self.abort = abort

@@ -87,9 +87,9 @@ class LeafBitmap(Spans):
             if ordinal is None:
                 raise ExhaustedError(f"all {self.size} ordinals are in use")
         self.changes += 1
-        self._take(ordinal, 1)
-        self._note(True, ordinal, ordinal + 1)
         following = ordinal + 1
+        self._take(ordinal, 1)
+        self._note(True, ordinal, following)
         self._cursor = 0 if following == self.size else following
         return ordinal
 
@@ -172,9 +172,19 @@ class LeafBitmap(Spans):
         return None
 
     @property
-    def is_long(self) -> bool:
-        """Whether the spans are to be written, and the journal begun anew."""
-        return self._runs >= _LONG or len(self.dirty) > _MANY
+    def entry(self) -> str:
+        """Cursor and journal, as the state row has them.
+
+        Empty where the spans are to be written, and the journal begun anew.
+        """
+        if self._runs >= _LONG or len(self.dirty) > _MANY:
+            return ""
+        last = self._last
+        return (
+            f"{self._cursor} {self._early}"
+            if last is None
+            else (f"{self._cursor} {self._early}{_text(*last)}")
+        )
 
     @property
     def journal(self) -> str:

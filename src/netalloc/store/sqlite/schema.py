@@ -25,13 +25,7 @@ def checksum(what: str, values: tuple[Any, ...]) -> int:
     ascii() of exact int, str, bytes and None says the same in every Python; repr() does not:
     what it escapes follows the Unicode tables that the Python came with.
     """
-    seed = _SEEDS.get(what)
-    if seed is None:
-        seed = _SEEDS[what] = zlib.crc32(what.encode())
-    return zlib.crc32(ascii(values).encode(), seed)
-
-
-_SEEDS: dict[str, int] = {}  # by what it is a row of: a handful
+    return zlib.crc32(ascii(values).encode(), zlib.crc32(what.encode()))
 
 
 def table_name(kind: type[Any]) -> str:
@@ -74,7 +68,7 @@ def counters_of(text: str) -> dict[str, int]:
 
 def counters_text(counters: dict[str, int]) -> str:
     """The same as it is written."""
-    return " ".join(f"{name}={value}" for name, value in counters.items())
+    return " ".join([f"{name}={value}" for name, value in counters.items()])
 
 
 def version_of(connection: Connection) -> int:

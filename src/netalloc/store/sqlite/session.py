@@ -1,5 +1,6 @@
 """A connection with what was read over it: the state row, tables and bitmaps."""
 
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +8,13 @@ from netalloc.errors import StoreError
 from netalloc.store.protocol import R
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import REPAIR, Connection
-from netalloc.store.sqlite.schema import checksum, counters_of, counters_text, write_state
+from netalloc.store.sqlite.schema import checksum, counters_of, counters_text
 from netalloc.store.sqlite.table import SqliteTable
 
 STAMP = "SELECT sequence, crc FROM state"
 STATE = "SELECT * FROM state"
+_WRITE = "UPDATE state SET sequence = ?, boot = ?, counters = ?, journals = ?, crc = ? WHERE id = 0"
+_SEED = zlib.crc32(b"state")
 _UNKNOWN = (-1, -1)
 
 
@@ -41,7 +44,7 @@ class Session(Connection):
     @property
     def version(self) -> int:
         """A number that grows with every change that is made here."""
-        return self.changes + self.bitmaps.changes
+        return int(self._raw.total_changes) + self.bitmaps.changes
 
     def begin(self) -> int:
         """Keep what was read before only if there was no change since; the sequence number.
@@ -81,8 +84,9 @@ class Session(Connection):
         """Write all that has changed, and commit: then there is something in `done`."""
         counters, bitmaps = self.counters, self.bitmaps
         counters["bitmaps"] = bitmaps.expected = counters.get("bitmaps", 0) + bitmaps.flush()
-        text = counters_text(counters)
-        crc = write_state(self, sequence, boot, text, bitmaps.journals)
+        state = (0, sequence, boot, counters_text(counters), bitmaps.journals)
+        crc = zlib.crc32(ascii(state).encode(), _SEED)  # checksum(), inlined
+        self.execute(_WRITE, (*state[1:], crc))
         self.commit(done)
         self.boot = boot
         self._stamp = sequence, crc

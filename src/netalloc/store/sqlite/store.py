@@ -92,7 +92,8 @@ class SqliteStore(Closing):
         file = self._file
         turn, me = file.turn, get_ident()
         mine = False
-        self._check_open()
+        if self._closed:
+            self._check_open()
         try:
             if not turn.acquire(True, self.timeout):
                 raise self._waited(operation)
@@ -298,10 +299,14 @@ class SqliteStore(Closing):
         file = self._file
         mark = file.lock.enter(operation, self.timeout, file.check_there)
         connection = file.writer()
-        connection.rollback()  # of a change whose undoing was interrupted
-        connection.sync(full=durable)
+        if connection.in_transaction:
+            connection.rollback()  # a change whose undoing was interrupted
+        if durable is not connection.full:
+            connection.sync(full=durable)
         connection.execute("BEGIN IMMEDIATE")
-        tx = file.writing = self._transaction(connection)
+        tx = file.writing = SqliteTransaction(
+            self.path, connection, file.lock, self, self._end_of_boot
+        )
         tx.start(operation, mark, self.boot)
         return tx
 

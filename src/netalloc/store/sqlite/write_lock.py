@@ -92,7 +92,7 @@ class WriteLock:
             fd = self._fd if self._fd is not None else self._open(before_opening)
             try:
                 take = self._takes.get(operation) or self._take(operation)
-                if not (self._turns and _taken(fd, take)):
+                if not self._turns or not _taken(fd, take):
                     self._queue(fd, take, deadline)
                 self._turns -= 1
                 self.says_who = operation in self._takes
@@ -244,7 +244,7 @@ def _wait(fd: int, take: bytes, pause: float, deadline: float) -> None:
 
 def _taken(fd: int, take: bytes) -> bool:
     try:
-        _set(fd, take)
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, take)
     except BlockingIOError:
         return False
     return True
