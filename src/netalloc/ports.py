@@ -14,15 +14,21 @@ of a port is its number, whatever the range that it was taken from:
 so that a pick is a search in one bitmap or in two, however many ports are held.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from __future__ import annotations
+
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from threading import RLock
-from typing import Protocol
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
+from netalloc.light import Protocol
 from netalloc.locks import locked
 from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 PORTS = range(49153, 65536)
 SIZE = 65536  # of each bitmap

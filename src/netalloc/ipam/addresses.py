@@ -5,8 +5,9 @@ reserved, cooling down, or never given at all. The tables say which of these it 
 may be two of them, as one that is reserved and cools down is.
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Callable, Iterable
 
 from netalloc._alloc import Subnet
 from netalloc.errors import (
@@ -19,7 +20,6 @@ from netalloc.ipam.history import remember
 from netalloc.ipam.networks import subnet_of
 from netalloc.ipam.refusals import exhausted, explain, for_owner
 from netalloc.model import AllocationRequest
-from netalloc.store.protocol import StoredBitmap, Transaction
 from netalloc.store.records import (
     Cooldown,
     EndedLease,
@@ -32,6 +32,12 @@ from netalloc.store.records import (
     new_lease,
 )
 from netalloc.values import IP
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from netalloc.store.protocol import StoredBitmap, Transaction
 
 _EXPIRED_AT_ONCE = 8  # cooled-down addresses taken back at an allocation: so it keeps up
 
@@ -61,7 +67,7 @@ class Addresses:
         self._excluded = subnet.excluded()
 
     @classmethod
-    def of(cls, network: Network) -> "Addresses":
+    def of(cls, network: Network) -> Addresses:
         """The addresses of a network as its record configures them."""
         return cls(
             network.number,

@@ -1,10 +1,15 @@
 """What one operation changes: records, and the kernel's part."""
 
-from collections.abc import Callable
-from typing import Any
+from __future__ import annotations
 
 from netalloc.model import PortMapping
-from netalloc.store.protocol import Transaction
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from netalloc.store.protocol import Transaction
 
 
 class Change:

@@ -1,8 +1,13 @@
 """Which leases belong to owners that are gone: two looks, with some time in between."""
 
+from __future__ import annotations
+
 from netalloc.ipam.addresses import Addresses
-from netalloc.store.protocol import Transaction
 from netalloc.store.records import GcCandidate, Lease
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from netalloc.store.protocol import Transaction
 
 
 def expired(

@@ -1,18 +1,25 @@
 """Host ports for leases: which ones, and the mappings that follow."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, OutOfRangeError, StoreError
 from netalloc.ipam.change import Change
+from netalloc.logs import Log
 from netalloc.model import PortMapping, PortRequest
 from netalloc.ports import SIZE, Ordinals, PortAllocator, Probe
-from netalloc.store.protocol import Transaction
 from netalloc.store.records import Lease, Publication
 
-log = logging.getLogger(__name__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from netalloc.store.protocol import Transaction
+
+log = Log(__name__)
 
 # Says why the host cannot publish that port there, or None: (port, protocol, host address).
 HostCheck = Callable[[int, str, IPv4Address | None], str | None]

@@ -1,17 +1,18 @@
 """Why an address cannot be had, in words."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from netalloc.errors import ExhaustedError, StoreError
 from netalloc.ipam.clock import SECOND
-from netalloc.store.protocol import StoredBitmap, Transaction
 from netalloc.store.records import Cooldown, Reservation
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from netalloc.ipam.addresses import Addresses
+    from netalloc.store.protocol import StoredBitmap, Transaction
 
 
-def explain(addresses: "Addresses", tx: Transaction, ordinal: int) -> None:
+def explain(addresses: Addresses, tx: Transaction, ordinal: int) -> None:
     """Raise StoreError for a bit that is set without any record behind it."""
     subnet, number = addresses.subnet, addresses.number
     if any(start <= ordinal < stop for start, stop in subnet.excluded()):
@@ -26,7 +27,7 @@ def explain(addresses: "Addresses", tx: Transaction, ordinal: int) -> None:
 
 
 def exhausted(
-    addresses: "Addresses", tx: Transaction, what: str, bitmap: StoredBitmap
+    addresses: Addresses, tx: Transaction, what: str, bitmap: StoredBitmap
 ) -> ExhaustedError:
     """The error where nothing is free: how many are, and how many cool down. O(cooling)."""
     cooling = tx.table(Cooldown).where("network", equal=(addresses.number,))

@@ -1,13 +1,19 @@
 """The calls in progress of one manager: closing waits for them, and lets no more in."""
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from threading import Lock, get_ident
-from typing import Any, TypeVar
 
 from netalloc.errors import ClosedError
 from netalloc.store.turn import in_the_middle
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+
 _POLL = 0.05  # seconds: only where an interrupt kept the last call from saying that it is over
 
 

@@ -7,12 +7,11 @@ other's way at a common lock, and groups would stay small. A caller alone pays f
 alone, and waits for no other.
 """
 
-import logging
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Sequence
 from functools import partial
 from threading import get_ident, main_thread
-from typing import Any, TypeVar, cast
 
 from netalloc.errors import (
     ClosedError,
@@ -22,19 +21,27 @@ from netalloc.errors import (
     NotAllocatedError,
 )
 from netalloc.ipam.change import Change
+from netalloc.logs import Log
 from netalloc.manager.calls import Calls
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.queue import Queue, Waiter
 from netalloc.manager.undo import attempt, undo
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.store import fork
-from netalloc.store.protocol import Store, Transaction
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeVar
+
+    from netalloc.store.protocol import Store, Transaction
+
+    T = TypeVar("T")
+
+log = Log(__name__)
 
 # What a backend raises that has changed nothing. After anything else, which may have come out
 # of a signal handler, the kernel is looked at.
@@ -89,7 +96,7 @@ class Committer:
         StoreError within another change of the same thread.
         """
         if self._calls.inside and self.store.persistent:
-            return cast(T, self._run_queued(Waiter(operation, change, durable)))
+            return self._run_queued(Waiter(operation, change, durable))  # type: ignore[no-any-return]
         return self._run_alone(operation, change, durable)
 
     def read(self, view: Callable[[Transaction], T]) -> T:

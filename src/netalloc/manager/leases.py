@@ -1,34 +1,39 @@
 """What can be done with leases and the ports they publish: each step in one change."""
 
-import logging
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import TypeVar
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
-from netalloc.ipam.check import check
-from netalloc.ipam.gc import expired
 from netalloc.ipam.networks import CONFIGURED, find
 from netalloc.ipam.publications import Publications
+from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
 from netalloc.model import AllocationRequest, PortMapping, PortRequest
-from netalloc.store.protocol import Transaction
 from netalloc.store.records import Label, Lease, Network, Publication
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-log = logging.getLogger(__name__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import TypeVar
+
+    from netalloc.store.protocol import Transaction
+
+    T = TypeVar("T")
+
+log = Log(__name__)
 _ORDINAL = attrgetter("ordinal")
-T = TypeVar("T")
 FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own go their way
 
 
@@ -200,6 +205,8 @@ class LeaseService:
         those that were ended. O(leases).
         """
 
+        from netalloc.ipam.gc import expired
+
         def change(made: Change) -> list[Lease]:
             dead = expired(self.addresses, made.tx, living, grace)
             self.expire(made, dead)
@@ -251,6 +258,8 @@ class LeaseService:
 
     def check(self) -> list[str]:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""
+        from netalloc.ipam.check import check
+
         damage = self.committer.store.check()
         # Of a damaged file nothing further can be said with certainty.
         return damage or self.read(lambda tx: [*check(tx)]) + self._check_kernel()

@@ -1,11 +1,11 @@
 """Interfaces for the containers of one network: values checked, parts put together."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from datetime import datetime
 from threading import RLock
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from netalloc._alloc import Subnet
 from netalloc.closing import Closing
@@ -34,10 +34,15 @@ from netalloc.values import (
     shown,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, NoReturn
+
     from netalloc.portmap.backend import Backend
     from netalloc.portmap.watch import Watch
     from netalloc.store.protocol import Store
+
 
 MANY = 1 << 24  # interfaces in one call: all addresses of a /8
 
@@ -78,11 +83,11 @@ class NetworkManager(Closing):
         self,
         bridge: str,
         *,
-        network: "str | Subnet | None" = None,
+        network: str | Subnet | None = None,
         exclude: Iterable[Any] | None = None,
         ports: range | None = None,
-        backend: "str | Backend" = "auto",
-        store: "str | os.PathLike[str] | Store | None" = None,
+        backend: str | Backend = "auto",
+        store: str | os.PathLike[str] | Store | None = None,
         name: str | None = None,
         cooldown: float | None = None,
         sticky: float | None = None,
@@ -107,7 +112,7 @@ class NetworkManager(Closing):
     @classmethod
     def _create(
         cls, bridge: str, store: object, *, probe: Probe | None = None, **configuration: Any
-    ) -> "NetworkManager":
+    ) -> NetworkManager:
         """The manager of a network that is not registered yet: InUseError where it is."""
         self = cls.__new__(cls)
         stated, part = statement(bridge, **configuration)
@@ -116,8 +121,8 @@ class NetworkManager(Closing):
 
     @classmethod
     def open(
-        cls, name: str, store: "str | os.PathLike[str] | Store", *, probe: Probe | None = None
-    ) -> "NetworkManager":
+        cls, name: str, store: str | os.PathLike[str] | Store, *, probe: Probe | None = None
+    ) -> NetworkManager:
         """The manager of a network that is registered in a store, with all its configuration.
 
         Raises NotAllocatedError for a name that is not registered, naming those that are.
@@ -132,7 +137,7 @@ class NetworkManager(Closing):
         self,
         stated: Statement,
         store: object,
-        part: "Backend | None",
+        part: Backend | None,
         probe: Probe | None,
         *,
         registered: bool = False,
@@ -274,7 +279,7 @@ class NetworkManager(Closing):
         """Make the kernel agree with what is published; returns what was repaired."""
         return self._leases.committer.reconcile()
 
-    def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> "Watch":
+    def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> Watch:
         """Reconcile now, and within a second whenever another program changes the rules.
 
         Runs in a thread until the returned watch, or the manager, is closed. `on_repair` is

@@ -1,5 +1,7 @@
 """The bitmaps of a store file: a head row each, a row for every span, and a journal of the rest."""
 
+from __future__ import annotations
+
 from netalloc._alloc import Bitmap
 from netalloc.errors import NetallocError, StoreError
 from netalloc.store.sqlite.connection import REPAIR, Connection

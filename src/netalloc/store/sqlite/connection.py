@@ -1,13 +1,19 @@
 """One connection to the store file; what goes wrong there is a StoreError with a way out."""
 
+from __future__ import annotations
+
 import os
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
 
 from netalloc.errors import StoreError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
+    from netalloc.store.sqlite.place import StrPath
 
 REPAIR = "netalloc.manager.repair.repair(path) mends what can be mended and keeps a copy"
 _BUSY = 5.0  # seconds: only programs that do not queue at the lock file are waited for here
@@ -35,14 +41,14 @@ class Connection:
     `uri` is how SQLite is to open the path, where that is not to read and write.
     """
 
-    def __init__(self, path: Path, uri: str | None = None) -> None:
+    def __init__(self, path: StrPath, uri: str | None = None) -> None:
         self.path = path
         self._name = str(path)  # pathlib's stat() takes twice the time
         self.inherited = False  # by a forked child: then it is the parent's to close
         self.full: bool | None = None  # whether commits sync, once that was said
         self._closed = False
         try:
-            self._file: os.stat_result | None = path.stat()
+            self._file: os.stat_result | None = os.stat(path)
         except FileNotFoundError:
             self._file = None
         try:
@@ -102,7 +108,7 @@ class Connection:
     def is_current(self) -> bool:
         """Whether the file at the path is still the one that was opened."""
         try:
-            now = os.stat(self._name)  # noqa: PTH116
+            now = os.stat(self._name)
         except FileNotFoundError:
             return False
         opened = self._file
@@ -155,18 +161,18 @@ class Connection:
 
     def _log_size(self) -> int:
         try:
-            return os.stat(f"{self._name}-wal").st_size  # noqa: PTH116 (as above)
+            return os.stat(f"{self._name}-wal").st_size
         except OSError:
             return 0
 
 
-def check_length(path: Path, size: int) -> None:
+def check_length(path: StrPath, size: int) -> None:
     """Raise StoreError for a file that was cut off within a page; SQLite finds the others."""
     if size % _PAGE:
         raise StoreError(f"{path} is cut off: {size} bytes are no whole pages; {REPAIR}")
 
 
-def _translated(error: Exception, path: Path) -> StoreError:
+def _translated(error: Exception, path: StrPath) -> StoreError:
     text = str(error)
     for found, meaning in _MEANINGS:
         if found in text:

@@ -10,32 +10,36 @@ locks are held which the child does not have. So connections are closed before a
 opened again, by both sides, when they are next needed.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
-import struct
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from threading import RLock
-from typing import TYPE_CHECKING, TypeVar
 
 from netalloc.errors import StoreError
 from netalloc.locks import holding
 from netalloc.store.fork import guard
 from netalloc.store.sqlite.session import Session
-from netalloc.store.sqlite.write_lock import WriteLock
+from netalloc.store.sqlite.write_lock import WriteLock, flock
 from netalloc.store.turn import in_the_middle
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import TypeVar
+
+    T = TypeVar("T")
+
+    from netalloc.store.sqlite.place import StrPath
     from netalloc.store.sqlite.transaction import SqliteTransaction
 
-T = TypeVar("T")
 
 # The bytes of the file by which SQLite's readers keep it from being rolled into one with its
 # log: SHARED_FIRST and SHARED_SIZE of os.h in SQLite's source.
-_SHARED = struct.pack("@hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0x40000002, 510, 0)
+_SHARED = flock(fcntl.F_RDLCK, 0x40000002, 510)
 
 
 class StoreFile:
@@ -47,9 +51,9 @@ class StoreFile:
     roll back whatever a connection is at, each in one call of a function in C.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str) -> None:
         self.path = path
-        self.lock = WriteLock(Path(f"{path}.lock"))
+        self.lock = WriteLock(f"{path}.lock")
         self.turn = RLock()
         self.look = RLock()
         self.changing = self.viewing = 0
@@ -97,7 +101,7 @@ class StoreFile:
 
     def check_there(self) -> None:
         """Raise StoreError where there is no file."""
-        if not self.path.exists():
+        if not os.path.exists(self.path):
             raise StoreError(
                 f"{self.path} is gone: put a copy back, or remove {self.lock.path} as well to "
                 "begin anew"
@@ -186,7 +190,7 @@ class StoreFile:
         with taken(self.look, timeout, self.path), taken(self.turn, timeout, self.path):
             yield
 
-    def fork_locks(self) -> "tuple[RLock, RLock]":
+    def fork_locks(self) -> tuple[RLock, RLock]:
         """A fork waits for other threads' changes; in the order in which read() takes them."""
         return self.look, self.turn
 
@@ -210,7 +214,7 @@ class StoreFile:
         self.lock.close()
 
 
-def _share(fd: int, deadline: float, path: Path) -> None:
+def _share(fd: int, deadline: float, path: StrPath) -> None:
     """Keep the last process to close the file from rolling its log into it meanwhile."""
     while not _shared(fd):
         if time.monotonic() >= deadline:
@@ -227,7 +231,7 @@ def _shared(fd: int) -> bool:
 
 
 @contextmanager
-def taken(lock: "RLock", timeout: float, path: Path) -> Iterator[None]:
+def taken(lock: RLock, timeout: float, path: StrPath) -> Iterator[None]:
     """Hold a lock. Raises StoreError where another thread has it for longer than that."""
     if not lock.acquire(timeout=timeout):
         raise StoreError(f"waited {timeout:g} s for another thread of this process at {path}")
@@ -245,14 +249,16 @@ class _Registry:
         self._files: dict[str, StoreFile] = {}
         guard(self)
 
-    def enter(self, path: Path, user: object) -> StoreFile:
+    def enter(self, path: StrPath, user: object) -> StoreFile:
         """The file at a resolved path, which one more uses from now on."""
 
+        name = os.fspath(path)
+
         def entered() -> StoreFile:
-            found = self._files.get(str(path))
+            found = self._files.get(name)
             if found is None:
-                self._check_other_names(path)
-                found = self._files[str(path)] = StoreFile(path)
+                self._check_other_names(name)
+                found = self._files[name] = StoreFile(name)
             found.users.add(id(user))
             return found
 
@@ -263,27 +269,27 @@ class _Registry:
 
         def left() -> None:
             file.users.discard(id(user))
-            if not file.users and self._files.get(str(file.path)) is file:
+            if not file.users and self._files.get(file.path) is file:
                 file.close()
-                del self._files[str(file.path)]
+                del self._files[file.path]
 
         holding(self._lock, -1, "", left)
 
-    def _check_other_names(self, path: Path) -> None:
+    def _check_other_names(self, path: str) -> None:
         """A mount may give one file two names, of which each would have a log of its own."""
         try:
-            mine = path.stat()
+            mine = os.stat(path)
         except OSError:
             return
         for other in self._files.values():
             try:
-                same = os.path.samestat(mine, other.path.stat())
+                same = os.path.samestat(mine, os.stat(other.path))
             except OSError:
                 continue
             if same:
                 raise StoreError(f"{path} is open in this process already, as {other.path}")
 
-    def fork_locks(self) -> "tuple[RLock]":
+    def fork_locks(self) -> tuple[RLock]:
         return (self._lock,)
 
     def after_fork(self) -> None:

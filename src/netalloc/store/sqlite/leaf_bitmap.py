@@ -5,7 +5,7 @@ into the state row instead of the spans, until it is long: so an allocation writ
 bitmap's own rows, and a cold process follows a few runs.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
 from netalloc.errors import (
     ExhaustedError,
@@ -17,6 +17,10 @@ from netalloc.errors import (
 )
 from netalloc.store.sqlite.connection import REPAIR
 from netalloc.store.sqlite.spans import LEAF, MASK, SHIFT, Span, Spans, leaves_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["LEAF", "LeafBitmap"]
 

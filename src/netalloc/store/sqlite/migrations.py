@@ -5,12 +5,13 @@ reads what an old edition wrote in that edition's own form, its checksums includ
 that is damaged passes for sound by being brought over.
 """
 
+from __future__ import annotations
+
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import NetallocError, StoreError
+from netalloc.light import NamedTuple
 from netalloc.store.records import (
     Cooldown,
     EndedLease,
@@ -35,6 +36,11 @@ from netalloc.store.sqlite.schema import (
 from netalloc.store.sqlite.spans import LEAF
 from netalloc.store.sqlite.table import COUNTED, SqliteTable, counter_of
 from netalloc.store.sqlite.versions import VERSION, added_by_2, made_by_4, statements
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _TOP = 1 << 63
 

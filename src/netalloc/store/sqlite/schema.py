@@ -1,11 +1,16 @@
 """What a store file begins with, how its version is told, and the checksum of every row."""
 
-import re
+from __future__ import annotations
+
 import zlib
-from typing import Any, Protocol
 
 from netalloc.errors import StoreError
+from netalloc.light import Protocol
 from netalloc.store.sqlite.versions import VERSION, statements
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 APPLICATION = 0x6E616C63  # "nalc", in the file's header: see the pragma application_id
 
@@ -30,7 +35,7 @@ def checksum(what: str, values: tuple[Any, ...]) -> int:
 
 def table_name(kind: type[Any]) -> str:
     """The table of a kind of records: its name in snake case."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+    return "".join([f"_{c.lower()}" if c.isupper() else c for c in kind.__name__]).lstrip("_")
 
 
 def create(connection: Connection, boot: str, store: int) -> None:

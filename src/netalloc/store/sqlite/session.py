@@ -1,15 +1,21 @@
 """A connection with what was read over it: the state row, tables and bitmaps."""
 
+from __future__ import annotations
+
 import zlib
-from pathlib import Path
-from typing import Any
 
 from netalloc.errors import StoreError
-from netalloc.store.protocol import R
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import REPAIR, Connection
 from netalloc.store.sqlite.schema import checksum, counters_of, counters_text
 from netalloc.store.sqlite.table import SqliteTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from netalloc.store.protocol import R
+    from netalloc.store.sqlite.place import StrPath
 
 STAMP = "SELECT sequence, crc FROM state"
 STATE = "SELECT * FROM state"
@@ -25,7 +31,7 @@ class Session(Connection):
     checksum tell. `counters` are as they are within the change that is under way.
     """
 
-    def __init__(self, path: Path, uri: str | None = None) -> None:
+    def __init__(self, path: StrPath, uri: str | None = None) -> None:
         super().__init__(path, uri)
         self.boot = ""
         self.counters: dict[str, int] = {}

@@ -9,12 +9,17 @@ four rows at most, whatever the size and however scattered the ordinals. (Two bi
 leaves, in one row, took 36 ms a change at 3,000 scattered addresses of an IPv6 /64.)
 """
 
+from __future__ import annotations
+
 from bisect import bisect_right, insort
-from collections.abc import Callable
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.connection import REPAIR
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 LEAF = 4096
 SHIFT = 12

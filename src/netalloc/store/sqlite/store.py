@@ -16,27 +16,32 @@ mode writes at each commit and syncs at checkpoints); they end with the boot. Re
 and networks outlive a power cut: their transactions sync.
 """
 
+from __future__ import annotations
+
 import os
 import sqlite3
-from collections.abc import Callable
 from functools import partial
 from threading import get_ident
-from typing import TypeVar
 
 from netalloc.closing import Closing
 from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.host.boot import boot_id
-from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
 from netalloc.store.sqlite.opening import Opening
-from netalloc.store.sqlite.salvage import damage, damaged_rows
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.transaction import SqliteTransaction
 from netalloc.store.turn import in_the_middle
 from netalloc.values import as_seconds, as_text
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from netalloc.store.protocol import Transaction
+
+    T = TypeVar("T")
 
 
 def _nothing(tx: Transaction) -> None:
@@ -137,7 +142,7 @@ class SqliteStore(Closing):
                 return found[0]
             self.run("end of boot", _nothing)  # the first one of this boot
 
-    def _view(self, work: Callable[[SqliteTransaction], T]) -> "tuple[T] | None":
+    def _view(self, work: Callable[[SqliteTransaction], T]) -> tuple[T] | None:
         """The result; None where what ends with a boot has to end first."""
         file = self._file
         look, me = file.look, get_ident()
@@ -248,6 +253,8 @@ class SqliteStore(Closing):
     def check(self) -> list[str]:
         """What is wrong with the file itself; O(file)."""
         self._check_open()
+
+        from netalloc.store.sqlite.salvage import damage, damaged_rows
 
         def look() -> list[str]:
             connection = self._file.reader()

@@ -1,11 +1,11 @@
 """Records as rows of the store file, each read with its checksum."""
 
+from __future__ import annotations
+
 import zlib
-from collections.abc import Iterable
-from typing import Any, Generic
 
 from netalloc.errors import StoreError
-from netalloc.store.protocol import R
+from netalloc.light import Generic
 from netalloc.store.records import (
     TABLES,
     Cooldown,
@@ -20,6 +20,15 @@ from netalloc.store.records import (
 )
 from netalloc.store.sqlite.connection import REPAIR, Connection
 from netalloc.store.sqlite.schema import table_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
+    from netalloc.store.protocol import R
+else:
+    R = None
 
 _new = tuple.__new__  # a third of the time of the class's own constructor
 _TOP = 1 << 63  # SQLite's integers are signed: an ordinal from here on is stored less 2**64

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from threading import get_ident
-from typing import TYPE_CHECKING, Any
 
 from netalloc.errors import ClosedError, StoreError
 from netalloc.logs import Log
@@ -12,13 +11,16 @@ from netalloc.store.records import Network
 from netalloc.store.sqlite.connection import REPAIR
 from netalloc.store.sqlite.writer_record import WriterRecord
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
+    from typing import Any
 
     from netalloc.store.protocol import Transaction
+    from netalloc.store.sqlite.place import StrPath
     from netalloc.store.sqlite.session import Session
     from netalloc.store.sqlite.write_lock import WriteLock
+
 
 _NONE: frozenset[int] = frozenset()
 log = Log(__name__)
@@ -59,7 +61,7 @@ class SqliteTransaction:
 
     def __init__(
         self,
-        path: Path,
+        path: StrPath,
         connection: Session,
         lock: WriteLock | None,
         owner: object,

@@ -32,15 +32,17 @@ import stat
 import sys
 import time
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING
 
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.place import look_at
 from netalloc.store.sqlite.writer_record import WriterRecord, is_record
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from netalloc.store.sqlite.place import StrPath
+
 
 _QUEUE, _WRITE = 0, 1
 _TURNS = 8
@@ -63,7 +65,7 @@ def _nothing() -> None:
 class WriteLock:
     """One process's place in the queue."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StrPath) -> None:
         self.path = path
         self._name = str(path)  # pathlib's stat() takes twice the time
         self._fd: int | None = None
@@ -175,7 +177,7 @@ class WriteLock:
         usual = _USUAL[code]
         if usual not in self._takes:
             length = 1 + os.getpid() * _CODES + code
-            self._takes[usual] = _flock(fcntl.F_WRLCK, _WRITE, length)
+            self._takes[usual] = flock(fcntl.F_WRLCK, _WRITE, length)
         return self._takes[usual]
 
     def _release(self, fd: int) -> None:
@@ -184,7 +186,7 @@ class WriteLock:
             _set(fd, _GIVE_BOTH)
 
     def _holder(self, fd: int) -> str:
-        lock = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, _WRITE, 1))
+        lock = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, flock(fcntl.F_WRLCK, _WRITE, 1))
         pid, code = divmod(int.from_bytes(lock[16:24], sys.byteorder) - 1, _CODES)
         if pid and 0 < code < len(_USUAL):
             return f"process {pid} ({_USUAL[code]})"
@@ -226,7 +228,7 @@ class WriteLock:
 
     def _is_current(self) -> bool:
         try:
-            found = os.stat(self._name)  # noqa: PTH116
+            found = os.stat(self._name)
         except FileNotFoundError:
             return False
         return (found.st_dev, found.st_ino) == self._place
@@ -257,16 +259,16 @@ def _read(fd: int) -> bytes:
     return data
 
 
-def _flock(kind: int, start: int, length: int) -> bytes:
+def flock(kind: int, start: int, length: int) -> bytes:
     # struct flock: l_type, l_whence, l_start, l_len, l_pid, as the C compiler lays it out; a
     # length of 0 is all that follows.
     parts = (kind, 2), (os.SEEK_SET, 6), (start, 8), (length, 8), (0, 8)
     return b"".join([value.to_bytes(size, sys.byteorder) for value, size in parts])
 
 
-_TAKE_QUEUE = _flock(fcntl.F_WRLCK, _QUEUE, 1)
-_GIVE_QUEUE = _flock(fcntl.F_UNLCK, _QUEUE, 1)
-_GIVE_BOTH = _flock(fcntl.F_UNLCK, _QUEUE, 0)
+_TAKE_QUEUE = flock(fcntl.F_WRLCK, _QUEUE, 1)
+_GIVE_QUEUE = flock(fcntl.F_UNLCK, _QUEUE, 1)
+_GIVE_BOTH = flock(fcntl.F_UNLCK, _QUEUE, 0)
 
 
 def _set(fd: int, lock: bytes) -> None:
