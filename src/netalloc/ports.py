@@ -16,9 +16,9 @@ so that a pick is a search in one bitmap or in two, however many ports are held.
 
 from __future__ import annotations
 
+from _thread import RLock
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from threading import RLock
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError

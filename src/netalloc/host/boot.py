@@ -1,7 +1,12 @@
 """Which boot of the machine this is."""
 
+import os
+
 
 def boot_id() -> str:
     """The kernel's name for this boot (random(4))."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:  # noqa: PTH123
-        return file.read().strip()
+    file = os.open("/proc/sys/kernel/random/boot_id", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(file, 100).decode().strip()
+    finally:
+        os.close(file)

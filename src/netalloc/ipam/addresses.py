@@ -16,7 +16,6 @@ from netalloc.errors import (
     OutOfRangeError,
 )
 from netalloc.ipam.clock import SECOND, boot_clock
-from netalloc.ipam.history import remember
 from netalloc.ipam.networks import subnet_of
 from netalloc.ipam.refusals import exhausted, explain, for_owner
 from netalloc.model import AllocationRequest
@@ -210,6 +209,8 @@ class Addresses:
             table = tx.table(LastHolder)
             oldest = table.where("network", equal=(self.number,), limit=len(leases) + 1)
             table.remove([had for had in oldest if had.until_ns < now])
+        from netalloc.ipam.history import remember
+
         remember(tx, leases, wall)
 
     def reserve(self, tx: Transaction, ip: IP, owner: str | None) -> Reservation:

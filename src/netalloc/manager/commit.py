@@ -10,8 +10,8 @@ alone, and waits for no other.
 from __future__ import annotations
 
 import sys
+from _thread import get_ident
 from functools import partial
-from threading import get_ident, main_thread
 
 from netalloc.errors import (
     ClosedError,
@@ -331,5 +331,7 @@ def _shared(error: Exception, group: list[Waiter]) -> bool:
     In the main thread what is no error of ours may have come out of a signal handler, and is
     for this thread alone.
     """
+    from threading import main_thread
+
     ours = isinstance(error, (NetallocError, ExceptionGroup))
     return len(group) > 1 and (ours or get_ident() != main_thread().ident)

@@ -9,7 +9,7 @@ memory of one process share one memory store for each namespace.
 from __future__ import annotations
 
 import os
-from threading import Lock
+from _thread import allocate_lock as Lock
 
 from netalloc.errors import InvalidValueError
 from netalloc.values import shown

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
+from _thread import RLock
 from contextlib import ExitStack
 from datetime import datetime
-from threading import RLock
 
 from netalloc._alloc import Subnet
 from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.clock import SECOND
-from netalloc.ipam.history import PastLease, as_moment, history
 from netalloc.ipam.networks import Statement, as_network_name, find
 from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.interface import NetworkInterface
-from netalloc.manager.statement import statement
 from netalloc.model import AllocationRequest, PortRequest, ReconcileResult
 from netalloc.ports import Probe
 from netalloc.store.records import Lease
@@ -39,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, NoReturn
 
+    from netalloc.ipam.history import PastLease
     from netalloc.portmap.backend import Backend
     from netalloc.portmap.watch import Watch
     from netalloc.store.protocol import Store
@@ -95,6 +94,8 @@ class NetworkManager(Closing):
         mode: str | None = None,
         probe: Probe | None = None,
     ) -> None:
+        from netalloc.manager.statement import statement
+
         stated, part = statement(
             bridge,
             network=network,
@@ -115,6 +116,8 @@ class NetworkManager(Closing):
     ) -> NetworkManager:
         """The manager of a network that is not registered yet: InUseError where it is."""
         self = cls.__new__(cls)
+        from netalloc.manager.statement import statement
+
         stated, part = statement(bridge, **configuration)
         self._assemble(stated._replace(fresh=True), store, part, probe)
         return self
@@ -305,6 +308,8 @@ class NetworkManager(Closing):
 
         The store remembers the last 10,000 leases that ended, for 30 days.
         """
+        from netalloc.ipam.history import as_moment, history
+
         at = None if at is None else as_moment(at, "at")
         number, ordinal = self._leases.addresses.number, self.subnet.ordinal(as_ip(ip))
         return self._leases.read(lambda tx: history(tx, number, ordinal, at))

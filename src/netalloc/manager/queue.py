@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from threading import Lock, get_ident
+from _thread import allocate_lock as Lock
+from _thread import get_ident
 
 from netalloc.errors import StoreError
 from netalloc.ipam.change import Change

@@ -11,10 +11,10 @@ RLocks); its child inherits half a change, which it may neither commit nor make 
 from __future__ import annotations
 
 import os
-import weakref
+from _thread import RLock, get_ident
+from _weakref import ref
 from functools import partial
 from itertools import compress
-from threading import RLock, get_ident
 
 from netalloc.light import Protocol
 
@@ -38,13 +38,13 @@ class Forked(Protocol):
 
 process = os.getpid()  # as a variable: to ask the kernel at every change costs 60 ns
 
-_guarded: dict[int, weakref.ref[Any]] = {}
+_guarded: dict[int, ref[Any]] = {}
 _held: dict[int, list[Any]] = {}  # by thread; under the locks lies a None
 
 
 def guard(one: Forked) -> None:
     """Let forks wait for it, and tell it when it finds itself in a child."""
-    _guarded[id(one)] = weakref.ref(one, partial(_guarded.pop, id(one)))
+    _guarded[id(one)] = ref(one, partial(_guarded.pop, id(one)))
 
 
 def _alive() -> list[Any]:

@@ -15,9 +15,9 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+from _thread import RLock
 from contextlib import contextmanager
 from functools import partial
-from threading import RLock
 
 from netalloc.errors import StoreError
 from netalloc.locks import holding

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from _thread import get_ident
 from functools import partial
-from threading import get_ident
 
 from netalloc.errors import StoreError
 from netalloc.store.sqlite import place

@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from _thread import get_ident
 from functools import partial
-from threading import get_ident
 
 from netalloc.closing import Closing
 from netalloc.errors import ClosedError, NetallocError, StoreError

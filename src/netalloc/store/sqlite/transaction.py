@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from threading import get_ident
+from _thread import get_ident
 
 from netalloc.errors import ClosedError, StoreError
 from netalloc.logs import Log
