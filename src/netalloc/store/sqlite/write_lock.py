@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 _QUEUE, _WRITE = 0, 1
-_TURNS = 8
+_TURNS = 16
 # The operations that a lock says by their place here: so it stays, and others come behind it.
 _USUAL = ("", "allocate", "allocate_many", "publish", "release", "release_port")
 _CODES = 64
