@@ -163,7 +163,7 @@ def test_a_thread_that_stands_still_is_named_too(path):
 
 
 def test_a_forked_child_has_its_own_turn(path):
-    with manager_of(path) as manager:
+    with manager_of(path, network="10.0.0.1/16") as manager:
         stop, taken = threading.Event(), []
 
         def work():

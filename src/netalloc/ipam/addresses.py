@@ -34,7 +34,7 @@ from netalloc.values import IP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Sequence
 
     from netalloc.store.protocol import StoredBitmap, Transaction
 
@@ -182,11 +182,9 @@ class Addresses:
             explain(self, tx, lease.ordinal)
         return held if held is not None and held.generation == lease.generation else None
 
-    def end(self, tx: Transaction, leases: Iterable[Lease]) -> None:
-        """End leases that are in force: the addresses cool down, or are free at once."""
+    def end(self, tx: Transaction, leases: Sequence[Lease]) -> None:
+        """End leases, as they were read in this change: the addresses cool down, or are free."""
         bitmap, held = self.bitmap(tx), tx.table(Lease)
-        # As they are now: their publications have changed.
-        leases = [held.get(lease.network, lease.ordinal) or lease for lease in leases]
         held.remove(leases)
         now, wall = self.clock(), time.time_ns()
         labels, reservations, cooling = tx.table(Label), tx.table(Reservation), []

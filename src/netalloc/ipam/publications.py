@@ -149,14 +149,19 @@ class Publications:
 
     def of(self, tx: Transaction, lease: Lease) -> list[Publication]:
         """The publications of a lease, by host port. Raises StoreError when one is missing."""
+        return self.of_current(tx, tx.table(Lease).get(lease.network, lease.ordinal) or lease)
+
+    def of_current(self, tx: Transaction, lease: Lease) -> list[Publication]:
+        """The same of a lease that was read in this transaction, and is as it is now."""
         where = (lease.network, lease.ordinal)
         rows = tx.table(Publication).where("network", "ordinal", equal=where)
-        held = tx.table(Lease).get(*where)
-        if held is not None and held.publications != len(rows):
+        if lease.publications != len(rows):
             raise StoreError(
-                f"{self._subnet.address(lease.ordinal)} publishes {held.publications} times, but "
+                f"{self._subnet.address(lease.ordinal)} publishes {lease.publications} times, but "
                 f"{len(rows)} can be read: check() says what else is wrong, repair() mends it"
             )
+        if not rows:
+            return rows
         return sorted(rows, key=lambda row: (row.host_port, row.protocol, row.host_ip))
 
     def desired(self, tx: Transaction) -> list[PortMapping]:

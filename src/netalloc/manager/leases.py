@@ -147,9 +147,10 @@ class LeaseService:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
 
         def change(made: Change) -> bool:
-            if self.addresses.in_force(made.tx, lease) is None:
+            held = self.addresses.in_force(made.tx, lease)
+            if held is None:
                 return False
-            self.expire(made, (lease,))
+            self.expire(made, (held,))
             return True
 
         try:
@@ -190,8 +191,8 @@ class LeaseService:
             raise ExceptionGroup("not everything was released", failures) from None
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
-        """End leases that are in force, and their publications, as part of a change."""
-        rows = [row for lease in leases for row in self.publications.of(made.tx, lease)]
+        """End leases and their publications, as part of the change in which they were read."""
+        rows = [row for lease in leases for row in self.publications.of_current(made.tx, lease)]
         self._unpublish(rows, made)
         self.addresses.end(made.tx, leases)
         ips = [self.subnet.address(lease.ordinal) for lease in leases]
@@ -312,7 +313,13 @@ class LeaseService:
             # A mapping that could not be removed leads to this address: it may not have
             # another holder yet.
             raise ExceptionGroup(f"{self.name(lease)} was not released", failures)
-        self.run("release", lambda made: self.expire(made, (lease,)))
+
+        def end(made: Change) -> None:
+            held = self.addresses.in_force(made.tx, lease)
+            if held is not None:
+                self.expire(made, (held,))
+
+        self.run("release", end)
         log.warning("%s was released step by step after: %s", self.name(lease), first)
 
     def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> None:
