@@ -330,7 +330,7 @@ OWNER39 = "(SELECT ordinal FROM lease WHERE owner = 'owner39')"
             "bitmap ports/tcp/used is not found",
         ),
         (
-            "DELETE FROM leaf WHERE name = 'addresses/1'",
+            "DELETE FROM span WHERE name = 'addresses/1'",
             lambda manager: manager.allocate(),
             "leaf 0 of bitmap addresses/1 is missing",
         ),

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import netalloc
 
@@ -72,6 +73,71 @@ def test_an_import_loads_nothing_heavy() -> None:
     tops = {name.partition(".")[0] for name in loaded}
     assert "netalloc" in tops
     assert tops & LATE == set()
+
+
+# What a process that opens a store, allocates and ends has no use for: three quarters of its time.
+UNUSED = """
+from netalloc import NetworkManager
+with NetworkManager.open("br0", sys.argv[1]) as manager:
+    manager.allocate("cold")
+print(" ".join(set(sys.modules) - before))
+"""
+NOT_FOR_ONE_ADDRESS = {
+    "ast",
+    "dataclasses",
+    "enum",
+    "hashlib",
+    "importlib.abc",
+    "inspect",
+    "logging",
+    "pathlib",
+    "pyroute2",
+    "re",
+    "shutil",
+    "socket",
+    "subprocess",
+    "tempfile",
+    "threading",
+    "traceback",
+    "typing",
+    "urllib",
+    "weakref",
+    "netalloc.host.conntrack",
+    "netalloc.host.links",
+    "netalloc.host.netlink",
+    "netalloc.ipam.check",
+    "netalloc.ipam.history",
+    "netalloc.manager.repair",
+    "netalloc.manager.statement",
+    "netalloc.portmap.kernel",
+    "netalloc.store.memory",
+    "netalloc.store.protocol",
+    "netalloc.store.sqlite.migrations",
+    "netalloc.store.sqlite.salvage",
+}
+
+
+def test_a_process_that_allocates_one_address_loads_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    netalloc.NetworkManager("br0", network="10.0.0.1/16", backend="null", store=path).close()
+    # Without site, which loads what it likes. Package and core may lie apart, while developed.
+    core = str(Path(netalloc._alloc.__file__).parent)
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(netalloc.__file__).parents[1])!r})
+before = set(sys.modules)
+import netalloc
+netalloc.__path__.append({core!r})
+{UNUSED}"""
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", code, str(path)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    loaded = set(done.stdout.split())
+    assert "netalloc.store.sqlite.store" in loaded
+    assert loaded & NOT_FOR_ONE_ADDRESS == set()
 
 
 def test_an_import_costs_little_more_than_two_of_the_standard_library() -> None:

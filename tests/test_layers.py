@@ -13,8 +13,8 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 
 # From the bottom up. Units of one row are siblings: none imports another.
 ROWS = (
-    {"errors"},
-    {"_alloc", "locks", "closing"},
+    {"errors", "light"},
+    {"_alloc", "locks", "closing", "logs"},
     {"values"},
     {"family", "model", "port_bitmaps"},
     {"host"},

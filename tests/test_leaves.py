@@ -1,5 +1,6 @@
 """The bitmap that lives in a store by leaves, beside the core's."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -9,28 +10,37 @@ from netalloc.errors import (
     InUseError,
     NotAllocatedError,
     OutOfRangeError,
+    StoreError,
 )
 from netalloc.store.sqlite.leaf_bitmap import LEAF, LeafBitmap
+from netalloc.store.sqlite.spans import Span
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
-    size=st.sampled_from([1, 5, LEAF - 1, LEAF, LEAF + 1, 3 * LEAF + 7]),
+    size=st.sampled_from([1, 5, LEAF - 1, LEAF, LEAF + 1, 3 * LEAF + 7, 5 * LEAF]),
     steps=st.lists(
         st.tuples(
-            st.sampled_from(["acquire", "reserve", "release", "ranges", "cursor", "reload"]),
-            st.integers(0, 4 * LEAF),
+            st.sampled_from(
+                ["acquire", "reserve", "release", "ranges", "cursor", "reload", "follow"]
+            ),
+            st.integers(0, 6 * LEAF) | st.integers(0, 5).map(lambda n: n * LEAF),
         ),
         max_size=60,
     ),
 )
 def test_leaves_agree_with_the_core(size, steps):
-    core, rows = Bitmap(size), {}
-    leaves = LeafBitmap(size, lambda n: Bitmap.from_bytes(rows[n]))
+    core, stored = Bitmap(size), Stored()
+    leaves = stored.read(size)
     for what, number in steps:
         if what == "reload":
-            rows.update((n, leaves.leaf(n).to_bytes()) for n in leaves.dirty)
-            leaves = reloaded(leaves)
+            stored.write(leaves)
+            leaves = stored.read(size)
+        elif what == "follow":  # another process reads what is stored, and the journal
+            journal, cursor = leaves.journal, leaves.cursor
+            leaves = stored.read(size)
+            leaves.follow(cursor, journal)
+            assert leaves.journal == journal
         elif what == "cursor":
             core.cursor = leaves.cursor = number % size
         else:
@@ -59,7 +69,74 @@ def outcome(bitmap, name, arguments):
         return type(error)
 
 
-def reloaded(old):
-    new = LeafBitmap(old.size, old._load)
-    new.full, new.mixed, new.count, new.cursor = old.full, old.mixed, old.count, old.cursor
-    return new
+def test_a_change_writes_few_spans_and_a_look_reads_few_whatever_is_held():
+    """3,000 scattered over a /64, and the ends of long runs."""
+    stored = Stored()
+    leaves = stored.read(1 << 64)
+    chosen = [i * 0x9E3779B97F4A7C15 % 2**64 for i in range(3000)]
+    for ordinal in chosen:
+        leaves.reserve(ordinal)
+        assert len(leaves.dirty - {-1}) <= 2
+        stored.write(leaves)
+    for ordinal in chosen[::7]:
+        stored.reads = 0
+        cold = stored.read(1 << 64)
+        assert ordinal in cold and stored.reads == 1
+        cold.release(ordinal)
+        assert len(cold.dirty - {-1}) <= 2 and stored.reads <= 2
+    long = stored.read(1 << 40)
+    long.acquire_ranges(300 * LEAF)
+    assert len(long.spans()) == 1
+    long.release(100 * LEAF + 5)
+    assert [(span.first, span.stop) for span in long.spans()] == [(0, 100), (100, 101), (101, 300)]
+    long.reserve(100 * LEAF + 5)
+    assert [(span.first, span.stop) for span in long.spans()] == [(0, 300)]
+
+
+def test_a_span_that_is_missing_is_noticed():
+    stored = Stored()
+    leaves = stored.read(1 << 30)
+    for number in (3, 5, 9):
+        leaves.reserve(number * LEAF)
+    stored.write(leaves)
+    for gone in (3, 5, 9):
+        kept = stored.rows.pop(gone)
+        with pytest.raises(StoreError, match=f"leaf {gone} of bitmap x is missing"):
+            assert stored.read(1 << 30).spans() != []
+        for number in (gone, gone + 1):
+            with pytest.raises(StoreError, match=f"leaf {gone} of bitmap x is missing"):
+                assert number * LEAF in stored.read(1 << 30)
+        stored.rows[gone] = kept
+
+
+class Stored:
+    """The rows of spans, as a store has them."""
+
+    def __init__(self):
+        self.rows, self.head, self.reads = {}, {}, 0
+
+    def write(self, leaves):
+        for first in leaves.dirty:
+            span = leaves.span(first)
+            if span is None:
+                self.rows.pop(first, None)
+            elif first >= 0:
+                bits = None if span.bits is None else span.bits.to_bytes()
+                self.rows[first] = span.stop, span.following, bits
+        self.head = {"first": leaves.first, "count": leaves.count, "cursor": leaves.cursor}
+        leaves.stored()
+
+    def load(self, number):
+        self.reads += 1
+        first = max((first for first in self.rows if first <= number), default=None)
+        if first is None:
+            return None
+        stop, following, bits = self.rows[first]
+        return Span(first, stop, following, None if bits is None else Bitmap.from_bytes(bits))
+
+    def read(self, size):
+        head = self.head if size == getattr(self, "size", size) else {}
+        if not head:
+            self.rows = {}
+        self.size = size
+        return LeafBitmap(size, self.load, name="x", **head)

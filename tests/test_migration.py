@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 
 from faults import DieAt, in_child
+from netalloc._alloc import Bitmap
 from netalloc.errors import InvalidValueError, StoreError
+from netalloc.ipam.check import check
+from netalloc.manager.manager import NetworkManager
 from netalloc.manager.repair import repair
 from netalloc.store.records import (
     TABLES,
@@ -26,7 +29,9 @@ from netalloc.store.records import (
 )
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.schema import table_name
+from netalloc.store.sqlite.spans import LEAF
 from netalloc.store.sqlite.store import SqliteStore
+from netalloc.store.sqlite.table import COUNTED
 from netalloc.store.sqlite.versions import VERSION, statements
 from netalloc.store.sqlite.write_lock import WriteLock
 
@@ -36,7 +41,13 @@ BOOT = "a boot of 2026"
 @pytest.fixture
 def path(tmp_path):
     """A store that the first edition made."""
-    *_, lock, data = (Path(__file__).with_name("store_version_2.txt")).read_text().split("\n", 4)
+    return made_by(2, tmp_path)
+
+
+def made_by(version, tmp_path):
+    """A store of that version."""
+    name = f"store_version_{version}.txt"
+    *_, lock, data = Path(__file__).with_name(name).read_text().split("\n", 4)
     path = tmp_path / "store.db"
     path.write_bytes(zlib.decompress(base64.b64decode(data)))
     (tmp_path / "store.db.lock").write_text(lock.ljust(511) + "\n")
@@ -85,7 +96,7 @@ def test_the_tables_are_those_of_the_records():
     assert made == [text for text in statements(VERSION) if text.split()[2] not in FIXED]
 
 
-FIXED = ("state", "bitmap", "leaf")
+FIXED = ("state", "bitmap", "span")
 
 
 @pytest.mark.parametrize("version", [1, 2])
@@ -136,6 +147,66 @@ def test_a_file_of_the_first_edition_is_brought_up_to_date(path, version):
         tx.rollback()
     with open_store(path, called):
         assert len(called) == 1
+
+
+def test_the_bitmaps_of_version_3_are_brought_over_as_they_are(tmp_path):
+    """A run of leaves that is taken, scattered ones, none, and of a /64 both ends."""
+    path = made_by(3, tmp_path)
+    _, old = contents(path)
+    taken = {
+        name: [(start * LEAF, stop * LEAF) for start, stop in Bitmap.from_bytes(full).runs()]
+        for name, _, _, _, full, _, _ in old["bitmap"]
+    }
+    for name, number, data, _ in old["leaf"]:
+        runs = Bitmap.from_bytes(data).runs()
+        taken[name] += [(number * LEAF + start, number * LEAF + stop) for start, stop in runs]
+    with open_store(path) as store:
+        assert store.check() == []
+        tx = store.read()
+        assert sorted(tx.names("")) == sorted(taken)
+        for name, size, cursor, count, *_ in old["bitmap"]:
+            bitmap, found = tx.bitmap(name, int(size)), []
+            start = bitmap.next_set(0)
+            while start is not None:
+                stop = bitmap.next_free(start)
+                stop = int(size) if stop is None else stop
+                found.append((start, stop))
+                start = bitmap.next_set(stop)
+            assert found == joined(taken[name]), name
+            assert (len(bitmap), bitmap.cursor) == (int(count), int(cursor))
+        assert len(tx.table(Lease).all()) == len(old["lease"]) > 100
+        for kind in COUNTED:
+            assert len(tx.table(kind)) == len(tx.table(kind).all())
+        assert list(check(tx)) == []
+        tx.rollback()
+    with NetworkManager.open("br0", SqliteStore(path, boot=BOOT)) as manager:
+        held = {one.ip for one in manager.interfaces()}
+        assert manager.allocate().ip not in held and manager.check() == []
+
+
+def joined(runs):
+    """Runs in order, those that touch as one."""
+    found = []
+    for start, stop in sorted(runs):
+        touches = bool(found) and found[-1][1] == start
+        found.append((found.pop()[0] if touches else start, stop))
+    return found
+
+
+@pytest.mark.parametrize("table", ["state", "bitmap", "leaf"])
+def test_a_damaged_row_of_the_bitmaps_of_version_3_is_not_brought_over(tmp_path, table):
+    path = made_by(3, tmp_path)
+    with sqlite3.connect(path, isolation_level=None) as raw:
+        raw.execute(f"UPDATE {table} SET crc = crc + 1")
+    raw.close()
+    before = contents(path)
+    with pytest.raises(StoreError, match="is damaged"):
+        open_store(path)
+    assert contents(path) == before
+    assert any("lost: " in line for line in repair(path))
+    with open_store(path) as store:
+        assert store.check() == [] and store.view(lambda tx: list(check(tx))) == []
+        assert len(store.view(lambda tx: tx.table(Lease).all())) == len(before[1]["lease"])
 
 
 def test_what_is_made_while_it_is_brought_over_is_committed_with_it(path):

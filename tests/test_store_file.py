@@ -163,11 +163,11 @@ def test_a_thread_that_stands_still_is_named_too(path):
 
 
 def test_a_forked_child_has_its_own_turn(path):
-    with manager_of(path) as manager:
+    with manager_of(path, network="10.0.0.1/16") as manager:
         stop, taken = threading.Event(), []
 
         def work():
-            while not stop.is_set():
+            while not stop.is_set() and len(taken) < 15_000:  # as many ports as there are
                 taken.append(str(manager.allocate("parent", ports=(80,)).ip))
 
         thread = threading.Thread(target=work)
@@ -238,8 +238,8 @@ class Slow(FaultyBackend):
 
 
 def queued(manager, n):
-    """Wait until so many callers are in the queue, the leader among them."""
-    while len(manager._leases.committer._queue.waiting()) < n:
+    """Wait until so many callers are in, the one that makes its change among them."""
+    while len(manager._leases.committer._calls.inside) < n:
         time.sleep(0.001)
 
 
@@ -297,7 +297,7 @@ def test_a_caller_that_is_interrupted_in_the_queue_holds_none_up(path):
                 manager.allocate("gone")
         finally:
             signal.signal(signal.SIGUSR1, before)
-        assert len(manager._leases.committer._queue.waiting()) == 1
+        assert len(manager._leases.committer._calls.inside) == 1
         backend.go.set()
         leader.join()
         assert manager.allocate("next")

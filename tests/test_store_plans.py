@@ -2,6 +2,7 @@
 
 import re
 import sqlite3
+import sys
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -209,6 +210,30 @@ def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
         (step,) = plan(connection, asked[0])
     assert step.startswith("SEARCH"), step
     assert step.count("=?") == len(fields), step
+
+
+def test_what_one_allocation_costs(tmp_path, monkeypatch):
+    """Statements, pages written and calls of functions: numbers that no other load changes."""
+    said, calls = [], []
+    with NetworkManager(
+        "br0", network="10.0.0.1/16", backend="null", store=tmp_path / "store.db"
+    ) as manager:
+        for _ in range(300):
+            manager.allocate("web")
+        log = tmp_path / "store.db-wal"
+        before = log.stat().st_size
+        for _ in range(50):
+            manager.allocate("web")
+        assert (log.stat().st_size - before) / 4120 / 50 <= 3.3
+        connection = manager._leases.committer.store._file.writer()
+        connection._raw.set_trace_callback(said.append)
+        manager.allocate("web")
+        connection._raw.set_trace_callback(None)
+        sys.setprofile(lambda frame, event, arg: calls.append(event))
+        manager.allocate("web")
+        sys.setprofile(None)
+    assert [sql.split()[0] for sql in said] == ["BEGIN", "SELECT", "INSERT", "UPDATE", "COMMIT"]
+    assert calls.count("call") <= 75 and calls.count("c_call") <= 80
 
 
 def test_bitmaps_are_read_once_while_no_other_process_writes(tmp_path, monkeypatch):

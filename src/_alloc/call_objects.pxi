@@ -73,7 +73,8 @@ cdef class Change:
 
     cdef public object tx
     cdef bint committed, is_among_calls
-    cdef list additions, removals, undoing, finishing
+    cdef readonly list additions, removals, finishing   # None until they are asked for
+    cdef list undoing
 
     def __cinit__(self, tx=None):
         self.tx = tx

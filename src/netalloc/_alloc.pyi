@@ -732,6 +732,9 @@ class Change:
     tx: Any
     add: list[Any]
     remove: list[Any]
+    additions: list[Any] | None  # `add`, `remove` and `after`, None where none was asked for
+    removals: list[Any] | None
+    finishing: list[Callable[[], Any]] | None
     @property
     def undo(self) -> list[Callable[[], Any]]:
         """What is called when the change is not made after all."""

@@ -1,14 +1,19 @@
 """What is closed at the end of its `with` block."""
 
-from types import TracebackType
-from typing import Protocol, TypeVar
+from __future__ import annotations
+
+from netalloc.light import Protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import TypeVar
+
+    S = TypeVar("S", bound="_Closable")
 
 
 class _Closable(Protocol):
     def close(self) -> None: ...
-
-
-S = TypeVar("S", bound=_Closable)
 
 
 class Closing:

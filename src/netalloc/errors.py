@@ -1,6 +1,10 @@
 """Every error netalloc raises on purpose; each names the value and the limit."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class NetallocError(Exception):

@@ -21,14 +21,19 @@ that locks and transactions keep here:
 5.  Undoing may be interrupted as well: whatever it leaves, the next change finishes first.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
+
 from functools import wraps
-from typing import Any, TypeVar, cast
 
 from netalloc.errors import StoreError
 
-T = TypeVar("T")
-F = TypeVar("F", bound=Callable[..., Any])
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
+    F = TypeVar("F", bound=Callable[..., Any])
 
 
 def holding(lock: Any, timeout: float, late: str, work: Callable[[], T]) -> T:
@@ -62,4 +67,4 @@ def locked(method: F) -> F:
             except RuntimeError:
                 pass  # the interrupt came while waiting
 
-    return cast(F, call)
+    return call  # type: ignore[return-value]

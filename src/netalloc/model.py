@@ -1,8 +1,8 @@
 """What netalloc is asked for and gives: a port mapping, a request for one, what was repaired."""
 
-from collections.abc import Iterator
+from __future__ import annotations
+
 from ipaddress import IPv4Address
-from typing import Any
 
 from netalloc.errors import OutOfRangeError
 from netalloc.values import (
@@ -14,6 +14,11 @@ from netalloc.values import (
     as_port,
     as_protocol,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 _put = object.__setattr__
 
@@ -113,7 +118,7 @@ class PortMapping(Immutable):
         """Whether it is a block whose container ports are other numbers than the host's."""
         return self.count > 1 and self.dest[1] != self.host_port
 
-    def replace(self, **changes: Any) -> "PortMapping":
+    def replace(self, **changes: Any) -> PortMapping:
         """The same with other values for the fields that are named."""
         return PortMapping(**{**dict(zip(self.__slots__, self._values(), strict=True)), **changes})
 
@@ -170,7 +175,7 @@ class PortRequest(Immutable):
         self._set(container_port, as_protocol(protocol), host_port, as_host_ip(host_ip), count)
 
     @classmethod
-    def of(cls, request: "int | PortRequest") -> "PortRequest":
+    def of(cls, request: int | PortRequest) -> PortRequest:
         """The request itself; a bare number is a tcp port of the container."""
         return request if type(request) is cls else cls(request)  # type: ignore[arg-type]
 

@@ -3,11 +3,16 @@
 netalloc/ports.py says which there are.
 """
 
-from collections.abc import Iterable, Iterator
+from __future__ import annotations
+
 from itertools import islice
-from typing import Protocol
 
 from netalloc._alloc import Bitmap
+from netalloc.light import Protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 SIZE = 65536  # of each bitmap but `more`
 DIGITS = 32  # of a port in `more`: more addresses than that can count, IPv4 does not have

@@ -14,10 +14,12 @@ of a port is its number, whatever the range that it was taken from (in `more` it
 so that a pick is a search in one bitmap or in two, however many ports are held.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from __future__ import annotations
+
+from _thread import RLock
+from collections.abc import Callable
 from ipaddress import IPv4Address
 from itertools import islice
-from threading import RLock
 
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
@@ -32,6 +34,10 @@ from netalloc.port_bitmaps import (
     next_free,
 )
 from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
 
 PORTS = range(49153, 65536)
 _REFUSALS = 8  # of the probe, from which a look at all that it refuses is cheaper: 2 µs each
@@ -220,7 +226,7 @@ class PortAllocator:
                 if not any(port in pool for pool in pools):
                     yield port
 
-    def _gap(self, pools: list[Ordinals], index: int, n: int, asked: "_Asked") -> int | None:
+    def _gap(self, pools: list[Ordinals], index: int, n: int, asked: _Asked) -> int | None:
         """Where in the range n free ports in a row begin, at or after an index."""
         while index + n <= len(self.ports):
             block = self.ports[index : index + n]

@@ -5,13 +5,20 @@ a str Enum, an IPv4Interface) becomes the plain value it stands for, and what st
 refused before anything has changed. Every error names the value, shortened, and the limit.
 """
 
-from collections.abc import Callable, Iterable
+from __future__ import annotations
+
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from operator import index
-from typing import Any, TypeVar
 
 from netalloc._alloc import int_to_ip, ip_to_int
 from netalloc.errors import InvalidValueError, NetallocError, OutOfRangeError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 PROTOCOLS = ("tcp", "udp", "sctp")
 MAX_TEXT = 255  # bytes of an owner, a key, the name of a label or of a network
@@ -19,7 +26,6 @@ MAX_LABEL = 4096  # bytes of a label's value
 ANY = IPv4Address(0)
 
 IP = IPv4Address | IPv6Address
-T = TypeVar("T")
 
 
 def shown(value: object) -> str:

@@ -5,8 +5,9 @@ reserved, cooling down, or never given at all. The tables say which of these it 
 may be two of them, as one that is reserved and cools down is.
 """
 
+from __future__ import annotations
+
 import time
-from collections.abc import Callable, Sequence
 
 from netalloc._alloc import Subnet
 from netalloc.errors import (
@@ -17,10 +18,8 @@ from netalloc.errors import (
 )
 from netalloc.ipam.clock import SECOND, boot_clock
 from netalloc.ipam.cooling import expire_cooldowns, longest_cooling
-from netalloc.ipam.history import remember
 from netalloc.ipam.networks import subnet_of
 from netalloc.ipam.refusals import exhausted, explain, for_owner
-from netalloc.store.protocol import StoredBitmap, Transaction
 from netalloc.store.records import (
     Cooldown,
     EndedLease,
@@ -33,6 +32,12 @@ from netalloc.store.records import (
     new_lease,
 )
 from netalloc.values import IP
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from netalloc.store.protocol import StoredBitmap, Transaction
 
 
 class Addresses:
@@ -61,7 +66,7 @@ class Addresses:
         self._excluded = subnet.excluded()
 
     @classmethod
-    def of(cls, network: Network) -> "Addresses":
+    def of(cls, network: Network) -> Addresses:
         """The addresses of a network as its record configures them."""
         return cls(
             network.number,
@@ -227,6 +232,8 @@ class Addresses:
             holders = table(LastHolder)
             oldest = holders.where("network", equal=(number,), limit=len(leases) + 1)
             holders.remove([had for had in oldest if had.until_ns < now])
+        from netalloc.ipam.history import remember
+
         remember(tx, leases, time.time_ns())
 
     def reserve(self, tx: Transaction, ip: IP, owner: str | None) -> Reservation:

@@ -1,16 +1,15 @@
 """What is wrong with the records and bitmaps of a store, and making the bitmaps anew."""
 
-import logging
+from __future__ import annotations
+
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
-from typing import Any
 
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.networks import networks
+from netalloc.logs import Log
 from netalloc.port_bitmaps import MemoryBitmaps, Ordinals, bitmap_size
 from netalloc.ports import PortAllocator
-from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     Cooldown,
     GcCandidate,
@@ -21,7 +20,14 @@ from netalloc.store.records import (
     Reservation,
 )
 
-log = logging.getLogger(__name__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import Any
+
+    from netalloc.store.protocol import Transaction
+
+log = Log(__name__)
 
 _PORTS = "ports/"
 

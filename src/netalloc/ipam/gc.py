@@ -4,12 +4,17 @@ To look is to read all leases, so it is done in a view, which holds nothing up; 
 then entered, or ended, in changes of a bounded size, each of which looks at its own part again.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
+from __future__ import annotations
 
 from netalloc.ipam.addresses import Addresses
-from netalloc.store.protocol import Transaction
+from netalloc.light import NamedTuple
 from netalloc.store.records import GcCandidate, Lease
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from netalloc.store.protocol import Transaction
 
 
 class Look(NamedTuple):

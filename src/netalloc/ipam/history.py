@@ -1,14 +1,20 @@
 """Leases that have ended: remembered, up to a number and an age, and looked up again."""
 
-from collections.abc import Sequence
+from __future__ import annotations
+
 from datetime import datetime, timezone
-from typing import NamedTuple
 
 from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.ipam.clock import SECOND
-from netalloc.store.protocol import Transaction
+from netalloc.light import NamedTuple
 from netalloc.store.records import EndedLease, Lease, new_ended
 from netalloc.values import shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from netalloc.store.protocol import Transaction
 
 HISTORY = 10_000  # ended leases that are remembered, in all networks of a store
 HISTORY_AGE = 30 * 86400 * SECOND

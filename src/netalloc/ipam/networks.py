@@ -5,16 +5,13 @@ the record is refused with both values; what a caller leaves out is as registere
 a network anew it is removed first, which takes that nothing of it is in use.
 """
 
-import re
-from collections.abc import Iterator
-from ipaddress import ip_interface, ip_network
-from typing import Any, NamedTuple
+from __future__ import annotations
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, InvalidValueError, NotAllocatedError
 from netalloc.ipam.clock import SECOND
+from netalloc.light import NamedTuple
 from netalloc.ports import PORTS
-from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     Cooldown,
     GcCandidate,
@@ -27,11 +24,18 @@ from netalloc.store.records import (
 )
 from netalloc.values import as_text
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from netalloc.store.protocol import Transaction
+
 CONFIGURED = "networks"  # the counter that grows whenever a record of a network changes
 MODES = ("bridge",)
 
 # A network's name is the bridge's unless given, and chains and tables are called after it.
-_NAME = re.compile(r"[A-Za-z0-9_.:@][A-Za-z0-9_.:@-]*")
+_LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:@-")
 
 
 class Statement(NamedTuple):
@@ -70,7 +74,7 @@ class NetworkInfo(NamedTuple):
 def as_network_name(name: object) -> str:
     """A name that chains and tables can be called after: 1 to 64 letters, digits and `_.:@-`."""
     plain = as_text(name, "network name", 64)
-    if not _NAME.fullmatch(plain):
+    if plain[0] == "-" or not all(c in _LETTERS for c in plain):
         raise InvalidValueError(f"network name {plain!r} has more than letters, digits, _.:@-")
     return plain
 
@@ -180,6 +184,8 @@ def check_agreement(network: Network, stated: Statement) -> None:
 
 def enter(tx: Transaction, stated: Statement) -> Network:
     """Enter a new network. Raises InUseError where it is in the way of another."""
+    from ipaddress import ip_interface, ip_network
+
     subnet = _whole(stated)
     for other in networks(tx):
         if other.name == stated.name:

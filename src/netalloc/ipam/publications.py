@@ -1,19 +1,26 @@
 """Host ports for leases: which ones, and the mappings that follow."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable
 from ipaddress import IPv4Address
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, OutOfRangeError, StoreError
 from netalloc.ipam.change import Change
+from netalloc.logs import Log
 from netalloc.model import PortMapping, PortRequest
 from netalloc.port_bitmaps import NAMED, SIZE, Ordinals
 from netalloc.ports import PortAllocator, Probe
-from netalloc.store.protocol import Transaction
 from netalloc.store.records import Lease, Publication
 
-log = logging.getLogger(__name__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from netalloc.store.protocol import Transaction
+
+log = Log(__name__)
 
 # Says why the host cannot publish that port there, or None: (port, protocol, host address).
 HostCheck = Callable[[int, str, IPv4Address | None], str | None]
@@ -146,14 +153,19 @@ class Publications:
 
     def of(self, tx: Transaction, lease: Lease) -> list[Publication]:
         """The publications of a lease, by host port. Raises StoreError when one is missing."""
+        return self.of_current(tx, tx.table(Lease).get(lease.network, lease.ordinal) or lease)
+
+    def of_current(self, tx: Transaction, lease: Lease) -> list[Publication]:
+        """The same of a lease that was read in this transaction, and is as it is now."""
         where = (lease.network, lease.ordinal)
         rows = tx.table(Publication).where("network", "ordinal", equal=where)
-        held = tx.table(Lease).get(*where)
-        if held is not None and held.publications != len(rows):
+        if lease.publications != len(rows):
             raise StoreError(
-                f"{self._subnet.address(lease.ordinal)} publishes {held.publications} times, but "
+                f"{self._subnet.address(lease.ordinal)} publishes {lease.publications} times, but "
                 f"{len(rows)} can be read: check() says what else is wrong, repair() mends it"
             )
+        if not rows:
+            return rows
         return sorted(rows, key=lambda row: (row.host_port, row.protocol, row.host_ip))
 
     def desired(self, tx: Transaction, *, owners: bool = True) -> list[PortMapping]:

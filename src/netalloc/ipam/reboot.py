@@ -1,11 +1,11 @@
 """What ends with a boot of the machine: everything but reservations and configuration."""
 
+from __future__ import annotations
+
 import time
-from typing import Any
 
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.history import HISTORY, remember
-from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     Cooldown,
     GcCandidate,
@@ -15,6 +15,12 @@ from netalloc.store.records import (
     Network,
     Publication,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from netalloc.store.protocol import Transaction
 
 ENDING = (Lease, Label, Publication, Cooldown, LastHolder, GcCandidate)
 

@@ -1,19 +1,20 @@
 """Why an address cannot be had, in words."""
 
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 from netalloc.errors import ExhaustedError, StoreError
 from netalloc.ipam.clock import SECOND
-from netalloc.store.protocol import StoredBitmap, Transaction
 from netalloc.store.records import Cooldown, Reservation
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from netalloc.ipam.addresses import Addresses
+    from netalloc.store.protocol import StoredBitmap, Transaction
 
 _COUNTED = 100  # of those that cool down: a refusal costs the same, however many there are
 
 
-def explain(addresses: "Addresses", tx: Transaction, ordinal: int) -> None:
+def explain(addresses: Addresses, tx: Transaction, ordinal: int) -> None:
     """Raise StoreError for a bit that is set without any record behind it."""
     subnet, number = addresses.subnet, addresses.number
     if any(start <= ordinal < stop for start, stop in subnet.excluded()):
@@ -28,7 +29,7 @@ def explain(addresses: "Addresses", tx: Transaction, ordinal: int) -> None:
 
 
 def exhausted(
-    addresses: "Addresses", tx: Transaction, what: str, bitmap: StoredBitmap
+    addresses: Addresses, tx: Transaction, what: str, bitmap: StoredBitmap
 ) -> ExhaustedError:
     """The error where nothing is free: how many are, and how many cool down, up to a hundred."""
     cooling = tx.table(Cooldown).where("network", equal=(addresses.number,), limit=_COUNTED + 1)

@@ -1,18 +1,15 @@
 """Putting a manager together: store, claim, network, kernel, in an order that undoes itself."""
 
-import logging
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
-from hashlib import blake2s
 from ipaddress import IPv4Network
-from typing import TYPE_CHECKING, TypeVar
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, InvalidValueError
 from netalloc.ipam.addresses import Addresses
-from netalloc.ipam.check import rebuild_ports
 from netalloc.ipam.networks import (
     Statement,
     check_agreement,
@@ -26,6 +23,7 @@ from netalloc.ipam.networks import (
     subnet_of,
 )
 from netalloc.ipam.publications import Publications
+from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_checks import host_check, host_probe
 from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
@@ -33,14 +31,21 @@ from netalloc.manager.leases import LeaseService
 from netalloc.manager.mappings import ExclusiveMappings, NoMappings, SharedMappings
 from netalloc.manager.undo import Teardown, attempt
 from netalloc.ports import Probe
-from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Network
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from netalloc.store.protocol import Store, Transaction
+
+    T = TypeVar("T")
+
     from netalloc.portmap.backend import Backend
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+
+log = Log(__name__)
 REAL = ("nftables", "iptables")  # the backends that touch the kernel
 
 
@@ -48,7 +53,7 @@ def assemble(
     opened: Teardown,
     stated: Statement,
     store: object,
-    part: "Backend | None" = None,
+    part: Backend | None = None,
     probe: Probe | None = None,
     *,
     registered: bool = False,
@@ -185,13 +190,17 @@ def _remove_others(network: Network) -> None:
 def kernel_name(network: str) -> str:
     """What tables and chains of a network are called; a chain's name has 24 characters."""
     if len(network) > 15:
+        from hashlib import blake2s
+
         network = f"{network[:6]}-{blake2s(network.encode(), digest_size=4).hexdigest()}"
     return f"netalloc-{network}"
 
 
 def _mappings(
-    stated: Statement, network: Network | None, part: "Backend | None", host: HostStore
+    stated: Statement, network: Network | None, part: Backend | None, host: HostStore
 ) -> ExclusiveMappings:
+    if part is None and stated.backend == "null":
+        return NoMappings()
     from netalloc.portmap.choice import make_backend
     from netalloc.portmap.kernel import KernelMappings
 
@@ -199,8 +208,6 @@ def _mappings(
     if part is not None:
         return kind(KernelMappings(part))
     assert stated.backend is not None
-    if stated.backend == "null":
-        return NoMappings()
     subnet = subnet_of(network) if network is not None else stated.subnet
     bridge = network.bridge if network is not None else stated.bridge
     forward = bool(network.forward) if network is not None else bool(stated.forward)
@@ -252,6 +259,8 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
 
 def _take_back(host: HostStore, network: Network) -> None:
     """Take what a manager in memory held out of the store that it shared."""
+
+    from netalloc.ipam.check import rebuild_ports
 
     def take_back(tx: Transaction) -> None:
         purge(tx, network)

@@ -1,13 +1,20 @@
 """The calls in progress of one manager: closing waits for them, and lets no more in."""
 
-from collections.abc import Callable
-from threading import Lock, get_ident
-from typing import Any, NoReturn, TypeVar
+from __future__ import annotations
+
+from _thread import allocate_lock as Lock
+from _thread import get_ident
 
 from netalloc.errors import ClosedError
 from netalloc.store.turn import in_the_middle
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn, TypeVar
+
+    T = TypeVar("T")
+
 _POLL = 0.05  # seconds: only where an interrupt kept the last call from saying that it is over
 
 

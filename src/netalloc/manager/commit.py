@@ -7,12 +7,11 @@ other's way at a common lock, and groups would stay small. A caller alone pays f
 alone, and waits for no other.
 """
 
-import logging
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Sequence
+from _thread import get_ident
 from functools import partial
-from threading import get_ident, main_thread
-from typing import Any, TypeVar, cast
 
 from netalloc._alloc import MemoryTurn
 from netalloc.errors import (
@@ -23,19 +22,27 @@ from netalloc.errors import (
     NotAllocatedError,
 )
 from netalloc.ipam.change import Change
+from netalloc.logs import Log
 from netalloc.manager.calls import Calls
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.queue import Queue, Waiter
 from netalloc.manager.undo import attempt, undo
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.store import fork
-from netalloc.store.protocol import Store, Transaction
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any, TypeVar
+
+    from netalloc.store.protocol import Store, Transaction
+
+    T = TypeVar("T")
+
+log = Log(__name__)
 
 # What a backend raises that has changed nothing. After anything else, which may have come out
 # of a signal handler, the kernel is looked at.
@@ -91,10 +98,12 @@ class Committer:
         StoreError within another change of the same thread.
         """
         memory = self._memory
-        if memory is None:
-            return cast(T, self._run_queued(Waiter(operation, change, durable)))
-        # A store in memory has no commit that is worth sharing.
-        return memory.run_change(operation, change, self, self._calls)
+        if memory is not None:
+            # A store in memory has no commit that is worth sharing.
+            return memory.run_change(operation, change, self, self._calls)
+        if self._calls.inside:
+            return self._run_queued(Waiter(operation, change, durable))  # type: ignore[no-any-return]
+        return self._run_alone(operation, change, durable)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that is under way in a file."""
@@ -140,6 +149,53 @@ class Committer:
         memory.wait()
         calls.close()
 
+    def _run_alone(self, operation: str, change: Callable[[Change], T], durable: bool) -> T:
+        """The same without a queue, where no other thread is in.
+
+        Those that come meanwhile queue up behind it, as the store lets one in at a time.
+        """
+        made: Change | None = None
+        committed = False
+
+        def work(tx: Transaction) -> T:
+            nonlocal made, committed
+            if tx.dirty:
+                self.repair(tx)
+            made = Change(tx)
+            try:
+                result = change(made)
+                if made.additions or made.removals:
+                    self.seal(tx, made.remove, made.add)
+                else:
+                    tx.commit()
+                committed = True
+            except BaseException as error:
+                committed = tx.committed
+                self.undo(tx, (made,), error)
+                raise
+            return result
+
+        calls = self._calls
+        try:
+            calls.inside[work] = get_ident()
+            if calls.closed:
+                raise ClosedError("the manager is closed")
+            result = self.store.run(operation, work, durable=durable)
+            assert made is not None
+            if made.finishing:
+                _finish(made.finishing)
+            return result
+        except BaseException:
+            if made is not None:
+                self.cut_off((made,), committed)
+            raise
+        finally:
+            try:
+                calls.inside.pop(work, None)
+            finally:
+                if calls.closed:
+                    calls.report()
+
     def _run_queued(self, caller: Waiter) -> Any:
         """Have the operation made by the thread that leads: another, or this one."""
         self.store.refuse_reentry(caller.operation)
@@ -151,7 +207,7 @@ class Committer:
             return self._made(caller)
         except BaseException:
             if caller.done and caller.error is None:  # what is to be done after it has to be
-                self._cut_off(_changes([caller]), True)
+                self.cut_off(_changes([caller]), True)
             raise
         finally:
             try:
@@ -298,5 +354,7 @@ def _shared(error: Exception, group: list[Waiter]) -> bool:
     In the main thread what is no error of ours may have come out of a signal handler, and is
     for this thread alone.
     """
+    from threading import main_thread
+
     ours = isinstance(error, (NetallocError, ExceptionGroup))
     return len(group) > 1 and (ours or get_ident() != main_thread().ident)

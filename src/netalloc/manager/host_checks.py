@@ -1,5 +1,7 @@
 """Asking the host about a port: whether it is free there, and what has it."""
 
+from __future__ import annotations
+
 from ipaddress import IPv4Address
 
 

@@ -1,13 +1,17 @@
 """Host ports kept from other programs while they are published."""
 
-from collections.abc import Iterable
+from __future__ import annotations
+
 from ipaddress import IPv4Address
-from typing import TYPE_CHECKING
 
 from netalloc.model import PortMapping
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from netalloc.host.sockets import BoundPort
+
 
 _Key = tuple[IPv4Address | None, str, int]
 

@@ -6,22 +6,23 @@ in, in whatever process; another store is refused and told which one is there. T
 memory of one process share one memory store for each namespace.
 """
 
+from __future__ import annotations
+
 import os
-from pathlib import Path
-from threading import Lock
-from typing import TYPE_CHECKING, Any
+from _thread import allocate_lock as Lock
 
 from netalloc.errors import InvalidValueError
-from netalloc.ipam.check import rebuild_ports
-from netalloc.ipam.reboot import end_of_boot
 from netalloc.locks import holding
 from netalloc.manager.undo import Teardown
-from netalloc.store.memory import MemoryStore
-from netalloc.store.protocol import Store
 from netalloc.values import shown
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from netalloc.host.owed_flows import OwedFlows
+    from netalloc.store.memory import MemoryStore
+    from netalloc.store.protocol import Store, Transaction
 
 
 class HostStore:
@@ -75,11 +76,25 @@ def open_store(store: object) -> HostStore:
 
 def callbacks() -> dict[str, Any]:
     """What a file needs to have done by the rules: at a reboot, and after a migration."""
-    return {"end_of_boot": end_of_boot, "migrated": rebuild_ports}
+    return {"end_of_boot": _end_of_boot, "migrated": _migrated}
+
+
+def _end_of_boot(tx: Transaction) -> None:
+    from netalloc.ipam.reboot import end_of_boot
+
+    end_of_boot(tx)
+
+
+def _migrated(tx: Transaction) -> None:
+    from netalloc.ipam.check import rebuild_ports
+
+    rebuild_ports(tx)
 
 
 def private_store() -> HostStore:
     """A memory store of its own, for a manager that touches no kernel."""
+    from netalloc.store.memory import MemoryStore
+
     return HostStore(MemoryStore(), owned=True)
 
 
@@ -118,7 +133,7 @@ os.register_at_fork(after_in_child=_forget_shared)
 
 
 def _namespace() -> tuple[int, int]:
-    status = Path("/proc/thread-self/ns/net").stat()
+    status = os.stat("/proc/thread-self/ns/net")  # noqa: PTH116
     return status.st_dev, status.st_ino
 
 
@@ -127,5 +142,5 @@ def _truth(store: Store) -> str:
     path = getattr(store, "path", None)
     if path is None:
         return f"memory of process {os.getpid()}"
-    lock = Path(f"{path}.lock").stat()  # stays when a repair puts another file in the store's place
+    lock = os.stat(f"{path}.lock")  # noqa: PTH116  # stays when a repair puts another file in the store's place
     return f"store {path} ({lock.st_dev}:{lock.st_ino})"

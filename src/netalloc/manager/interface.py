@@ -1,9 +1,8 @@
 """What a container gets: an address, and host ports that lead to it."""
 
-from collections.abc import Iterable, Sequence
+from __future__ import annotations
+
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
-from types import TracebackType
-from typing import NoReturn
 
 from netalloc._alloc import InterfaceState
 from netalloc.errors import InvalidValueError, NotAllocatedError
@@ -11,6 +10,12 @@ from netalloc.manager.leases import LeaseService
 from netalloc.model import PortMapping, PortRequest
 from netalloc.store.records import Lease, Publication
 from netalloc.values import IP, as_each, as_flag, as_host_ip, as_port, as_protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from types import TracebackType
+    from typing import NoReturn
 
 
 class NetworkInterface(InterfaceState):
@@ -176,7 +181,7 @@ class NetworkInterface(InterfaceState):
             raise NotAllocatedError(f"{self.ip} was released already")
         return self._lease
 
-    def __enter__(self) -> "NetworkInterface":
+    def __enter__(self) -> NetworkInterface:
         return self
 
     def __exit__(
@@ -199,10 +204,10 @@ class NetworkInterface(InterfaceState):
     def __hash__(self) -> int:
         return hash(self._lease[:3])
 
-    def __copy__(self) -> "NetworkInterface":
+    def __copy__(self) -> NetworkInterface:
         return self
 
-    def __deepcopy__(self, memo: object) -> "NetworkInterface":
+    def __deepcopy__(self, memo: object) -> NetworkInterface:
         return self
 
     def __reduce__(self) -> NoReturn:

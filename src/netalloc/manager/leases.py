@@ -1,39 +1,43 @@
 """What can be done with leases and the ports they publish: each step in one change."""
 
-import logging
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
-from typing import TYPE_CHECKING, TypeVar
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
 from netalloc.ipam import gc
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
-from netalloc.ipam.check import check
 from netalloc.ipam.networks import CONFIGURED, find
 from netalloc.ipam.publications import Publications
+from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
 from netalloc.model import PortMapping, PortRequest, ReconcileResult
-from netalloc.store.protocol import Transaction
 from netalloc.store.records import GcCandidate, Label, Lease, Network, Publication
 from netalloc.values import IP
-
-if TYPE_CHECKING:
-    from netalloc.manager.stale_flows import StaleFlows
-    from netalloc.portmap.watch import Watch
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-log = logging.getLogger(__name__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from typing import TypeVar
+
+    from netalloc.manager.stale_flows import StaleFlows
+    from netalloc.portmap.watch import Watch
+    from netalloc.store.protocol import Transaction
+
+    T = TypeVar("T")
+
+log = Log(__name__)
 _ORDINAL = attrgetter("ordinal")
-T = TypeVar("T")
 _NOTED, _ENDED = 500, 100  # records in one change of gc(): some 20 ms each in a file
 FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own go their way
 
@@ -54,7 +58,7 @@ class LeaseService:
         publications: Publications,
         mappings: ExclusiveMappings,
         committer: Committer,
-        flows: "StaleFlows | None" = None,
+        flows: StaleFlows | None = None,
     ) -> None:
         self.network = network
         self.holds = PortHolds()
@@ -239,8 +243,8 @@ class LeaseService:
             raise ExceptionGroup("not everything was released", failures) from None
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
-        """End leases as they are now, and their publications, as part of a change."""
-        tx, of = made.tx, self.publications.of
+        """End leases and their publications, as part of the change in which they were read."""
+        tx, of = made.tx, self.publications.of_current
         if tx.table(Publication):
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
         self.addresses.end(tx, leases)
@@ -331,7 +335,7 @@ class LeaseService:
             self.flows.finish()
         return repairs
 
-    def watch(self, on_repair: Callable[[ReconcileResult], None] | None) -> "Watch":
+    def watch(self, on_repair: Callable[[ReconcileResult], None] | None) -> Watch:
         """Reconcile now, and when another program has changed what the kernel has."""
         owners = self.network.backend == "iptables"  # they are part of its rules
 
@@ -342,6 +346,8 @@ class LeaseService:
 
     def check(self) -> list[str]:
         """Every invariant that does not hold, in words; empty when all is well. O(held)."""
+        from netalloc.ipam.check import check
+
         damage = self.committer.store.check()
         # Of a damaged file nothing further can be said with certainty.
         return damage or self.survey(lambda tx: [*check(tx)]) + self._check_kernel()

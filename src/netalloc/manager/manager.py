@@ -1,21 +1,19 @@
 """Interfaces for the containers of one network: values checked, parts put together."""
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable, Iterable
+from _thread import RLock
 from datetime import datetime
-from threading import RLock
-from typing import TYPE_CHECKING, Any, NoReturn
 
 from netalloc._alloc import Subnet, is_plain_text
 from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.clock import SECOND
-from netalloc.ipam.history import PastLease, as_moment, history
 from netalloc.ipam.networks import Statement, as_network_name, find
 from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.interface import NetworkInterface
-from netalloc.manager.statement import statement
 from netalloc.manager.undo import Teardown
 from netalloc.model import PortRequest, ReconcileResult
 from netalloc.ports import Probe
@@ -35,10 +33,16 @@ from netalloc.values import (
     shown,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any, NoReturn
+
+    from netalloc.ipam.history import PastLease
     from netalloc.portmap.backend import Backend
     from netalloc.portmap.watch import Watch
     from netalloc.store.protocol import Store
+
 
 MANY = 1 << 24  # interfaces in one call: all addresses of a /8
 
@@ -79,11 +83,11 @@ class NetworkManager(Closing):
         self,
         bridge: str,
         *,
-        network: "str | Subnet | None" = None,
+        network: str | Subnet | None = None,
         exclude: Iterable[Any] | None = None,
         ports: range | None = None,
-        backend: "str | Backend" = "auto",
-        store: "str | os.PathLike[str] | Store | None" = None,
+        backend: str | Backend = "auto",
+        store: str | os.PathLike[str] | Store | None = None,
         name: str | None = None,
         cooldown: float | None = None,
         sticky: float | None = None,
@@ -91,6 +95,8 @@ class NetworkManager(Closing):
         mode: str | None = None,
         probe: Probe | None = None,
     ) -> None:
+        from netalloc.manager.statement import statement
+
         stated, part = statement(
             bridge,
             network=network,
@@ -108,17 +114,19 @@ class NetworkManager(Closing):
     @classmethod
     def _create(
         cls, bridge: str, store: object, *, probe: Probe | None = None, **configuration: Any
-    ) -> "NetworkManager":
+    ) -> NetworkManager:
         """The manager of a network that is not registered yet: InUseError where it is."""
         self = cls.__new__(cls)
+        from netalloc.manager.statement import statement
+
         stated, part = statement(bridge, **configuration)
         self._assemble(stated._replace(fresh=True), store, part, probe)
         return self
 
     @classmethod
     def open(
-        cls, name: str, store: "str | os.PathLike[str] | Store", *, probe: Probe | None = None
-    ) -> "NetworkManager":
+        cls, name: str, store: str | os.PathLike[str] | Store, *, probe: Probe | None = None
+    ) -> NetworkManager:
         """The manager of a network that is registered in a store, with all its configuration.
 
         Raises NotAllocatedError for a name that is not registered, naming those that are.
@@ -133,7 +141,7 @@ class NetworkManager(Closing):
         self,
         stated: Statement,
         store: object,
-        part: "Backend | None",
+        part: Backend | None,
         probe: Probe | None,
         *,
         registered: bool = False,
@@ -282,7 +290,7 @@ class NetworkManager(Closing):
         """Make the kernel agree with what is published; returns what was repaired."""
         return self._leases.reconcile()
 
-    def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> "Watch":
+    def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> Watch:
         """Reconcile now, and within a second whenever another program changes the rules.
 
         Runs in a thread until the returned watch, or the manager, is closed. `on_repair` is
@@ -310,6 +318,8 @@ class NetworkManager(Closing):
 
         The store remembers the last 10,000 leases that ended, for 30 days.
         """
+        from netalloc.ipam.history import as_moment, history
+
         at = None if at is None else as_moment(at, "at")
         number, ordinal = self._leases.addresses.number, self.subnet.ordinal(as_ip(ip))
         return self._leases.read(lambda tx: history(tx, number, ordinal, at))

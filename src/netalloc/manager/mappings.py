@@ -1,17 +1,22 @@
 """A manager's mappings in the kernel, desired by all that share its store."""
 
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from __future__ import annotations
+
 from ipaddress import IPv4Address, IPv6Address
 
-from netalloc.errors import NotAllocatedError
-from netalloc.host.watch_turn import WatchTurn
+from netalloc.errors import NetallocError, NotAllocatedError
+from netalloc.logs import Log
 from netalloc.manager.undo import attempt
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.portmap.kernel import KernelMappings
-from netalloc.portmap.watch import Watch
 
-logger = logging.getLogger(__name__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from netalloc.portmap.kernel import KernelMappings
+    from netalloc.portmap.watch import Watch
+
+logger = Log(__name__)
 
 
 class ExclusiveMappings:
@@ -106,10 +111,35 @@ class NoMappings(ExclusiveMappings):
     """
 
     def __init__(self) -> None:
-        super().__init__(KernelMappings("null"))
+        """Nothing is made, and nothing of the backends is loaded."""
 
     def setup(self) -> None:
         """There is nothing to make."""
+
+    def cleanup(self) -> None:
+        """There is nothing to remove."""
+
+    def close(self) -> None:
+        """There is nothing to give back."""
+
+    @property
+    def is_real(self) -> bool:
+        """There is no kernel behind it."""
+        return False
+
+    def present(self) -> list[PortMapping]:
+        """Nothing is in the kernel."""
+        return []
+
+    def watch(
+        self,
+        on_repair: Callable[[ReconcileResult], None] | None,
+        repair: Callable[[], ReconcileResult],
+        desired: Callable[[], list[PortMapping]],
+        network: int,
+    ) -> Watch:
+        """Raises NetallocError: there are no rules that could change."""
+        raise NetallocError("the null backend makes no rules that could be watched")
 
     def apply(self, remove: list[PortMapping], add: list[PortMapping]) -> None:
         """There is nothing to change."""
@@ -134,6 +164,8 @@ class SharedMappings(ExclusiveMappings):
         network: int,
     ) -> Watch:
         """The same, in one process at a time; what others of the store change is no repair."""
+        from netalloc.host.watch_turn import WatchTurn
+
         turn = WatchTurn(network)
         return self._kernel.watch(repair, on_repair, desired=desired, turn=turn)
 

@@ -1,12 +1,18 @@
 """Callers that wait for one to make the changes of all, and who that is."""
 
-from collections.abc import Callable
-from threading import Lock, get_ident
-from typing import Any
+from __future__ import annotations
+
+from _thread import allocate_lock as Lock
+from _thread import get_ident
 
 from netalloc.errors import StoreError
 from netalloc.ipam.change import Change
 from netalloc.manager.calls import Calls
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _POLL = 0.2  # seconds: only where an interrupt kept a leader from handing on
 

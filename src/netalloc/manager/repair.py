@@ -53,7 +53,7 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     file stays as it is.
     """
     timeout = as_seconds(timeout, "timeout")
-    path = place.resolved(path)
+    path = Path(place.resolved(path))
     place.check_folder(path)
     if place.look_at(path) is None:
         raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
@@ -68,7 +68,7 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
                     return _repair(file, mark)
             except BaseException as error:
                 if mark is None:  # there was no lock file
-                    file.lock.path.unlink(missing_ok=True)
+                    Path(file.lock.path).unlink(missing_ok=True)
                 if isinstance(error, OSError):
                     raise StoreError(f"{path} could not be repaired: {error.strerror}") from error
                 raise
@@ -79,7 +79,7 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
 
 
 def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
-    path = file.path
+    path = Path(file.path)
     prefix = f"{path.name}.salvage-"
     for left in [one for one in path.parent.iterdir() if one.name.startswith(prefix)]:
         shutil.rmtree(left, ignore_errors=True)  # of a repair that died

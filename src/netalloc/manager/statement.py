@@ -1,7 +1,6 @@
 """What a caller states of a network, made plain or refused before anything is opened."""
 
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from __future__ import annotations
 
 from netalloc._alloc import IPAllocator, Subnet
 from netalloc.errors import InvalidValueError
@@ -9,8 +8,13 @@ from netalloc.ipam.networks import MODES, Statement, as_network_name
 from netalloc.ports import as_ports
 from netalloc.values import as_flag, as_items, as_seconds, as_text, shown
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
+
     from netalloc.portmap.backend import Backend
+
 
 BACKENDS = ("auto", "nftables", "iptables", "null")
 
@@ -18,16 +22,16 @@ BACKENDS = ("auto", "nftables", "iptables", "null")
 def statement(
     bridge: str,
     *,
-    network: "str | Subnet | None" = None,
+    network: str | Subnet | None = None,
     exclude: Iterable[Any] | None = None,
     ports: range | None = None,
-    backend: "str | Backend" = "auto",
+    backend: str | Backend = "auto",
     name: str | None = None,
     cooldown: float | None = None,
     sticky: float | None = None,
     forward: bool | None = None,
     mode: str | None = None,
-) -> "tuple[Statement, Backend | None]":
+) -> tuple[Statement, Backend | None]:
     """The arguments of a NetworkManager as a statement, and the backend that is given as a part."""
     if mode is not None and mode not in MODES:
         raise InvalidValueError(f"mode {shown(mode)} is none of {', '.join(MODES)}")
@@ -61,7 +65,7 @@ def _excluded(exclude: object) -> tuple[Any, ...]:
     return (exclude,) if isinstance(exclude, str) else tuple(as_items(exclude, "exclude"))
 
 
-def _part(backend: Any) -> "Backend":
+def _part(backend: Any) -> Backend:
     for method in ("apply", "reconcile", "setup", "cleanup", "mappings"):
         if not callable(getattr(backend, method, None)):
             raise InvalidValueError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")

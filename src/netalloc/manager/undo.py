@@ -1,14 +1,20 @@
 """Undoing what was done, and going on past what fails: every failure is reported, together."""
 
-import logging
+from __future__ import annotations
+
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+
+from netalloc.logs import Log
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
-log = logging.getLogger(__name__)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+log = Log(__name__)
 
 
 def attempt(step: Callable[[], Any]) -> Exception | None:

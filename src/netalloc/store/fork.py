@@ -8,12 +8,19 @@ begins again. A thread that forks within a change of its own has these locks alr
 RLocks); its child inherits half a change, which it may neither commit nor make in the kernel.
 """
 
+from __future__ import annotations
+
 import os
-import weakref
+from _thread import RLock, get_ident
+from _weakref import ref
 from functools import partial
 from itertools import compress
-from threading import RLock, get_ident
-from typing import Any, Protocol
+
+from netalloc.light import Protocol
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 _BACK_OFF = 0.2  # seconds: far longer than a change takes, as a rule
 _RELEASE = type(RLock()).release
@@ -31,13 +38,13 @@ class Forked(Protocol):
 
 process = os.getpid()  # as a variable: to ask the kernel at every change costs 60 ns
 
-_guarded: dict[int, "weakref.ref[Any]"] = {}
+_guarded: dict[int, ref[Any]] = {}
 _held: dict[int, list[Any]] = {}  # by thread; under the locks lies a None
 
 
 def guard(one: Forked) -> None:
     """Let forks wait for it, and tell it when it finds itself in a child."""
-    _guarded[id(one)] = weakref.ref(one, partial(_guarded.pop, id(one)))
+    _guarded[id(one)] = ref(one, partial(_guarded.pop, id(one)))
 
 
 def _alive() -> list[Any]:

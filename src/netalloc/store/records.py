@@ -8,18 +8,23 @@ nanoseconds; `since_ns`, `start_ns` and `end_ns` by the wall clock, for people t
 others by the clock since boot, which cannot be set.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from __future__ import annotations
 
 from netalloc._alloc import RecordMaker
 from netalloc.errors import InvalidValueError
+from netalloc.light import NamedTuple
 from netalloc.values import shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
 
 Value: TypeAlias = int | str | None
 _INT = 1 << 63  # SQLite's integers are signed
 _ORDINAL = 1 << 64  # an IPv6 /64 has as many addresses
 
 
-def check_plain(record: "Record") -> None:
+def check_plain(record: Record) -> None:
     """Raise InvalidValueError unless each value is exactly int, str or None, and can be stored.
 
     A subclass (bool, an IntEnum) would be written as what it stands for and read as such,
@@ -40,7 +45,7 @@ def check_plain(record: "Record") -> None:
                 raise InvalidValueError(f"{_place(record, value)} has a surrogate")
 
 
-def _check_large(record: "Record") -> None:
+def _check_large(record: Record) -> None:
     for field, value in zip(record._fields, record, strict=True):
         low, high = (0, _ORDINAL) if field == "ordinal" else (-_INT, _INT)
         if type(value) is int and not low <= value < high:
@@ -53,7 +58,7 @@ def _has_surrogate(text: str) -> bool:
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _place(record: "Record", value: object) -> str:
+def _place(record: Record, value: object) -> str:
     pairs = zip(record._fields, record, strict=True)
     field = next(field for field, found in pairs if found is value)
     return f"{type(record).__name__}.{field}: {shown(value)}"

@@ -1,5 +1,7 @@
 """What a call gets that comes in the middle of another one of its own thread."""
 
+from __future__ import annotations
+
 from netalloc.errors import StoreError
 
 

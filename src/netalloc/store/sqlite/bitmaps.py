@@ -1,14 +1,25 @@
-"""The bitmaps of a store file: a head row each, and a row for every mixed leaf."""
+"""The bitmaps of a store file: a head row each, a row for every span, and a journal of the rest."""
+
+from __future__ import annotations
 
 from netalloc._alloc import Bitmap
 from netalloc.errors import NetallocError, StoreError
 from netalloc.store.sqlite.connection import REPAIR, Connection
 from netalloc.store.sqlite.leaf_bitmap import LeafBitmap
 from netalloc.store.sqlite.schema import checksum
+from netalloc.store.sqlite.spans import Span
 
-# They show what a search in the index of names may miss; counting takes 6 ns a bitmap.
-_COUNT = "SELECT count(*) FROM bitmap"
-_ANY_LEAF = "SELECT 1 FROM leaf WHERE name = ? LIMIT 1"
+_LONG = 2048  # characters of all journals: they share a page with the rest of the state row
+
+HEAD = "SELECT * FROM bitmap WHERE name = ?"
+HEADS = "SELECT * FROM bitmap"
+SPAN = "SELECT * FROM span WHERE name = ? AND first <= ? ORDER BY first DESC LIMIT 1"
+_NAMES = "SELECT name FROM bitmap WHERE name >= ? AND name < ?"
+_WRITE_HEAD = "REPLACE INTO bitmap VALUES (?, ?, ?, ?, ?, ?)"
+_WRITE_SPAN = "REPLACE INTO span VALUES (?, ?, ?, ?, ?, ?)"
+_REMOVE_HEAD = "DELETE FROM bitmap WHERE name = ?"
+_REMOVE_SPAN = "DELETE FROM span WHERE name = ? AND first = ?"
+_REMOVE_SPANS = "DELETE FROM span WHERE name = ?"
 
 
 class SqliteBitmaps:
@@ -18,31 +29,34 @@ class SqliteBitmaps:
         self._connection = connection
         self._bitmaps: dict[str, LeafBitmap] = {}
         self._asked: dict[str, LeafBitmap] = {}  # of them, since the last change was written
+        self._journals: dict[str, str] = {}  # by name: cursor and journal
         self._dropped: set[str] = set()
         self._passed = 0  # changes that were written, and those of bitmaps that were dropped
         self._new: set[str] = set()
         self.expected: int | None = None  # how many there are in the file, where that is known
+        self._whole: set[str] | None = None  # the names in the file, once all have been read
 
-    def forget(self) -> None:
-        """Read everything anew from now on."""
+    def forget(self, journals: str = "") -> None:
+        """Read everything anew from now on; `journals` is what the state row has of them."""
         self._bitmaps.clear()
         self._asked.clear()
         self._dropped.clear()
         self._new.clear()
+        self._whole = None
+        pairs = (one.partition(" ")[::2] for one in journals.split(";"))
+        self._journals = {name: rest for name, rest in pairs if name}
 
     def begin(self) -> None:
         """What was read stands in the file as it is: nothing of it has been asked for yet."""
         self._asked.clear()
 
     @property
-    def changed(self) -> bool:
-        """Whether there is something to write."""
-        return bool(self._dropped) or any(bitmap.changed for bitmap in self._asked.values())
-
-    @property
     def changes(self) -> int:
         """A number that grows with every change. O(bitmaps asked for in this one)."""
-        return self._passed + sum([one.changes - one.written for one in self._asked.values()])
+        found = self._passed
+        for one in self._asked.values():
+            found += one.changes - one.written
+        return found
 
     def bitmap(self, name: str, size: int) -> LeafBitmap:
         """The bitmap of that name, made empty when there is none of that size."""
@@ -58,7 +72,7 @@ class SqliteBitmaps:
             if found is None:
                 self._check_complete(name)
                 self._new.add(name)
-                found = LeafBitmap(size, lambda number: self._leaf(name, number))
+                found = LeafBitmap(size, lambda number: self._span(name, number), name=name)
             self._bitmaps[name] = found
         self._asked[name] = found
         return found
@@ -66,9 +80,7 @@ class SqliteBitmaps:
     def names(self, prefix: str) -> list[str]:
         """The names that begin with the prefix."""
         # A range of the primary key; U+10FFFF is behind every character there is.
-        rows = self._connection.rows(
-            "SELECT name FROM bitmap WHERE name >= ? AND name < ?", (prefix, prefix + "\U0010ffff")
-        )
+        rows = self._connection.rows(_NAMES, (prefix, prefix + "\U0010ffff"))
         stored = {name for (name,) in rows} - self._dropped
         return sorted(stored | {name for name in self._bitmaps if name.startswith(prefix)})
 
@@ -78,7 +90,7 @@ class SqliteBitmaps:
             return True
         if name in self._dropped:
             return False
-        return bool(self._connection.rows("SELECT 1 FROM bitmap WHERE name = ?", (name,)))
+        return bool(self._connection.rows(HEAD, (name,)))
 
     def drop(self, name: str) -> None:
         """Forget the bitmap of that name."""
@@ -87,91 +99,127 @@ class SqliteBitmaps:
         self._new.discard(name)
         self._passed += 1 + (gone.changes - gone.written if gone is not None else 0)
         self._dropped.add(name)
+        self._journals.pop(name, None)
 
     def flush(self) -> int:
-        """Write what has changed; how many bitmaps the file has more than before."""
-        execute = self._connection.execute
+        """Write what has changed, or note it in `journals`; how many bitmaps there are more."""
         more = 0
-        row: tuple[str | int | bytes, ...]
-        for name in self._dropped:
-            execute("DELETE FROM leaf WHERE name = ?", (name,))
-            before = self._connection.changes
-            execute("DELETE FROM bitmap WHERE name = ?", (name,))
-            more -= self._connection.changes - before
-        self._dropped.clear()
+        if self._dropped:
+            more -= self._remove_dropped()
         for name, bitmap in self._asked.items():
-            if not bitmap.changed:
-                continue
-            for number in bitmap.dirty:
-                if number in bitmap.mixed:
-                    leaf = (name, number, bitmap.leaf(number).to_bytes())
-                    row = (*leaf, checksum("leaf", leaf))
-                    execute("REPLACE INTO leaf VALUES (?, ?, ?, ?)", row)
+            if bitmap.changes != bitmap.written:
+                new = name in self._new
+                entry = "" if new else bitmap.entry
+                if entry:
+                    self._journals[name] = entry
                 else:
-                    execute("DELETE FROM leaf WHERE name = ? AND number = ?", (name, number))
-            bitmap.dirty.clear()
-            head = (
-                name,
-                str(bitmap.size),
-                str(bitmap.cursor),
-                str(bitmap.count),
-                bitmap.full.to_bytes(),
-                bitmap.mixed.to_bytes(),
-            )
-            execute(
-                "REPLACE INTO bitmap VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*head, checksum("bitmap", head)),
-            )
-            self._passed += bitmap.changes - bitmap.written
-            bitmap.written = bitmap.changes
-            more += name in self._new
-            self._new.discard(name)
-        self._asked.clear()
+                    self._write(name, bitmap)
+                    if new:
+                        more += 1
+                        self._new.discard(name)
+                        if self._whole is not None:
+                            self._whole.add(name)
+                self._passed += bitmap.changes - bitmap.written
+                bitmap.written = bitmap.changes
         return more
+
+    @property
+    def journals(self) -> str:
+        """The journals of all bitmaps, as the state row has them; a long one is written."""
+        text = ";".join([f"{name} {rest}" for name, rest in self._journals.items()])
+        if len(text) <= _LONG:
+            return text
+        for name in tuple(self._journals):
+            bitmap = self._bitmaps.get(name)
+            if bitmap is None:
+                bitmap = self._read(name)
+            if bitmap is None:
+                raise StoreError(f"bitmap {name} is not found; {REPAIR}")
+            self._write(name, bitmap)
+        return ""
+
+    def _write(self, name: str, bitmap: LeafBitmap) -> None:
+        execute = self._connection.execute
+        for first in bitmap.dirty:
+            span = bitmap.span(first)
+            if span is None:
+                execute(_REMOVE_SPAN, (name, first))
+            elif first >= 0:
+                bits = None if span.bits is None else span.bits.to_bytes()
+                row = (name, first, span.stop, span.following, bits)
+                execute(_WRITE_SPAN, (*row, checksum("span", row)))
+        head = (name, str(bitmap.size), str(bitmap.cursor), str(bitmap.count), bitmap.first)
+        execute(_WRITE_HEAD, (*head, checksum("bitmap", head)))
+        bitmap.stored()
+        self._journals.pop(name, None)
+
+    def _remove_dropped(self) -> int:
+        connection, before = self._connection, 0
+        for name in self._dropped:
+            connection.execute(_REMOVE_SPANS, (name,))
+            before -= connection.changes
+            connection.execute(_REMOVE_HEAD, (name,))
+            before += connection.changes
+        if self._whole is not None:
+            self._whole -= self._dropped
+        self._dropped.clear()
+        return before
 
     def _check_complete(self, name: str) -> None:
         """Raise StoreError where a bitmap that is not found ought to be there.
 
         Damage within SQLite's own pages can hide a row: an empty bitmap in its place would
-        give everything again. So other rows are asked too: two of them must be wrong.
+        give everything again. So all are read, once until another process writes: 2 µs each.
         """
         if self.expected is None or name in self._dropped:
             return
-        leaf, ((count,),) = self._connection.rows(_ANY_LEAF, (name,)), self._connection.rows(_COUNT)
-        if leaf or count != self.expected:
+        if self._whole is None:
+            heads = self._connection.rows(HEADS)
+            whole = {head[0] for head in heads if checksum("bitmap", head[:-1]) == head[-1]}
+            if len(whole) == self.expected:
+                self._whole = whole
+        if self._whole is None or name in self._whole:
             raise StoreError(
-                f"bitmap {name} is not found; {count} of {self.expected} are there; {REPAIR}"
+                f"bitmap {name} is not found, or others are not of the {self.expected} that were "
+                f"written; {REPAIR}"
             )
 
     def _read(self, name: str) -> LeafBitmap | None:
         if name in self._dropped:
             return None
-        rows = self._connection.rows("SELECT * FROM bitmap WHERE name = ?", (name,))
+        rows = self._connection.rows(HEAD, (name,))
         if not rows:
             return None
         row = rows[0]
         if checksum("bitmap", row[:-1]) != row[-1]:
             raise StoreError(f"bitmap {name} is damaged; {REPAIR}")
-        bitmap = LeafBitmap(int(row[1]), lambda number: self._leaf(name, number))
-        bitmap.full = _decoded(row[4], name)
-        bitmap.mixed = _decoded(row[5], name)
-        bitmap.count = int(row[3])
-        bitmap.cursor = int(row[2])
-        bitmap.written = bitmap.changes
+        bitmap = LeafBitmap(
+            int(row[1]),
+            lambda number: self._span(name, number),
+            name=name,
+            first=row[4],
+            count=int(row[3]),
+            cursor=int(row[2]),
+        )
+        journal = self._journals.get(name)
+        if journal is not None:
+            cursor, _, changes = journal.partition(" ")
+            bitmap.follow(int(cursor), changes)
         return bitmap
 
-    def _leaf(self, name: str, number: int) -> Bitmap:
-        rows = self._connection.rows(
-            "SELECT * FROM leaf WHERE name = ? AND number = ?", (name, number)
-        )
-        if not rows or checksum("leaf", rows[0][:-1]) != rows[0][-1]:
-            what = "damaged" if rows else "missing"
-            raise StoreError(f"leaf {number} of bitmap {name} is {what}; {REPAIR}")
-        return _decoded(rows[0][2], f"{name}, leaf {number}")
+    def _span(self, name: str, number: int) -> Span | None:
+        rows = self._connection.rows(SPAN, (name, number))
+        if not rows:
+            return None
+        row = rows[0]
+        if checksum("span", row[:-1]) != row[-1]:
+            raise StoreError(f"leaf {row[1]} of bitmap {name} is damaged; {REPAIR}")
+        _, first, stop, following, bits, _ = row
+        return Span(first, stop, following, None if bits is None else _decoded(bits, name, first))
 
 
-def _decoded(data: bytes, name: str) -> Bitmap:
+def _decoded(data: bytes, name: str, number: int) -> Bitmap:
     try:
         return Bitmap.from_bytes(data)
     except NetallocError as error:
-        raise StoreError(f"bitmap {name}: {error}; {REPAIR}") from error
+        raise StoreError(f"bitmap {name}, leaf {number}: {error}; {REPAIR}") from error

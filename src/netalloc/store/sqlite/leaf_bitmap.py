@@ -1,53 +1,59 @@
-"""A bitmap that lives in a store, of which only the touched blocks are read and written.
+"""A bitmap that lives in a store, of which only the touched parts are read and written.
 
-It is cut into leaves of 4096 ordinals. A leaf that is neither empty nor full has a row of
-its own; two small bitmaps over the leaves say which these are (`mixed`) and which are full.
-So an allocation reads and writes two rows of some hundred bytes whether 0 or 50,000 ordinals
-are held, and what a network weighs follows its mixed leaves alone. A row that is missing
-where `mixed` has it is noticed: two places must be wrong before anything is given twice.
+Beside its spans (spans.py) it has a *journal* of what has changed, which the transaction writes
+into the state row instead of the spans, until it is long: so an allocation writes none of this
+bitmap's own rows, and a cold process follows a few runs.
 """
 
-from collections.abc import Callable
+from __future__ import annotations
 
-from netalloc._alloc import Bitmap
-from netalloc.errors import ExhaustedError, InUseError, NotAllocatedError, OutOfRangeError
+from netalloc.errors import (
+    ExhaustedError,
+    InUseError,
+    NetallocError,
+    NotAllocatedError,
+    OutOfRangeError,
+    StoreError,
+)
+from netalloc.store.sqlite.connection import REPAIR
+from netalloc.store.sqlite.spans import LEAF, MASK, SHIFT, Span, Spans, leaves_of
 
-LEAF = 4096
-_SHIFT = 12
-_MASK = LEAF - 1
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["LEAF", "LeafBitmap"]
+
+_LONG = 64  # runs in a journal: some 1 KB of text
+_MANY = 4  # spans that a cold process has to read to follow a journal: 10 microseconds each
 
 
-class LeafBitmap:
-    """The same methods as netalloc.Bitmap over leaves that `load(number)` brings.
+class LeafBitmap(Spans):
+    """The same methods as netalloc.Bitmap.
 
-    `dirty` has the numbers of leaves that differ from the store; `changes` counts, before each
-    is made, so that an interrupt cannot hide one, and `written` is how many the store has.
+    `changes` counts, before each is made, so that an interrupt cannot hide one, and `written` is
+    how many the store has. After an error in the middle of a method it is to be read anew.
     """
 
-    __slots__ = (
-        "_cursor",
-        "_leaves",
-        "_load",
-        "changes",
-        "count",
-        "dirty",
-        "full",
-        "mixed",
-        "size",
-        "written",
-    )
+    __slots__ = ("_cursor", "_early", "_last", "_runs", "changes", "written")
 
-    def __init__(self, size: int, load: Callable[[int], Bitmap]) -> None:
-        self.size = size
-        self.count = 0
-        self.full = Bitmap((size - 1 >> _SHIFT) + 1)
-        self.mixed = Bitmap(self.full.size)
-        self.dirty: set[int] = set()
+    def __init__(
+        self,
+        size: int,
+        load: Callable[[int], Span | None],
+        *,
+        name: str = "",
+        first: int | None = None,
+        count: int = 0,
+        cursor: int = 0,
+    ) -> None:
+        super().__init__(name, size, load, leaves_of(size) if first is None else first, count)
         self.changes = 0
         self.written = 0
-        self._cursor = 0
-        self._load = load
-        self._leaves: dict[int, Bitmap] = {}
+        self._cursor = cursor
+        self._early = ""  # the journal but for its last run
+        self._runs = 0
+        self._last: tuple[bool, int, int] | None = None
 
     @property
     def changed(self) -> bool:
@@ -71,10 +77,11 @@ class LeafBitmap:
     def __contains__(self, ordinal: int) -> bool:
         if not 0 <= ordinal < self.size:
             return False
-        number = ordinal >> _SHIFT
-        if number in self.full:
-            return True
-        return number in self.mixed and ordinal & _MASK in self.leaf(number)
+        number = ordinal >> SHIFT
+        span = self._by_first.get(number) or self._find(number)
+        if number >= span.stop:
+            return False
+        return span.bits is None or ordinal & MASK in span.bits
 
     def acquire(self) -> int:
         """The first free ordinal at or after the cursor, or else the first one."""
@@ -83,8 +90,11 @@ class LeafBitmap:
             ordinal = self.next_free(0)
             if ordinal is None:
                 raise ExhaustedError(f"all {self.size} ordinals are in use")
-        self.reserve(ordinal)
-        self._cursor = (ordinal + 1) % self.size
+        self.changes += 1
+        following = ordinal + 1
+        self._take(ordinal, 1)
+        self._note(True, ordinal, following)
+        self._cursor = 0 if following == self.size else following
         return ordinal
 
     def acquire_ranges(self, n: int) -> list[tuple[int, int]]:
@@ -99,18 +109,13 @@ class LeafBitmap:
             if found is None:
                 start = 0
                 continue
-            number, low = found >> _SHIFT, found & _MASK
-            leaf = self.leaf(number)
-            end = leaf.next_set(low)
-            taken = min(n, (leaf.size if end is None else end) - low)
-            leaf.cursor = low
-            leaf.acquire_ranges(taken)  # all of them free: the run itself
-            self._grown(number, leaf, taken)
-            if runs and runs[-1][1] == found:
-                runs[-1] = runs[-1][0], found + taken
-            else:
-                runs.append((found, found + taken))
+            taken = self._take(found, n)
             start = found + taken
+            self._note(True, found, start)
+            if runs and runs[-1][1] == found:
+                runs[-1] = runs[-1][0], start
+            else:
+                runs.append((found, start))
             n -= taken
             self._cursor = start % self.size
             if start == self.size:
@@ -119,14 +124,11 @@ class LeafBitmap:
 
     def reserve(self, ordinal: int) -> None:
         """Take that ordinal; the cursor stays."""
-        number = self._check(ordinal) >> _SHIFT
-        leaf = self.leaf(number)
-        low = ordinal & _MASK
-        if low in leaf:
+        if self._check(ordinal) in self:
             raise InUseError(f"{ordinal} is in use")
         self.changes += 1
-        leaf.reserve(low)
-        self._grown(number, leaf, 1)
+        self._take(ordinal, 1)
+        self._note(True, ordinal, ordinal + 1)
 
     def release(self, ordinal: int) -> None:
         """Give that ordinal back; if all were taken, it is the next one."""
@@ -135,83 +137,110 @@ class LeafBitmap:
         self.changes += 1
         if self.count == self.size:
             self._cursor = ordinal
-        number = ordinal >> _SHIFT
-        leaf = self.leaf(number)
-        leaf.release(ordinal & _MASK)
-        left = len(leaf)
-        if left == leaf.size - 1:
-            self.full.release(number)
-            self.mixed.reserve(number)
-        if not left:
-            self.mixed.release(number)
-        self.count -= 1
-        self.dirty.add(number)
+        self._give(ordinal)
+        self._note(False, ordinal, ordinal + 1)
 
     def next_free(self, start: int) -> int | None:
         """The first free ordinal from start on."""
-        number, low = start >> _SHIFT, start & _MASK
-        while start < self.size:
-            following = self.full.next_free(number)
-            if following is None:
-                return None
-            if following != number:
-                number, low = following, 0
-            if number not in self.mixed:
-                return number << _SHIFT | low
-            found = self.leaf(number).next_free(low)
+        if start >= self.size:
+            return None
+        number, low = start >> SHIFT, start & MASK
+        while number < self._leaves:
+            span = self._by_first.get(number) or self._find(number)
+            if number >= span.stop:
+                found: int | None = low
+            elif span.bits is None:
+                number, low = span.stop, 0
+                continue
+            else:
+                found = span.bits.next_free(low)
             if found is not None:
-                return number << _SHIFT | found
+                return number << SHIFT | found
             number, low = number + 1, 0
-            start = number << _SHIFT
         return None
 
     def next_set(self, start: int) -> int | None:
         """The first ordinal in use from start on."""
-        number, low = start >> _SHIFT, start & _MASK
-        while start < self.size:
-            candidates = [self.full.next_set(number), self.mixed.next_set(number)]
-            following = min((n for n in candidates if n is not None), default=None)
-            if following is None:
-                return None
-            if following != number:
-                number, low = following, 0
-            if number in self.full:
-                return number << _SHIFT | low
-            found = self.leaf(number).next_set(low)
+        if start >= self.size:
+            return None
+        number, low = start >> SHIFT, start & MASK
+        while number < self._leaves:
+            span = self._by_first.get(number) or self._find(number)
+            if number >= span.stop:
+                number, low = span.following, 0
+                continue
+            found = low if span.bits is None else span.bits.next_set(low)
             if found is not None:
-                return number << _SHIFT | found
+                return number << SHIFT | found
             number, low = number + 1, 0
-            start = number << _SHIFT
         return None
 
-    def leaf(self, number: int) -> Bitmap:
-        """A leaf as it is now, read from the store if need be."""
-        leaf = self._leaves.get(number)
-        if leaf is None:
-            if number in self.mixed:
-                leaf = self._load(number)
+    @property
+    def entry(self) -> str:
+        """Cursor and journal, as the state row has them.
+
+        Empty where the spans are to be written, and the journal begun anew.
+        """
+        if self._runs >= _LONG or len(self.dirty) > _MANY:
+            return ""
+        last = self._last
+        return (
+            f"{self._cursor} {self._early}"
+            if last is None
+            else (f"{self._cursor} {self._early}{_text(*last)}")
+        )
+
+    @property
+    def journal(self) -> str:
+        """What was taken (+) and given back (-) since the spans were written, in its order."""
+        return self._early if self._last is None else self._early + _text(*self._last)
+
+    def stored(self) -> None:
+        """The spans were written: the journal begins anew."""
+        self.dirty.clear()
+        self._early, self._runs, self._last = "", 0, None
+
+    def follow(self, cursor: int, journal: str) -> None:
+        """Make the changes of a journal, of which the spans know nothing."""
+        self._cursor = cursor
+        for text in journal.split():
+            first, _, last = text[1:].partition(":")
+            start, stop = int(first), int(last or first) + 1
+            try:
+                self._follow(text[0] == "+", start, stop)
+            except NetallocError as error:
+                raise StoreError(
+                    f"bitmap {self.name} and its journal disagree at {text}: {error}; {REPAIR}"
+                ) from error
+
+    def _follow(self, taken: bool, start: int, stop: int) -> None:
+        at = start
+        while at < stop:
+            if (at in self) is taken:
+                raise StoreError("it is so already")
+            if taken:
+                at += self._take(at, stop - at)
             else:
-                leaf = Bitmap(self.leaf_size(number))
-                if number in self.full:
-                    leaf.acquire_ranges(leaf.size)
-            self._leaves[number] = leaf
-        return leaf
+                self._give(at)
+                at += 1
+        self._note(taken, start, stop)
 
-    def leaf_size(self, number: int) -> int:
-        """How many ordinals a leaf has: the last one may have fewer."""
-        return min(LEAF, self.size - (number << _SHIFT))
-
-    def _grown(self, number: int, leaf: Bitmap, taken: int) -> None:
-        held = len(leaf)
-        if held == taken:
-            self.mixed.reserve(number)
-        if held == leaf.size:
-            self.mixed.release(number)
-            self.full.reserve(number)
-        self.count += taken
-        self.dirty.add(number)
+    def _note(self, taken: bool, start: int, stop: int) -> None:
+        last = self._last
+        if last is not None:
+            if last[0] is taken and last[2] == start:
+                self._last = taken, last[1], stop
+                return
+            self._early += _text(*last)
+        self._last = taken, start, stop
+        self._runs += 1
 
     def _check(self, ordinal: int) -> int:
         if not 0 <= ordinal < self.size:
             raise OutOfRangeError(f"{ordinal} is not in 0 to {self.size - 1}")
         return ordinal
+
+
+def _text(taken: bool, start: int, stop: int) -> str:
+    sign = "+" if taken else "-"
+    return f"{sign}{start} " if stop == start + 1 else f"{sign}{start}:{stop - 1} "

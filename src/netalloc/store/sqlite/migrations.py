@@ -5,12 +5,13 @@ reads what an old edition wrote in that edition's own form, its checksums includ
 that is damaged passes for sound by being brought over.
 """
 
-import zlib
-from collections.abc import Callable
-from ipaddress import ip_interface
-from typing import Any, NamedTuple
+from __future__ import annotations
 
-from netalloc.errors import StoreError
+import zlib
+
+from netalloc._alloc import Bitmap
+from netalloc.errors import NetallocError, StoreError
+from netalloc.light import NamedTuple
 from netalloc.store.records import (
     Cooldown,
     EndedLease,
@@ -22,16 +23,24 @@ from netalloc.store.records import (
     Publication,
     Reservation,
 )
+from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import REPAIR, Connection
 from netalloc.store.sqlite.schema import (
     checksum,
     counters_of,
     counters_text,
+    table_name,
     version_of,
     write_state,
 )
-from netalloc.store.sqlite.table import SqliteTable
-from netalloc.store.sqlite.versions import VERSION, added_by_2, statements
+from netalloc.store.sqlite.spans import LEAF
+from netalloc.store.sqlite.table import COUNTED, SqliteTable, counter_of
+from netalloc.store.sqlite.versions import VERSION, added_by_2, made_by_4, statements
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 _TOP = 1 << 63
 
@@ -54,6 +63,8 @@ class OldTable(NamedTuple):
 
 
 def _network(values: tuple[Any, ...]) -> Network:
+    from ipaddress import ip_interface
+
     number, bridge, spec = values
     four = ip_interface(spec).version == 4
     subnet, subnet6 = (spec, None) if four else (None, spec)
@@ -123,15 +134,71 @@ def _read(connection: Connection, old: OldTable) -> list[Any]:
     return found
 
 
+def _from_3(connection: Connection) -> None:
+    """Version 4 has bitmaps by spans, and one row of what changes every time."""
+    for name in ("state", "bitmap", "leaf"):
+        for row in connection.rows(f"SELECT * FROM {name}"):
+            if checksum(name, row[:-1]) != row[-1]:
+                raise StoreError(f"a row of {name} is damaged: {row[:2]!r}; {REPAIR}")
+    heads = connection.rows("SELECT name, size, cursor, count, full, mixed FROM bitmap")
+    leaves = {
+        (name, number): data
+        for name, number, data in connection.rows("SELECT name, number, data FROM leaf")
+    }
+    _, sequence, boot, counters = _state(connection)
+    for name in ("state", "bitmap", "leaf"):
+        connection.execute(f"DROP TABLE {name}")
+    for statement in made_by_4():
+        connection.execute(statement)
+    for kind in COUNTED:
+        ((n,),) = connection.rows(f"SELECT count(*) FROM {table_name(kind)}")
+        counters[counter_of(kind)] = n
+    write_state(connection, sequence, boot, counters_text(counters), "")
+    bitmaps = SqliteBitmaps(connection)
+    for head in heads:
+        _bring_over(bitmaps, head, leaves)
+    bitmaps.flush()
+
+
+def _bring_over(
+    bitmaps: SqliteBitmaps, head: tuple[Any, ...], leaves: dict[tuple[str, int], bytes]
+) -> None:
+    name, size, cursor, count, full, mixed = head
+    try:
+        new = bitmaps.bitmap(name, int(size))
+        for start, stop in Bitmap.from_bytes(full).runs():
+            new.cursor = start * LEAF
+            new.acquire_ranges(min(stop * LEAF, new.size) - start * LEAF)
+        for first, last in Bitmap.from_bytes(mixed).runs():
+            for number in range(first, last):
+                for start, stop in Bitmap.from_bytes(leaves[name, number]).runs():
+                    new.cursor = number * LEAF + start
+                    new.acquire_ranges(stop - start)
+    except (KeyError, NetallocError) as error:
+        raise StoreError(f"bitmap {name} is damaged: {error}; {REPAIR}") from error
+    if len(new) != int(count):
+        raise StoreError(f"bitmap {name} counts {count} but has {len(new)}; {REPAIR}")
+    new.cursor = int(cursor)
+    new.changes += 1  # an empty one has a row as well
+
+
 def _count_bitmaps(connection: Connection, more: int) -> None:
-    """Enter how many bitmaps there are by now; the state row keeps its form."""
+    """Enter how many bitmaps there are by now, in the state row of version 3."""
+    _, sequence, boot, counters = _state(connection)
+    counters["bitmaps"] = counters.get("bitmaps", 0) + more
+    state = (0, sequence, boot, counters_text(counters))
+    connection.execute(
+        "REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*state, checksum("state", state))
+    )
+
+
+def _state(connection: Connection) -> tuple[int, int, str, dict[str, int]]:
+    """What the state row of version 3 says."""
     rows = connection.rows("SELECT * FROM state")
     if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
         raise StoreError(f"the state row is damaged; {REPAIR}")
-    _, sequence, boot, text, _ = rows[0]
-    counters = counters_of(text)
-    counters["bitmaps"] = counters.get("bitmaps", 0) + more
-    write_state(connection, sequence, boot, counters_text(counters))
+    number, sequence, boot, text, _ = rows[0]
+    return number, sequence, boot, counters_of(text)
 
 
-_STEPS: dict[int, Callable[[Connection], None]] = {1: _from_1, 2: _from_2}
+_STEPS: dict[int, Callable[[Connection], None]] = {1: _from_1, 2: _from_2, 3: _from_3}

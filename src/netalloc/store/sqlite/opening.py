@@ -1,22 +1,27 @@
 """Opening a store's file: what is there, whose it is, and its tables where they are to be made."""
 
+from __future__ import annotations
+
 import os
 import sqlite3
-from collections.abc import Callable
+from _thread import get_ident
 from functools import partial
-from threading import get_ident
 
 from netalloc.errors import StoreError
-from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite import place
 from netalloc.store.sqlite.connection import check_length
 from netalloc.store.sqlite.file import StoreFile
-from netalloc.store.sqlite.migrations import migrate
 from netalloc.store.sqlite.schema import create, version_of
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.transaction import SqliteTransaction
 from netalloc.store.sqlite.versions import VERSION
 from netalloc.store.sqlite.writer_record import WriterRecord
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from netalloc.store.protocol import Transaction
 
 
 class Opening:
@@ -94,7 +99,7 @@ class Opening:
                     file.close_connections()
                     place.remove(self._path)
                     if mark is None:
-                        file.lock.path.unlink(missing_ok=True)
+                        place.unlink(file.lock.path)
                 raise
         finally:
             try:
@@ -123,6 +128,8 @@ class Opening:
             connection.execute("COMMIT")
             self._file.lock.write(WriterRecord(boot=self._boot, sequence=1, store=identity))
         else:
+            from netalloc.store.sqlite.migrations import migrate
+
             migrate(connection)
             tx = self._transaction(connection)
             self._file.changing, self._file.writing = get_ident(), tx

@@ -4,12 +4,17 @@ Nothing here opens the store's file. A process that closes any descriptor of it 
 its POSIX locks on it (fcntl(2)), SQLite's among them, so everything is asked of stat(2).
 """
 
+from __future__ import annotations
+
 import os
 import stat
-from pathlib import Path
 
 from netalloc.errors import InvalidValueError, OutOfRangeError, StoreError
 from netalloc.values import shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    StrPath = str | os.PathLike[str]
 
 SIDE_FILES = ("-wal", "-shm", "-journal")  # SQLite's own, beside the file
 _PATH_MAX = 4096  # linux/limits.h, with the NUL
@@ -25,7 +30,7 @@ _KINDS = {
 }
 
 
-def resolved(path: object) -> Path:
+def resolved(path: object) -> str:
     """The absolute path without symbolic links that a store goes by from now on.
 
     Raises InvalidValueError for what is not a path, or one that SQLite would take for
@@ -52,19 +57,19 @@ def resolved(path: object) -> Path:
             f"store {shown(text)} is no path: one has {_PATH_MAX - 1} bytes at most"
         )
     try:
-        return Path(os.path.realpath(text))
+        return os.path.realpath(text)
     except OSError as error:  # a relative one, and the working directory is gone
         raise StoreError(f"{shown(text)}: {error.strerror}") from error
 
 
-def look_at(path: Path, *, owner: bool = True) -> os.stat_result | None:
+def look_at(path: StrPath, *, owner: bool = True) -> os.stat_result | None:
     """What is at a path; None where nothing is.
 
     Raises StoreError unless it is a file under one name alone, for SQLite finds its log by
     the name, and, with `owner`, one of this user or of root.
     """
     try:
-        found = path.lstat()
+        found = os.lstat(path)
     except FileNotFoundError:
         return None
     except OSError as error:
@@ -85,30 +90,30 @@ def look_at(path: Path, *, owner: bool = True) -> os.stat_result | None:
     return found
 
 
-def check_beside(path: Path, *, owner: bool = True) -> None:
+def check_beside(path: StrPath, *, owner: bool = True) -> None:
     """Raise StoreError unless SQLite's files beside a store, where they are, could be its own."""
     for suffix in SIDE_FILES:
-        look_at(Path(f"{path}{suffix}"), owner=owner)
+        look_at(f"{path}{suffix}", owner=owner)
 
 
-def check_folder(path: Path) -> None:
+def check_folder(path: StrPath) -> None:
     """Raise StoreError where everybody may replace the files of the folder around a path.
 
     A sticky folder such as /tmp will do. The owner and the group of a folder are trusted.
     """
-    folder = path.parent
+    folder, name = os.path.split(os.fspath(path))
     try:
-        mode = folder.stat().st_mode
+        mode = os.stat(folder).st_mode
     except OSError as error:
         raise StoreError(f"{_named(path)}: {_named(folder)}: {error.strerror}") from error
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
         raise StoreError(
-            f"{folder} lets every user replace {path.name} (its mode is {mode & 0o7777:o}): take "
+            f"{folder} lets every user replace {name} (its mode is {mode & 0o7777:o}): take "
             "that right away with chmod o-w, or use another folder"
         )
 
 
-def create(path: Path) -> None:
+def create(path: StrPath) -> None:
     """Make an empty file that its owner alone may read; nothing may be there."""
     try:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -121,15 +126,15 @@ def create(path: Path) -> None:
         raise StoreError(f"{_named(path)}: {error.strerror}") from error
 
 
-def tighten(path: Path) -> None:
+def tighten(path: StrPath) -> None:
     """Take the rights of others on a store's files away; a group may keep the right to read."""
     for suffix in ("", *SIDE_FILES):
-        beside = Path(f"{path}{suffix}")
+        beside = f"{path}{suffix}"
         found = look_at(beside)
         if found is None or not found.st_mode & _OTHERS:
             continue
         try:
-            beside.chmod(0o600)
+            os.chmod(beside, 0o600)
         except OSError:  # root's, and this user is another one
             continue
         import logging
@@ -141,13 +146,21 @@ def tighten(path: Path) -> None:
         )
 
 
-def remove(path: Path) -> None:
+def remove(path: StrPath) -> None:
     """Remove a store's file and SQLite's beside it."""
     for suffix in (*SIDE_FILES, ""):
-        Path(f"{path}{suffix}").unlink(missing_ok=True)
+        unlink(f"{path}{suffix}")
 
 
-def _named(path: Path) -> str:
+def unlink(path: StrPath) -> None:
+    """Remove a file; one that is not there is no error."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+def _named(path: StrPath) -> str:
     """A path as an error shows it: one that is too long for the system is too long to read."""
     text = str(path)
     return text if len(text) <= 300 else f"{text[:300]}... ({len(text)} long)"

@@ -1,5 +1,7 @@
 """Reading what can still be read of a damaged store file: of a copy, never of the file itself."""
 
+from __future__ import annotations
+
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,10 +13,10 @@ from netalloc.store.records import TABLES, Lease
 from netalloc.store.sqlite import place
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import Connection
-from netalloc.store.sqlite.leaf_bitmap import LEAF
 from netalloc.store.sqlite.migrations import OLD_TABLES
+from netalloc.store.sqlite.salvage_bitmaps import read_marks
 from netalloc.store.sqlite.schema import APPLICATION, checksum, counters_of, table_name
-from netalloc.store.sqlite.table import SqliteTable
+from netalloc.store.sqlite.table import COUNTED, SqliteTable, counter_of
 
 # The fields of a database header (sqlite.org/fileformat2.html, 1.3) that are the same in
 # every file that was made here: damage to them is undone before reading.
@@ -67,8 +69,8 @@ def salvage(path: Path) -> Salvage:
         found.lost += [f"the file: {problem}" for problem in damage(connection)]
         for kind, name, parse in _tables(connection):
             _read_records(connection, kind, name, parse, found)
-        _read_state(connection, found)
-        _read_bitmaps(connection, found)
+        journals = _read_state(connection, found)
+        read_marks(connection, found.marked, found.lost, journals)
     finally:
         connection.close()
     return found
@@ -89,7 +91,7 @@ def damaged_rows(connection: Connection) -> list[str]:
     for _, name, parse in _tables(connection):
         bad = _split(connection, name, parse)[1]
         found += [f"a row of {name} is damaged: {row!r}" for row in bad]
-    for table in ("state", "bitmap", "leaf"):
+    for table in ("state", "bitmap", "span"):
         rows = connection.rows(f"SELECT * FROM {table}")
         bad = [row for row in rows if checksum(table, row[:-1]) != row[-1]]
         found += [f"a row of {table} is damaged: {row[:2]!r}" for row in bad]
@@ -97,27 +99,30 @@ def damaged_rows(connection: Connection) -> list[str]:
         return found
     bitmaps = SqliteBitmaps(connection)
     names = connection.rows("SELECT name, size FROM bitmap")
-    ((counters,),) = connection.rows("SELECT counters FROM state")
-    expected = counters_of(counters).get("bitmaps", 0)
+    ((text, journals),) = connection.rows("SELECT counters, journals FROM state")
+    bitmaps.forget(journals)
+    counters = counters_of(text)
+    expected = counters.get("bitmaps", 0)
     if expected != len(names):
         found.append(f"{len(names)} bitmaps are there of {expected}")
     for name, size in names:
         found += _miscounted(bitmaps, name, size)
+    for kind in COUNTED:
+        ((n,),) = connection.rows(f"SELECT count(*) FROM {table_name(kind)}")
+        if n != counters.get(counter_of(kind), 0):
+            found.append(
+                f"{n} rows of {table_name(kind)} are there of {counters.get(counter_of(kind), 0)}"
+            )
     return found
 
 
 def _miscounted(bitmaps: SqliteBitmaps, name: str, size: str) -> list[str]:
     try:
         bitmap = bitmaps.bitmap(name, int(size))
-        held = sum([len(bitmap.leaf(number)) for number, _ in _mixed(bitmap)])
+        held = sum([bitmap.taken_by(span) for span in bitmap.spans()])
     except (StoreError, ValueError, TypeError) as error:
         return [f"bitmap {name}: {error}"]
-    held += sum([bitmap.leaf_size(n) for a, b in bitmap.full.runs() for n in range(a, b)])
     return [] if held == len(bitmap) else [f"bitmap {name} counts {len(bitmap)} but has {held}"]
-
-
-def _mixed(bitmap: Any) -> list[tuple[int, int]]:
-    return [(n, bitmap.leaf_size(n)) for a, b in bitmap.mixed.runs() for n in range(a, b)]
 
 
 def _tables(connection: Connection) -> list[tuple[type[Any], str, Parse]]:
@@ -170,51 +175,18 @@ def _read_records(
     found.lost += [f"a row of {name}: {row!r}" for row in bad]
 
 
-def _read_state(connection: Connection, found: Salvage) -> None:
+def _read_state(connection: Connection, found: Salvage) -> str:
+    """Enter what the state row says; the journals of the bitmaps that it has."""
     try:
         for row in connection.rows("SELECT * FROM state"):
             if checksum("state", row[:-1]) == row[-1]:
                 found.sequence, found.boot = row[1:3]
                 found.counters = counters_of(row[3])
-                return
+                return str(row[4]) if len(row) > 5 else ""
         found.lost.append("the state row")
     except StoreError as error:
         found.lost.append(f"the state row: {error}")
-
-
-def _read_bitmaps(connection: Connection, found: Salvage) -> None:
-    """What is marked as taken; all of a leaf that cannot be read, unless no record is lost."""
-    try:
-        heads = connection.rows("SELECT name, size FROM bitmap")
-    except StoreError as error:
-        found.lost.append(f"the bitmaps: {error}")
-        return
-    bitmaps = SqliteBitmaps(connection)
-    complete = not found.lost
-    for name, size in heads:
-        _read_bitmap(bitmaps, name, size, complete, found)
-
-
-def _read_bitmap(
-    bitmaps: SqliteBitmaps, name: str, size: str, complete: bool, found: Salvage
-) -> None:
-    marked = found.marked.setdefault(str(name), set())
-    try:
-        bitmap = bitmaps.bitmap(name, int(size))
-    except (StoreError, ValueError, TypeError) as error:
-        found.lost.append(f"bitmap {name}: {error}")
-        return
-    for a, b in bitmap.full.runs():
-        marked.update(range(a * LEAF, min(b * LEAF, bitmap.size)))
-    for number, length in _mixed(bitmap):
-        first = number * LEAF
-        try:
-            taken = list(bitmap.leaf(number).runs())
-        except StoreError as error:
-            found.lost.append(str(error))
-            taken = [] if complete else [(0, length)]
-        for a, b in taken:
-            marked.update(range(first + a, first + b))
+    return ""
 
 
 def lost_generations(found: Salvage) -> int:

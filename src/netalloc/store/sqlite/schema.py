@@ -1,13 +1,20 @@
 """What a store file begins with, how its version is told, and the checksum of every row."""
 
-import re
+from __future__ import annotations
+
 import zlib
-from typing import Any, Protocol
 
 from netalloc.errors import StoreError
+from netalloc.light import Protocol
 from netalloc.store.sqlite.versions import VERSION, statements
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 APPLICATION = 0x6E616C63  # "nalc", in the file's header: see the pragma application_id
+
+_WRITE_STATE = "REPLACE INTO state VALUES (?, ?, ?, ?, ?, ?)"
 
 
 class Connection(Protocol):
@@ -28,7 +35,7 @@ def checksum(what: str, values: tuple[Any, ...]) -> int:
 
 def table_name(kind: type[Any]) -> str:
     """The table of a kind of records: its name in snake case."""
-    return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
+    return "".join([f"_{c.lower()}" if c.isupper() else c for c in kind.__name__]).lstrip("_")
 
 
 def create(connection: Connection, boot: str, store: int) -> None:
@@ -38,21 +45,24 @@ def create(connection: Connection, boot: str, store: int) -> None:
     """
     for statement in statements():
         connection.execute(statement)
-    write_state(connection, 1, boot, f"store={store}")
+    write_state(connection, 1, boot, f"store={store}", "")
     connection.execute(f"PRAGMA application_id = {APPLICATION}")
     connection.execute(f"PRAGMA user_version = {VERSION}")
 
 
-def write_state(connection: Connection, sequence: int, boot: str, counters: str) -> None:
-    """Write the one row of the table `state`.
+def write_state(
+    connection: Connection, sequence: int, boot: str, counters: str, journals: str
+) -> int:
+    """Write the one row of the table `state`; its checksum.
 
     It has the number of changes that were committed, the boot that the dynamic part belongs
-    to, and the counters as "name=value name=value".
+    to, the counters as "name=value name=value", and what has changed in the bitmaps since
+    their own rows were written, as "name cursor +ordinal -first:last ;".
     """
-    state = (0, sequence, boot, counters)
-    connection.execute(
-        "REPLACE INTO state VALUES (?, ?, ?, ?, ?)", (*state, checksum("state", state))
-    )
+    state = (0, sequence, boot, counters, journals)
+    crc = checksum("state", state)
+    connection.execute(_WRITE_STATE, (*state, crc))
+    return crc
 
 
 def counters_of(text: str) -> dict[str, int]:
@@ -63,7 +73,7 @@ def counters_of(text: str) -> dict[str, int]:
 
 def counters_text(counters: dict[str, int]) -> str:
     """The same as it is written."""
-    return " ".join(f"{name}={value}" for name, value in counters.items())
+    return " ".join([f"{name}={value}" for name, value in counters.items()])
 
 
 def version_of(connection: Connection) -> int:

@@ -1,48 +1,104 @@
-"""A connection with the tables and bitmaps that were read over it."""
+"""A connection with what was read over it: the state row, tables and bitmaps."""
 
-from pathlib import Path
-from typing import Any
+from __future__ import annotations
 
-from netalloc.store.protocol import R
+import zlib
+
+from netalloc.errors import StoreError
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
-from netalloc.store.sqlite.connection import Connection
+from netalloc.store.sqlite.connection import REPAIR, Connection
+from netalloc.store.sqlite.schema import checksum, counters_of, counters_text
 from netalloc.store.sqlite.table import SqliteTable
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from netalloc.store.protocol import R
+    from netalloc.store.sqlite.place import StrPath
+
+STAMP = "SELECT sequence, crc FROM state"
+STATE = "SELECT * FROM state"
+_WRITE = "UPDATE state SET sequence = ?, boot = ?, counters = ?, journals = ?, crc = ? WHERE id = 0"
+_SEED = zlib.crc32(b"state")
+_UNKNOWN = (-1, -1)
 
 
 class Session(Connection):
-    """A connection with the tables and bitmaps that were read over it."""
+    """A connection with what was read over it.
 
-    def __init__(self, path: Path, uri: str | None = None) -> None:
+    All of it stays while no other process writes, which the state row's sequence number and
+    checksum tell. `counters` are as they are within the change that is under way.
+    """
+
+    def __init__(self, path: StrPath, uri: str | None = None) -> None:
         super().__init__(path, uri)
-        self.sequence = -1  # of the change that `bitmaps` is as of, while none is under way
+        self.boot = ""
+        self.counters: dict[str, int] = {}
         self.bitmaps = SqliteBitmaps(self)
+        self._stamp = _UNKNOWN  # of the state row that all this is as of; none during a change
+        self._seen = _UNKNOWN  # the same, as it was when the change or the view began
         self._tables: dict[type[Any], SqliteTable[Any]] = {}
 
     def table(self, kind: type[R]) -> SqliteTable[R]:
         """The records of a kind."""
         found = self._tables.get(kind)
         if found is None:
-            found = self._tables[kind] = SqliteTable(kind, self)
+            found = self._tables[kind] = SqliteTable(kind, self, self.counters)
         return found
 
     @property
     def version(self) -> int:
         """A number that grows with every change that is made here."""
-        return self.changes + self.bitmaps.changes
+        return int(self._raw.total_changes) + self.bitmaps.changes
 
-    def at(self, sequence: int) -> None:
-        """Keep what was read before only if there was no change since."""
-        if sequence != self.sequence:
-            self.bitmaps.forget()
-            self.sequence = sequence
-        self.bitmaps.begin()
+    def begin(self) -> int:
+        """Keep what was read before only if there was no change since; the sequence number.
 
-    def rollback(self) -> None:
-        """Undo what is not committed; nothing to undo is no error."""
-        if self.in_transaction:
-            self.sequence = -1  # the bitmaps in memory may be ahead of the file
-            super().rollback()
+        Until settle() or write() what is read counts for nothing afterwards: whatever raises
+        in between, an interrupt too, may leave it half done.
+        """
+        known, self._stamp = self._stamp, _UNKNOWN
+        stamps = self.rows(STAMP)
+        if len(stamps) != 1 or stamps[0] != known:
+            self._read_state()
+        else:
+            self.bitmaps.begin()
+        self._seen = stamps[0]
+        return int(self._seen[0])
 
     def end_unchanged(self) -> None:
         """End a transaction in which nothing was changed."""
         super().rollback()
+        self.settle()
+
+    def settle(self) -> None:
+        """What was read is as it is in the file: nothing was changed."""
+        self._stamp = self._seen
+
+    def _read_state(self) -> None:
+        rows = self.rows(STATE)
+        if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
+            raise StoreError(f"the state row is damaged; {REPAIR}")
+        _, _, self.boot, counters, journals, _ = rows[0]
+        self.counters.clear()
+        self.counters.update(counters_of(counters))
+        self.bitmaps.forget(journals)
+        self.bitmaps.expected = self.counters.get("bitmaps", 0)
+
+    def write(self, sequence: int, boot: str, done: list[Any]) -> None:
+        """Write all that has changed, and commit: then there is something in `done`."""
+        counters, bitmaps = self.counters, self.bitmaps
+        counters["bitmaps"] = bitmaps.expected = counters.get("bitmaps", 0) + bitmaps.flush()
+        state = (0, sequence, boot, counters_text(counters), bitmaps.journals)
+        crc = zlib.crc32(ascii(state).encode(), _SEED)  # checksum(), inlined
+        self.execute(_WRITE, (*state[1:], crc))
+        self.commit(done)
+        self.boot = boot
+        self._stamp = sequence, crc
+
+    def rollback(self) -> None:
+        """Undo what is not committed; nothing to undo is no error."""
+        if self.in_transaction:
+            self._stamp = _UNKNOWN  # what is in memory may be ahead of the file
+            super().rollback()

@@ -16,27 +16,32 @@ mode writes at each commit and syncs at checkpoints); they end with the boot. Re
 and networks outlive a power cut: their transactions sync.
 """
 
+from __future__ import annotations
+
 import os
 import sqlite3
-from collections.abc import Callable
+from _thread import get_ident
 from functools import partial
-from threading import get_ident
-from typing import TypeVar
 
 from netalloc.closing import Closing
 from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.host.boot import boot_id
-from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
 from netalloc.store.sqlite.opening import Opening
-from netalloc.store.sqlite.salvage import damage, damaged_rows
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.transaction import SqliteTransaction
 from netalloc.store.turn import in_the_middle
 from netalloc.values import as_seconds, as_text
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    from netalloc.store.protocol import Transaction
+
+    T = TypeVar("T")
 
 
 def _nothing(tx: Transaction) -> None:
@@ -92,7 +97,8 @@ class SqliteStore(Closing):
         file = self._file
         turn, me = file.turn, get_ident()
         mine = False
-        self._check_open()
+        if self._closed:
+            self._check_open()
         try:
             if not turn.acquire(True, self.timeout):
                 raise self._waited(operation)
@@ -136,7 +142,7 @@ class SqliteStore(Closing):
                 return found[0]
             self.run("end of boot", _nothing)  # the first one of this boot
 
-    def _view(self, work: Callable[[SqliteTransaction], T]) -> "tuple[T] | None":
+    def _view(self, work: Callable[[SqliteTransaction], T]) -> tuple[T] | None:
         """The result; None where what ends with a boot has to end first."""
         file = self._file
         look, me = file.look, get_ident()
@@ -151,7 +157,9 @@ class SqliteStore(Closing):
             tx = self._snapshot()
             if tx.boot != self.boot:
                 return None
-            return (work(tx),)
+            found = (work(tx),)
+            tx.settle()
+            return found
         finally:
             try:
                 if mine:
@@ -277,6 +285,8 @@ class SqliteStore(Closing):
 
     def check(self) -> list[str]:
         """What is wrong with the file itself; O(file)."""
+        from netalloc.store.sqlite.salvage import damage, damaged_rows
+
         return self._surveying("check", lambda session: damage(session) or damaged_rows(session))
 
     def close(self) -> None:
@@ -321,10 +331,14 @@ class SqliteStore(Closing):
         file = self._file
         mark = file.lock.enter(operation, self.timeout, file.check_there)
         connection = file.writer()
-        connection.rollback()  # of a change whose undoing was interrupted
-        connection.sync(full=durable)
+        if connection.in_transaction:
+            connection.rollback()  # a change whose undoing was interrupted
+        if durable is not connection.full:
+            connection.sync(full=durable)
         connection.execute("BEGIN IMMEDIATE")
-        tx = file.writing = self._transaction(connection)
+        tx = file.writing = SqliteTransaction(
+            self.path, connection, file.lock, self, self._end_of_boot
+        )
         tx.start(operation, mark, self.boot)
         return tx
 

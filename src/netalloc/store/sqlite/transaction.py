@@ -1,23 +1,29 @@
 """One change of a store file, or a view of it."""
 
-import logging
+from __future__ import annotations
+
 import os
-from collections.abc import Callable, Iterable
-from pathlib import Path
-from threading import get_ident
-from typing import Any
+from _thread import get_ident
 
 from netalloc.errors import ClosedError, StoreError
-from netalloc.store.protocol import Transaction
+from netalloc.logs import Log
 from netalloc.store.records import Network
 from netalloc.store.sqlite.connection import REPAIR
-from netalloc.store.sqlite.schema import checksum, counters_of, counters_text, write_state
-from netalloc.store.sqlite.session import Session
-from netalloc.store.sqlite.write_lock import WriteLock
 from netalloc.store.sqlite.writer_record import WriterRecord
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from netalloc.store.protocol import Transaction
+    from netalloc.store.sqlite.place import StrPath
+    from netalloc.store.sqlite.session import Session
+    from netalloc.store.sqlite.write_lock import WriteLock
+
+
 _NONE: frozenset[int] = frozenset()
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 
 class SqliteTransaction:
@@ -27,9 +33,35 @@ class SqliteTransaction:
     when it is over.
     """
 
+    __slots__ = (
+        "_abandoned",
+        "_connection",
+        "_done",
+        "_end_of_boot",
+        "_lock",
+        "_path",
+        "_said",
+        "_target",
+        "_touched",
+        "_written",
+        "bitmap",
+        "boot",
+        "dirty",
+        "drop",
+        "ended",
+        "known",
+        "names",
+        "operation",
+        "over",
+        "owner",
+        "sequence",
+        "table",
+        "thread",
+    )
+
     def __init__(
         self,
-        path: Path,
+        path: StrPath,
         connection: Session,
         lock: WriteLock | None,
         owner: object,
@@ -50,63 +82,67 @@ class SqliteTransaction:
         self._target = 0  # the sequence number of what is being committed
         self._done: list[Any] = []  # has something in it from the very moment of the commit
         self._touched = _NONE
-        self._counters: dict[str, int] = {}
-        self._written = connection.version
-        self.bitmap = connection.bitmaps.bitmap
-        self.names = connection.bitmaps.names
-        self.known = connection.bitmaps.known
-        self.drop = connection.bitmaps.drop
+        self._written = 0
+        bitmaps = connection.bitmaps
+        self.bitmap = bitmaps.bitmap
+        self.names = bitmaps.names
+        self.known = bitmaps.known
+        self.drop = bitmaps.drop
         self.table = connection.table
 
     def state(self, mark: WriterRecord | None) -> str:
         """Read the state row; the boot it belongs to. Raises StoreError for an old file."""
-        rows = self._connection.rows("SELECT * FROM state")
-        if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
-            raise StoreError(f"the state row is damaged; {REPAIR}")
-        _, self.sequence, self.boot, counters, _ = rows[0]
-        self._counters = counters_of(counters)
+        connection = self._connection
+        self.sequence = connection.begin()
+        self.boot = connection.boot
         if mark is not None:
             self._compare(mark)
-        self._connection.at(self.sequence)
-        if self._lock is not None:
-            self._connection.sequence = -1  # until it is committed, or nothing was changed
-        self._connection.bitmaps.expected = self._counters.get("bitmaps", 0)
-        self._written = self._connection.version
+        self._written = connection.version
         return self.boot
 
     def _compare(self, mark: WriterRecord) -> None:
         """Raise StoreError where the file is not the one that was written to last."""
-        store = self._counters.get("store", 0)
-        if mark.store and store and mark.store != store:
+        store = self._connection.counters.get("store", 0)
+        if mark.store != store and mark.store and store:
             raise StoreError(
                 f"another store was put in the place of {self._path}: put the right one back, or "
                 f"remove {self._path}.lock to go on with this one"
             )
-        if mark.boot == self.boot and self.sequence < mark.sequence:
+        if self.sequence < mark.sequence and mark.boot == self.boot:
             raise StoreError(
                 f"{self._path} has {self.sequence} changes, but {mark.sequence} were committed: "
                 f"its log is damaged, or an old copy was put in its place; {REPAIR}"
             )
 
+    def settle(self) -> None:
+        """A view has come to its end: what it read stands."""
+        self._connection.settle()
+
     def start(self, operation: str, mark: WriterRecord | None, boot: str) -> None:
         """Read the state, say who is at it, and end the last boot if this is another one."""
         self.state(mark)
         self.operation = operation
+        lock = self._lock
+        assert lock is not None
+        said = lock.says_who
         if self.boot != boot:
             self.boot = boot
             self._written = -1
             if self._end_of_boot is not None:
                 self._end_of_boot(self)
             self.dirty = self._all_networks()
+            said = False
         elif mark is None or not mark.known or mark.boot != boot:
             self.dirty = self._all_networks()  # nothing is known of the last writer
+            said = False
         else:
             self.dirty = mark.dirty
         self._said = True  # from here on: a file that was refused has said nothing new
-        self._mark(os.getpid(), self.dirty)
+        if not said:
+            self._mark(os.getpid(), self.dirty)
 
     def _all_networks(self) -> frozenset[int]:
-        return frozenset(network.number for network in self.table(Network).all())
+        return frozenset([network.number for network in self.table(Network).all()])
 
     def succeed(self, store: int, sequence: int) -> int:
         """Go on as the store of that identity, 0 for one of its own, after so many changes.
@@ -115,13 +151,13 @@ class SqliteTransaction:
         """
         self.sequence = max(self.sequence, sequence)
         if store:
-            self._counters["store"] = store
-        return self._counters.get("store", 0)
+            self._connection.counters["store"] = store
+        return self._connection.counters.get("store", 0)
 
     def brought_over(self, store: int) -> None:
         """The file was one of an older version: there is a change, and no kernel part is known."""
         self._written = -1
-        self._counters.setdefault("store", store)
+        self._connection.counters.setdefault("store", store)
         self.dirty = self._all_networks()
 
     @property
@@ -130,12 +166,13 @@ class SqliteTransaction:
         return self._connection.version
 
     def next(self, counter: str, n: int = 1) -> int:
-        first = self._counters.get(counter, 1)
-        self._counters[counter] = first + n
+        counters = self._connection.counters
+        first = counters.get(counter, 1)
+        counters[counter] = first + n
         return first
 
     def last(self, counter: str) -> int:
-        return self._counters.get(counter, 1) - 1
+        return self._connection.counters.get(counter, 1) - 1
 
     def mark_dirty(self, network: int) -> None:
         self._check_under_way()
@@ -152,9 +189,17 @@ class SqliteTransaction:
         return bool(self._done)
 
     def commit(self) -> None:
-        self._check_under_way()
+        if self.over or self._abandoned:
+            self._check_under_way()
         try:
-            self._commit()
+            connection = self._connection
+            if connection.version == self._written:
+                connection.end_unchanged()
+                self._done.append(None)
+            else:
+                self._target = self.sequence + 1
+                connection.write(self._target, self.boot, self._done)
+                self.sequence = self._target
         except BaseException:
             if self.ended is not None:
                 self.rollback()
@@ -186,35 +231,17 @@ class SqliteTransaction:
         self._abandoned = True
         return self._connection
 
-    def _commit(self) -> None:
-        connection = self._connection
-        if connection.version == self._written:
-            connection.end_unchanged()
-            self._done.append(None)
-            connection.sequence = self.sequence
-            return
-        count = self._counters.get("bitmaps", 0) + connection.bitmaps.flush()
-        self._counters["bitmaps"] = count
-        self._target = self.sequence + 1
-        write_state(connection, self._target, self.boot, counters_text(self._counters))
-        connection.commit(self._done)
-        connection.sequence = self.sequence = self._target
-
     def _undo(self) -> None:
         if self.committed:
             self.sequence = max(self.sequence, self._target)
             self._touched = _NONE
-        elif self._connection.version == self._written:
-            self._connection.end_unchanged()
-            if self._lock is not None:
-                self._connection.sequence = self.sequence
         else:
             self._connection.rollback()
 
     def _finish(self) -> None:
         """Say that nothing is going on any more, and what is left to be looked at."""
         if self._said:
-            self._mark(0, self.dirty | self._touched)
+            self._mark(0, self.dirty | self._touched if self._touched else self.dirty)
         self.over = True
 
     def _check_under_way(self) -> None:
@@ -226,9 +253,11 @@ class SqliteTransaction:
                 "parent's"
             )
 
-    def _mark(self, pid: int, dirty: Iterable[int]) -> None:
-        if self._lock is None:
-            return
-        operation, store = self.operation if pid else "", self._counters.get("store", 0)
-        record = WriterRecord(pid, operation, self.boot, self.sequence, frozenset(dirty), store)
-        self._lock.write(record)
+    def _mark(self, pid: int, dirty: frozenset[int]) -> None:
+        lock = self._lock
+        if lock is not None:
+            operation, store = (
+                self.operation if pid else "",
+                self._connection.counters.get("store", 0),
+            )
+            lock.write(WriterRecord(pid, operation, self.boot, self.sequence, dirty, store))

@@ -5,7 +5,7 @@ is made out of the records of today: a change of them is a new version with a te
 own, and a step of migrations.py that leads there.
 """
 
-VERSION = 3
+VERSION = 4
 
 _ONE = """
 CREATE TABLE state (id INTEGER PRIMARY KEY, sequence INTEGER, boot TEXT, counters TEXT, crc
@@ -82,12 +82,33 @@ CREATE TABLE ended_lease ("number", "network", "ordinal", "generation", "owner",
 CREATE INDEX ended_lease_0 ON ended_lease ("network", "ordinal");
 """
 
-_TABLES = {1: _ONE, 2: _ONE + _TWO_ADDS, 3: _THREE}
+# What changes every time lies in one row, and bitmaps in rows of bounded size.
+_FOUR_MAKES = """
+CREATE TABLE state (id INTEGER PRIMARY KEY, sequence INTEGER, boot TEXT, counters TEXT, journals
+    TEXT, crc INTEGER);
+CREATE TABLE bitmap (name TEXT PRIMARY KEY, size TEXT, cursor TEXT, count TEXT, first INTEGER, crc
+    INTEGER) WITHOUT ROWID;
+CREATE TABLE span (name TEXT, first INTEGER, stop INTEGER, following INTEGER, bits BLOB, crc
+    INTEGER, PRIMARY KEY (name, first)) WITHOUT ROWID;
+"""
+_THREE_KEEPS = _THREE[_THREE.index("CREATE TABLE network") :]
+
+_TABLES = {
+    1: _ONE,
+    2: _ONE + _TWO_ADDS,
+    3: _THREE,
+    4: _FOUR_MAKES + _THREE_KEEPS,
+}
 
 
 def statements(version: int = VERSION) -> list[str]:
     """What makes the tables of a version out of an empty file."""
     return [" ".join(text.split()) for text in _TABLES[version].split(";") if text.strip()]
+
+
+def made_by_4() -> list[str]:
+    """The tables that version 4 has in place of those of version 3."""
+    return statements(4)[:3]
 
 
 def added_by_2() -> list[str]:

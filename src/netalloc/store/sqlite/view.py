@@ -14,12 +14,11 @@ What cannot be read is a log whose index is missing: the next process that opens
 write makes it (sqlite.org/wal.html, "Read-Only Databases").
 """
 
+from __future__ import annotations
+
 import os
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from threading import get_ident
-from typing import TypeVar
 from urllib.parse import quote
 
 from netalloc.closing import Closing
@@ -35,7 +34,12 @@ from netalloc.store.sqlite.versions import VERSION
 from netalloc.store.turn import in_the_middle
 from netalloc.values import as_seconds
 
-T = TypeVar("T")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import TypeVar
+
+    T = TypeVar("T")
 
 
 class SqliteView(Closing):
@@ -133,7 +137,7 @@ class SqliteView(Closing):
         file.viewing = 0
         try:
             connection.close()
-            if before is not None and _fingerprint(self.path.stat()) != _fingerprint(before):
+            if before is not None and _fingerprint(os.stat(self.path)) != _fingerprint(before):
                 raise StoreError(f"{self.path} was written to while it was read: read it again")
         finally:
             file.look.release()
@@ -145,20 +149,20 @@ def open_view(path: str | os.PathLike[str], *, timeout: float = 10.0) -> SqliteV
     return SqliteView(path, timeout=timeout)
 
 
-def _uri(path: Path, immutable: bool) -> str:
+def _uri(path: str, immutable: bool) -> str:
     options = "immutable=1" if immutable else "readonly_shm=1"
     return f"file:{quote(os.fsencode(path))}?mode=ro&{options}"
 
 
-def _is_whole(path: Path) -> bool:
+def _is_whole(path: str) -> bool:
     """Whether nothing of the store is in a log. Raises StoreError for one that is out of reach."""
     try:
-        log = Path(f"{path}-wal").stat().st_size
+        log = os.stat(f"{path}-wal").st_size
     except FileNotFoundError:
         return True
     except OSError as error:
         raise StoreError(f"{path}-wal: {error.strerror}") from error
-    if _readable(Path(f"{path}-shm")):
+    if _readable(f"{path}-shm"):
         return False
     if not log:
         return True
@@ -168,7 +172,7 @@ def _is_whole(path: Path) -> bool:
     )
 
 
-def _readable(path: Path) -> bool:
+def _readable(path: str) -> bool:
     return os.access(path, os.R_OK, effective_ids=True)
 
 

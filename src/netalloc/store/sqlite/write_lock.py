@@ -18,24 +18,37 @@ tries again and again, and what it does not have at the end of its time it never
 The file's one record outlives its writer and tells the next one: which process writes and
 why, how many changes the store has seen, and the networks whose kernel part was being
 changed. The store must have seen just as many: a store that was put back to an older state,
-or whose write-ahead log was damaged and therefore passed over, gives itself away.
+or whose write-ahead log was damaged and therefore passed over, gives itself away. It is written
+behind a change, and before one only where the kernel is to be touched, or where the operation is
+none of the usual ones: for those the write lock itself says who has it. Its length, which is
+nothing to the kernel (it begins at one byte), is the number of process and operation.
 """
+
+from __future__ import annotations
 
 import fcntl
 import os
 import stat
-import struct
+import sys
 import time
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.place import look_at
 from netalloc.store.sqlite.writer_record import WriterRecord, is_record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from netalloc.store.sqlite.place import StrPath
+
+
 _QUEUE, _WRITE = 0, 1
-_TURNS = 8
+_TURNS = 16
+# The operations that a lock says by their place here: so it stays, and others come behind it.
+_USUAL = ("", "allocate", "allocate_many", "publish", "release", "release_port")
+_CODES = 64
 _PAGE = 4096
 
 # Seconds between two tries. A change takes some 0.1 ms: the one that is next tries as often; those
@@ -52,14 +65,17 @@ def _nothing() -> None:
 class WriteLock:
     """One process's place in the queue."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StrPath) -> None:
         self.path = path
         self._name = str(path)  # pathlib's stat() takes twice the time
         self._fd: int | None = None
         self._stale: list[int] = []  # another thread may be reading them
         self.give: Callable[[], object] = int  # gives the turn back, in one call of C
-        self._last: tuple[bytes, WriterRecord | None] = b"", None  # what was written here last
+        self._last: tuple[bytes, WriterRecord | None] = b"", None  # what is in it, as of here
         self._turns = 0  # how often it may be taken without queueing
+        self._place = 0, 0  # device and inode of what is open
+        self._takes: dict[str, bytes] = {}  # for an operation, what takes the write lock
+        self.says_who = False  # whether the lock that was taken says it
 
     def enter(
         self,
@@ -75,17 +91,22 @@ class WriteLock:
         """
         deadline = time.monotonic() + timeout
         while True:
-            fd = self._open(before_opening)
+            fd = self._fd if self._fd is not None else self._open(before_opening)
             try:
-                if not (self._turns and _taken(fd, _WRITE)):
-                    self._queue(fd, deadline)
+                take = self._takes.get(operation) or self._take(operation)
+                if not self._turns or not _taken(fd, take):
+                    self._queue(fd, take, deadline)
                 self._turns -= 1
-                if self._is_current(fd):
-                    return self._parsed(_read(fd))
+                self.says_who = operation in self._takes
+                if self._is_current():
+                    data = _read(fd)
+                    if data != self._last[0]:
+                        self._last = data, WriterRecord.parse(data)
+                    return self._last[1]
             except TimeoutError:
                 self._release(fd)
                 raise StoreError(
-                    f"{operation}: waited {timeout:g} s for {self.path}, held by {self._holder()}"
+                    f"{operation}: waited {timeout:g} s for {self.path}, held by {self._holder(fd)}"
                 ) from None
             except BaseException:
                 self._release(fd)
@@ -96,16 +117,19 @@ class WriteLock:
             self._fd = None
 
     def write(self, record: WriterRecord) -> None:
-        """Say what is going on; it stays when this process dies."""
+        """Say what is going on, if it says something else; it stays when this process dies."""
         assert self._fd is not None
+        if record == self._last[1]:
+            return
         data = record.line()
-        self._last = data, record
+        self._last = b"", None
         try:
             done = os.pwrite(self._fd, data, 0)
             while done < len(data):
                 done += os.pwrite(self._fd, data[done:], done)
         except OSError as error:
             raise StoreError(f"lock file {self.path}: {error.strerror}") from error
+        self._last = data, record
 
     def leave(self) -> None:
         """Let the next one in."""
@@ -127,12 +151,14 @@ class WriteLock:
         return self.peek() if fd is None else self._parsed(_read(fd))
 
     def _parsed(self, data: bytes) -> WriterRecord | None:
-        written, record = self._last
-        return record if data == written else WriterRecord.parse(data)
+        known, record = self._last
+        return record if data and data == known else WriterRecord.parse(data)
 
     def close(self) -> None:
         """Give the file back, and the turn with it."""
         self.give = int
+        self._last = b"", None
+        self._takes = {}  # in a forked child they are another process's
         open_files, self._stale = self._stale, []
         if self._fd is not None:
             open_files.append(self._fd)
@@ -140,18 +166,30 @@ class WriteLock:
         for fd in open_files:
             os.close(fd)
 
-    def _queue(self, fd: int, deadline: float) -> None:
-        _wait(fd, _QUEUE, deadline)
-        _wait(fd, _WRITE, deadline)
-        _set(fd, _GIVE[_QUEUE])
+    def _queue(self, fd: int, take: bytes, deadline: float) -> None:
+        _wait(fd, _TAKE_QUEUE, _QUEUED, deadline)
+        _wait(fd, take, _NEXT, deadline)
+        _set(fd, _GIVE_QUEUE)
         self._turns = _TURNS
+
+    def _take(self, operation: str) -> bytes:
+        code = _USUAL.index(operation) if operation in _USUAL else 0
+        usual = _USUAL[code]
+        if usual not in self._takes:
+            length = 1 + os.getpid() * _CODES + code
+            self._takes[usual] = flock(fcntl.F_WRLCK, _WRITE, length)
+        return self._takes[usual]
 
     def _release(self, fd: int) -> None:
         """Give up whatever of it was taken: an interrupt may come right behind the taking."""
         if self._fd == fd:
             _set(fd, _GIVE_BOTH)
 
-    def _holder(self) -> str:
+    def _holder(self, fd: int) -> str:
+        lock = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, flock(fcntl.F_WRLCK, _WRITE, 1))
+        pid, code = divmod(int.from_bytes(lock[16:24], sys.byteorder) - 1, _CODES)
+        if pid and 0 < code < len(_USUAL):
+            return f"process {pid} ({_USUAL[code]})"
         record = self.peek()
         if record is None or not record.pid:
             return "a process that did not say"
@@ -160,7 +198,10 @@ class WriteLock:
     def _open(self, before_opening: Callable[[], None]) -> int:
         if self._fd is None:
             before_opening()
+            self._last = b"", None
             self._fd = self._opened(os.O_RDWR | os.O_CREAT)
+            found = os.fstat(self._fd)
+            self._place = found.st_dev, found.st_ino
             self.give = partial(fcntl.fcntl, self._fd, fcntl.F_OFD_SETLK, _GIVE_BOTH)
         return self._fd
 
@@ -185,27 +226,27 @@ class WriteLock:
             raise
         return fd
 
-    def _is_current(self, fd: int) -> bool:
+    def _is_current(self) -> bool:
         try:
-            return os.path.samestat(os.fstat(fd), os.stat(self._name))  # noqa: PTH116
+            found = os.stat(self._name)
         except FileNotFoundError:
             return False
+        return (found.st_dev, found.st_ino) == self._place
 
 
-def _wait(fd: int, byte: int, deadline: float) -> None:
+def _wait(fd: int, take: bytes, pause: float, deadline: float) -> None:
     """Take a lock within the time there is. Raises TimeoutError, with nothing taken."""
     begin = time.monotonic()
-    while not _taken(fd, byte):
+    while not _taken(fd, take):
         now = time.monotonic()
         if now >= deadline:
             raise TimeoutError
-        often = byte == _WRITE and now - begin < _SOON
-        time.sleep(min(_NEXT if often else _QUEUED, deadline - now))
+        time.sleep(min(pause if now - begin < _SOON else _QUEUED, deadline - now))
 
 
-def _taken(fd: int, byte: int) -> bool:
+def _taken(fd: int, take: bytes) -> bool:
     try:
-        _set(fd, _TAKE[byte])
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, take)
     except BlockingIOError:
         return False
     return True
@@ -218,14 +259,16 @@ def _read(fd: int) -> bytes:
     return data
 
 
-def _flock(kind: int, byte: int, length: int) -> bytes:
-    # struct flock: l_type, l_whence, l_start, l_len, l_pid, as the C compiler lays it out.
-    return struct.pack("@hhqqi4x", kind, os.SEEK_SET, byte, length, 0)
+def flock(kind: int, start: int, length: int) -> bytes:
+    # struct flock: l_type, l_whence, l_start, l_len, l_pid, as the C compiler lays it out; a
+    # length of 0 is all that follows.
+    parts = (kind, 2), (os.SEEK_SET, 6), (start, 8), (length, 8), (0, 8)
+    return b"".join([value.to_bytes(size, sys.byteorder) for value, size in parts])
 
 
-_TAKE = [_flock(fcntl.F_WRLCK, byte, 1) for byte in (_QUEUE, _WRITE)]
-_GIVE = [_flock(fcntl.F_UNLCK, byte, 1) for byte in (_QUEUE, _WRITE)]
-_GIVE_BOTH = _flock(fcntl.F_UNLCK, _QUEUE, 2)
+_TAKE_QUEUE = flock(fcntl.F_WRLCK, _QUEUE, 1)
+_GIVE_QUEUE = flock(fcntl.F_UNLCK, _QUEUE, 1)
+_GIVE_BOTH = flock(fcntl.F_UNLCK, _QUEUE, 0)
 
 
 def _set(fd: int, lock: bytes) -> None:

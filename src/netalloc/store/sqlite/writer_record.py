@@ -1,16 +1,20 @@
 """What the lock file says: who writes and why, and what was under way when a writer died."""
 
-import re
+from __future__ import annotations
+
 import zlib
-from collections.abc import Iterable
-from typing import NamedTuple
+
+from netalloc.light import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # A record is at least that long, so that a shorter one covers the one before. Up to a page it
 # is written in one step. A longer one may be cut off between two pages by a kill: then its
 # checksum is wrong, and everything counts as dirty.
 _LENGTH = 512
 _PADDING = b" " * (_LENGTH - 10) + b"\n"  # what is behind a text of no length and its checksum
-_OURS = re.compile(rb"\0*\Z|\d+\|[^|]*\|[^|]*\|\d+\|", re.ASCII)
 
 
 class WriterRecord(NamedTuple):
@@ -37,7 +41,7 @@ class WriterRecord(NamedTuple):
         return b"%b|%08x" % (data, zlib.crc32(data)) + (_PADDING[len(data) :] or b"\n")
 
     @classmethod
-    def parse(cls, data: bytes) -> "WriterRecord | None":
+    def parse(cls, data: bytes) -> WriterRecord | None:
         """The record in what was read; None for a new file."""
         if not data:
             return None
@@ -52,7 +56,10 @@ class WriterRecord(NamedTuple):
 
 def is_record(data: bytes) -> bool:
     """Whether that may be the beginning of a lock file, and not another file."""
-    return _OURS.match(data) is not None
+    fields = data.split(b"|", 4)
+    return not data.strip(b"\0") or (
+        len(fields) == 5 and fields[0].isdigit() and fields[3].isdigit()
+    )
 
 
 def _spans(numbers: Iterable[int]) -> list[str]:
