@@ -1,4 +1,4 @@
-"""What durability costs, in one table, beside CNI's host-local on the same work.
+"""What durability costs, in one table, beside CNI's host-local and bare SQLite on the same work.
 
 Where CNI's plugins are not at /usr/lib/cni (Debian: containernetworking-plugins) their row
 is left out, and says so. Everything is made in a temporary folder and removed.
@@ -6,6 +6,7 @@ is left out, and says so. Everything is made in a temporary folder and removed.
 
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Barrier, Thread
 
+import netalloc
 from netalloc import NetworkManager
 
 NETWORK = "10.0.0.1/8"
@@ -68,10 +70,28 @@ def prepared(folder: Path, held: int) -> Path:
 def process(store: Path) -> None:
     """What a plugin does that is started for one container, Python's own start included."""
     code = (
-        "import sys\nfrom netalloc import NetworkManager\n"
-        "with NetworkManager.open('br0', sys.argv[1]) as manager: manager.allocate('cold')"
+        f"import sys; sys.path[:0] = {sys.path[1:]!r}\nimport netalloc\n"
+        f"netalloc.__path__ = {list(netalloc.__path__)!r}\n"
+        "with netalloc.NetworkManager.open('br0', sys.argv[1]) as one: one.allocate('cold')"
     )
-    subprocess.run([sys.executable, "-c", code, str(store)], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, str(store)], check=True)
+
+
+def bare_process(store: Path) -> None:
+    """The least of it: Python, its sqlite3, and the rows of a lease in a file like ours."""
+    code = (
+        "import sqlite3, sys, time\n"
+        "raw = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
+        "raw.execute('PRAGMA synchronous = NORMAL')\n"
+        "raw.execute('BEGIN IMMEDIATE')\n"
+        "((n,),) = raw.execute('SELECT max(ordinal) + 1 FROM lease').fetchall()\n"
+        "raw.execute('INSERT INTO lease VALUES (1, ?, ?, 0, ?, NULL, ?, 1)',"
+        " (n, n, 'cold', time.time_ns()))\n"
+        "raw.execute('UPDATE state SET sequence = sequence + 1')\n"
+        "raw.execute('COMMIT')\n"
+        "raw.close()"
+    )
+    subprocess.run([sys.executable, "-I", "-S", "-c", code, str(store)], check=True)
 
 
 def host_local(folder: Path, held: int) -> float:
@@ -129,6 +149,13 @@ def main() -> None:
         stores = [prepared(folder, held) for held in HELD]
         whole = [microseconds(lambda s=s: process(s), 1, 15) / 1e3 for s in stores]
         row("netalloc: start, open the file, allocate, end", *(f"{v:.1f}" for v in whole))
+        copies = [store.with_suffix(".bare") for store in stores]
+        for store, copy in zip(stores, copies, strict=True):
+            shutil.copy(store, copy)
+            if Path(f"{store}-wal").exists():
+                shutil.copy(f"{store}-wal", f"{copy}-wal")
+        bare = [microseconds(lambda c=c: bare_process(c), 1, 15) / 1e3 for c in copies]
+        row("bare sqlite3 writing the same lease", *(f"{v:.1f}" for v in bare))
         if os.access(HOST_LOCAL, os.X_OK):
             peers = [host_local(folder, held) for held in HELD]
             row("CNI host-local, ADD", *(f"{value:.1f}" for value in peers))
