@@ -21,9 +21,11 @@ _BUSY = 5.0  # seconds: only programs that do not queue at the lock file are wai
 _LONG_LOG = 1 << 20  # bytes: some 35 changes, among which the write-back and sync is shared
 
 _PAGE = 4096  # what a store is made with: SQLite's own choice since 2016
+NO_ROOM = "no room left on the disk"
+
 # SQLite's messages (sqlite3ErrStr in its source) that say nothing of the file's contents.
 _MEANINGS = (
-    ("is full", "no room left on the disk ({text}); nothing was changed"),
+    ("is full", NO_ROOM + " ({text}); nothing was changed"),
     ("I/O error", "{text}: is the disk full, or failing? Nothing was changed"),
     ("UNIQUE constraint", "a record of that key is there already ({text})"),
     ("unable to open", "{text}: are folder and file there, and writable?"),

@@ -44,8 +44,9 @@ _SHARED = flock(fcntl.F_RDLCK, 0x40000002, 510)
 
 # Pages of the log, 32 MB, after which it is written back into the file, by the commit that makes
 # it so long. After 1,000, SQLite's own choice, one allocation in 300 pays for that, and waits for
-# the disk; so it is one in 2,600.
+# the disk; so it is one in 2,600. Of a small filesystem it takes a sixteenth of what is free.
 _LOG = 8_000
+_SHORT_LOG = 250
 
 
 class StoreFile:
@@ -85,7 +86,7 @@ class StoreFile:
         if known is not None and known.is_current:
             return known
         session = self._current(known)
-        session.execute(f"PRAGMA wal_autocheckpoint = {_LOG}")
+        session.execute(f"PRAGMA wal_autocheckpoint = {_log_pages(self.path)}")
         abort = session.abort
         self._writer = session
         self.abort = abort
@@ -133,6 +134,14 @@ class StoreFile:
             self.writing = None
         elif writer is not None:
             writer.rollback()
+
+    def make_room(self) -> None:
+        """Give back what the log takes of a disk that is full. The caller has `turn`."""
+        if self._writer is not None:
+            try:
+                self._writer.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+            except StoreError:
+                pass  # it is as full as it was
 
     def end_view(self) -> None:
         """End what is being viewed, as far as it came. The caller has `look`."""
@@ -253,6 +262,15 @@ class StoreFile:
         self._surveyor = self._reader = self._writer = None
         self.surveying = 0
         self.lock.close()
+
+
+def _log_pages(path: str) -> int:
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return _SHORT_LOG  # it is gone, as what uses it next will say
+    free = found.f_bavail * found.f_frsize // 4096
+    return max(_SHORT_LOG, min(_LOG, free // 16))
 
 
 def _share(fd: int, deadline: float, path: StrPath) -> None:

@@ -12,6 +12,7 @@ from netalloc.store.sqlite.table import SqliteTable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from netalloc.store.protocol import R
@@ -22,6 +23,18 @@ STATE = "SELECT * FROM state"
 _WRITE = "UPDATE state SET sequence = ?, boot = ?, counters = ?, journals = ?, crc = ? WHERE id = 0"
 _SEED = zlib.crc32(b"state")
 _UNKNOWN = (-1, -1)
+
+
+class _Tables(dict):  # type: ignore[type-arg]  # its types are for the checker alone
+    """The tables over a session, by kind; each is made when it is first asked for."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def __missing__(self, kind: type[R]) -> SqliteTable[R]:
+        session = self._session
+        made = self[kind] = SqliteTable(kind, session, session.counters)
+        return made
 
 
 class Session(Connection):
@@ -38,14 +51,8 @@ class Session(Connection):
         self.bitmaps = SqliteBitmaps(self)
         self._stamp = _UNKNOWN  # of the state row that all this is as of; none during a change
         self._seen = _UNKNOWN  # the same, as it was when the change or the view began
-        self._tables: dict[type[Any], SqliteTable[Any]] = {}
-
-    def table(self, kind: type[R]) -> SqliteTable[R]:
-        """The records of a kind."""
-        found = self._tables.get(kind)
-        if found is None:
-            found = self._tables[kind] = SqliteTable(kind, self, self.counters)
-        return found
+        # The records of a kind, as a function in C where it was asked for before.
+        self.table: Callable[[type[R]], SqliteTable[R]] = _Tables(self).__getitem__
 
     @property
     def version(self) -> int:

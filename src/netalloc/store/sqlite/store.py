@@ -28,6 +28,7 @@ from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.host.boot import boot_id
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
+from netalloc.store.sqlite.connection import NO_ROOM
 from netalloc.store.sqlite.opening import Opening
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.transaction import SqliteTransaction
@@ -110,9 +111,11 @@ class SqliteStore(Closing):
             if not tx.over:
                 tx.commit()
             return result
-        except BaseException:
+        except BaseException as error:
             if mine:
                 file.undo()
+                if isinstance(error, StoreError) and NO_ROOM in str(error):
+                    file.make_room()
             raise
         finally:
             # What undo() does in good order, and may be interrupted in, happens in any case.
