@@ -37,7 +37,7 @@ def slowed(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     tree = copy / "_alloc" / "tree.pxi"
     marker = "    t.used += 1\n    t.cursor = i + 1\n"
     text = tree.read_text()
-    assert text.count(marker) == 1
+    assert text.count(marker) == 2  # the quick way, and the other
     tree.write_text(text.replace(marker, marker + "    drop_cached_leaf(t)\n"))
     return compiled(copy / "_alloc.pyx", "netalloc._alloc", copy)
 
