@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import growth_operations as operations
+import growth_edges as edges
 import growth_places as places
 from growth import Place
 from growth_operations import ALL, VIEWS, Operation
@@ -36,14 +36,14 @@ def _among_networks() -> Case:
     return Case(
         standing(places.networks),
         standing(nothing),
-        {**ALL, **operations.NETWORKS},
+        {**ALL, **edges.NETWORKS},
         ("file",),
     )
 
 
 def _cold(fill: Callable[[Place], None], *, soak: bool = False) -> Case:
     few = places.at_rest(nothing)
-    return Case(places.at_rest(fill), few, operations.COLD, ("file",), soak)
+    return Case(places.at_rest(fill), few, edges.COLD, ("file",), soak)
 
 
 def _full(make: Callable[[int], Make], wanted: Mapping[str, Operation]) -> Case:
@@ -72,10 +72,10 @@ CASES: dict[str, Case] = {
     "1,000 host addresses": _case(places.host_addresses, *_LISTED),
     "3,000 blocks": _case(places.blocks),
     "100 networks": _among_networks(),
-    "all addresses held": _full(places.full_network, operations.NOTHING_LEFT),
-    "all addresses cooling": _full(places.cooling_network, operations.ALL_COOLING),
-    "all ports published": _ports(places.full_ports, operations.NO_PORT_LEFT),
-    "every second port published": _ports(places.fragmented_ports, operations.NO_GAP),
+    "all addresses held": _full(places.full_network, edges.NOTHING_LEFT),
+    "all addresses cooling": _full(places.cooling_network, edges.ALL_COOLING),
+    "all ports published": _ports(places.full_ports, edges.NO_PORT_LEFT),
+    "every second port published": _ports(places.fragmented_ports, edges.NO_GAP),
     "cold, 1,000 held": _cold(lambda at: crowd(at, 1_000)),
     "cold, 50,000 held": _cold(lambda at: crowd(at, 50_000)),
     "cold, 100 networks": _cold(places.networks),

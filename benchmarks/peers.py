@@ -54,7 +54,7 @@ class Peer:
 
 
 class Ours(Peer):
-    name = "netalloc.Bitmap"
+    name = "netalloc"
     fill = 1_000_000
 
     def __init__(self, size: int) -> None:
@@ -75,7 +75,7 @@ class Ours(Peer):
 
 
 class Bitarray(Peer):
-    name = "bitarray, find"
+    name = "bitarray, `find`"
     needs = "bitarray"
 
     def __init__(self, size: int) -> None:
@@ -103,7 +103,7 @@ class Bitarray(Peer):
 
 
 class Bytes(Bitarray):
-    name = "bytearray, find"
+    name = "bytearray, `find`"
     needs = ""
 
     def __init__(self, size: int) -> None:
@@ -117,7 +117,7 @@ class Bytes(Bitarray):
 
 
 class Numpy(Peer):
-    name = "numpy, bool array, argmin"
+    name = "numpy, a bool array and `argmin`"
     needs = "numpy"
 
     def __init__(self, size: int) -> None:
@@ -163,7 +163,7 @@ class Dict(Peer):
 
 
 class Hosts(Peer):
-    name = "hosts() and a set"
+    name = "`hosts()` and a set"
     whole = False  # 1.8 GiB
     half = False
 
@@ -186,7 +186,7 @@ class Hosts(Peer):
 
 
 class Netaddr(Peer):
-    name = "netaddr.IPSet of the free"
+    name = "netaddr `IPSet` of the free"
     needs = "netaddr"
     fill = 300
     half = whole = False
@@ -206,7 +206,7 @@ class Netaddr(Peer):
 
 
 class AddrPool(Peer):
-    name = "pyroute2 AddrPool"
+    name = "pyroute2 `AddrPool` (first fit)"
     needs = "pyroute2"
     fill = 20_000
     half = whole = False
