@@ -1,7 +1,6 @@
 """Putting a manager together: store, claim, network, kernel, in an order that undoes itself."""
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import ExitStack
 from hashlib import blake2s
@@ -81,8 +80,8 @@ def assemble(
             if network is None:
                 continue  # another process was quicker: look again
             leases = _service(host, network, mappings, probe)
-            own = store is None or isinstance(store, str | bytes | os.PathLike)
-            leases.calls_back = not (own and part is None and probe is None)
+            ours = type(host.store).__module__.startswith("netalloc.store.")
+            leases.calls_back = not (ours and part is None and probe is None)
             if known and not host.store.persistent:
                 leases.committer.reconcile()
             else:

@@ -6,18 +6,14 @@ noted thing back to what it was, from the last to the first, and takes a note aw
 that is done. So it may be cut off anywhere and begun again: the next change does that.
 """
 
-from collections.abc import Callable
-from functools import partial
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any
 
 from netalloc._alloc import MemoryState, MemoryTurn, RecordTable
 from netalloc.errors import ClosedError, NetallocError, StoreError
 from netalloc.store import fork
 from netalloc.store.records import TABLES
 from netalloc.store.turn import in_the_middle
-
-T = TypeVar("T")
 
 
 class MemoryStore(MemoryTurn):
@@ -41,10 +37,6 @@ class MemoryStore(MemoryTurn):
 
     def after_fork(self) -> None:
         """Nothing: the count of forks says it."""
-
-    def view(self, work: "Callable[[MemoryTransaction], T]") -> T:
-        """A turn as any other: in memory it is over at once."""
-        return self.run("view", partial(_viewed, work))
 
     def begin(self, operation: str, *, durable: bool = False) -> "MemoryTransaction":
         """A change step by step; see Store."""
@@ -95,13 +87,6 @@ class MemoryStore(MemoryTurn):
         if self._closed:
             return ClosedError(f"{operation}: the store in memory is closed")
         return in_the_middle(operation)
-
-
-def _viewed(work: "Callable[[MemoryTransaction], T]", tx: "MemoryTransaction") -> T:
-    result = work(tx)
-    if tx._journal or tx._touched:
-        tx.rollback()
-    return result
 
 
 class MemoryTransaction(MemoryState):
