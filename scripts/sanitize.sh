@@ -30,4 +30,4 @@ PYTHONMALLOC=malloc \
     "$place/bin/python" -m pytest -q -p no:cacheprovider \
     tests/test_bitmap.py tests/test_subnet.py tests/test_ip_allocator.py tests/test_cooldown.py \
     tests/test_conversions.py tests/test_threads.py tests/test_no_memory.py \
-    tests/test_core_hostile.py tests/test_core_reentry.py tests/test_few.py "$@"
+    tests/test_core_hostile.py tests/test_core_reentry.py tests/test_few.py tests/test_record_table.py "$@"

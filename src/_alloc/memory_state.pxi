@@ -168,6 +168,39 @@ cdef class MemoryTurn:
         finally:
             self.release()
 
+    def view(self, work, /):
+        """What `work(tx)` makes of it; what it changes is undone."""
+        return self.viewed(work, None)
+
+    def run_view(self, work, calls, /):
+        """The same for a manager: its closing waits for the turn. Raises ClosedError."""
+        if calls.closed:
+            calls.refuse()
+        return self.viewed(work, calls)
+
+    cdef object viewed(self, work, calls):
+        cdef MemoryState state = self.state
+        self.acquire()
+        try:
+            if self._taken or self._closed or self.forks != na_forks:
+                raise self._refusal("view")
+            if calls is not None and calls.closed:      # while it waited
+                calls.refuse()
+            self._taken = True
+            try:
+                if state._journal or state._touched:        # an interrupt left it
+                    state.rollback()
+                state._committing = False
+                return work(state)
+            finally:
+                try:
+                    if state._journal or state._touched:
+                        state.rollback()
+                finally:
+                    self._taken = False
+        finally:
+            self.release()
+
     def run_change(self, operation, change, committer, calls, /):
         """What `change(made)` returns, in a turn: records, then the kernel, then the commit.
 

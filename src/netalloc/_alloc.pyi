@@ -683,6 +683,15 @@ class MemoryTurn:
     def run(self, operation: str, work: Callable[[Any], _T], *, durable: bool = False) -> _T:
         """Make a change as soon as no other thread is in the middle of one."""
 
+    def view(self, work: Callable[[Any], _T], /) -> _T:
+        """What `work(tx)` makes of it; what it changes is undone."""
+
+    def run_view(self, work: Callable[[Any], _T], calls: Any, /) -> _T:
+        """The same for a manager: its closing waits for the turn.
+
+        Raises ClosedError where calls are closed.
+        """
+
     def run_change(
         self,
         operation: str,

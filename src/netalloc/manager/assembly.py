@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from functools import partial
 from ipaddress import IPv4Network
@@ -88,8 +87,8 @@ def assemble(
             if network is None:
                 continue  # another process was quicker: look again
             leases = _service(host, network, mappings, probe)
-            own = store is None or isinstance(store, str | bytes | os.PathLike)
-            leases.calls_back = not (own and part is None and probe is None)
+            ours = type(host.store).__module__.startswith("netalloc.store.")
+            leases.calls_back = not (ours and part is None and probe is None)
             if known and not host.store.persistent:
                 leases.committer.reconcile()
             else:

@@ -107,6 +107,8 @@ class Committer:
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that is under way in a file."""
+        if self._memory is not None:
+            return self._memory.run_view(view, self._calls)
         return self._calls.run(object(), partial(self.store.view, view))
 
     def survey(self, view: Callable[[Transaction], T]) -> T:

@@ -274,8 +274,10 @@ class NetworkManager(Closing):
 
         By address. Raises InvalidValueError for a label without a value.
         """
-        pair = None if label is None else _label(label)
-        return self._interfaces(self._leases.find(as_optional_text(owner, "owner"), pair))
+        if owner is not None and not is_plain_text(owner, MAX_TEXT):
+            owner = as_text(owner, "owner")
+        found = self._leases.find(owner, None if label is None else _label(label))
+        return self._interfaces(found)
 
     def release(self, owner: str) -> int:
         """Release all that an owner has here; how many interfaces that were.

@@ -6,10 +6,8 @@ noted thing back to what it was, from the last to the first, and takes a note aw
 that is done. So it may be cut off anywhere and begun again: the next change does that.
 """
 
-from collections.abc import Callable
-from functools import partial
 from threading import RLock
-from typing import Any, TypeVar
+from typing import Any
 
 from netalloc._alloc import MemoryState, MemoryTurn, RecordTable
 from netalloc.errors import ClosedError, NetallocError, StoreError
@@ -17,8 +15,6 @@ from netalloc.store import fork
 from netalloc.store.memory_survey import Survey
 from netalloc.store.records import TABLES
 from netalloc.store.turn import in_the_middle
-
-T = TypeVar("T")
 
 
 class MemoryStore(MemoryTurn):
@@ -42,10 +38,6 @@ class MemoryStore(MemoryTurn):
 
     def after_fork(self) -> None:
         """Nothing: the count of forks says it."""
-
-    def view(self, work: "Callable[[MemoryTransaction], T]") -> T:
-        """A turn as any other: in memory it is over at once."""
-        return self.run("view", partial(_viewed, work))
 
     def survey(self, work: Callable[[Any], T]) -> T:
         """What is there is copied in a turn, and looked at without one."""
@@ -100,13 +92,6 @@ class MemoryStore(MemoryTurn):
         if self._closed:
             return ClosedError(f"{operation}: the store in memory is closed")
         return in_the_middle(operation)
-
-
-def _viewed(work: "Callable[[MemoryTransaction], T]", tx: "MemoryTransaction") -> T:
-    result = work(tx)
-    if tx._journal or tx._touched:
-        tx.rollback()
-    return result
 
 
 class MemoryTransaction(MemoryState):

@@ -47,7 +47,7 @@ class StoredBitmap(Protocol):
 
 
 class Table(Protocol[R]):
-    """All records of one kind."""
+    """All records of one kind. One that is false is empty; one that is true may be."""
 
     def get(self, *key: Value) -> R | None:
         """The record of that key."""
