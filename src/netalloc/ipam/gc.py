@@ -4,7 +4,7 @@ To look is to read all leases, so it is done in a view, which holds nothing up; 
 then entered, or ended, in changes of a bounded size, each of which looks at its own part again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from netalloc.ipam.addresses import Addresses
@@ -66,6 +66,11 @@ def dead(tx: Transaction, suspects: Iterable[GcCandidate]) -> list[Lease]:
     table = tx.table(GcCandidate)
     found = [_lease(tx, one) for one in suspects if table.get(one.network, one.ordinal) == one]
     return [lease for lease in found if lease is not None]
+
+
+def parts(records: list[GcCandidate], size: int) -> Iterator[list[GcCandidate]]:
+    """The records, so many at a time."""
+    return (records[i : i + size] for i in range(0, len(records), size))
 
 
 def _lease(tx: Transaction, one: GcCandidate) -> Lease | None:

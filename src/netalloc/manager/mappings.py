@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from ipaddress import IPv4Address, IPv6Address
 
 from netalloc.errors import NotAllocatedError
-from netalloc.host.watch_turn import WatchTurn
 from netalloc.manager.undo import attempt
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.kernel import KernelMappings
@@ -134,6 +133,8 @@ class SharedMappings(ExclusiveMappings):
         network: int,
     ) -> Watch:
         """The same, in one process at a time; what others of the store change is no repair."""
+        from netalloc.host.watch_turn import WatchTurn
+
         turn = WatchTurn(network)
         return self._kernel.watch(repair, on_repair, desired=desired, turn=turn)
 
