@@ -27,7 +27,7 @@ from netalloc.errors import NetallocError, StaleLeaseError, StoreError
 from netalloc.manager.host_store import callbacks
 from netalloc.manager.manager import NetworkManager
 from netalloc.model import ReconcileResult
-from netalloc.portmap.watch import Watch
+from netalloc.portmap.watch import Watch, Work
 from netalloc.store.memory import MemoryStore
 from netalloc.store.sqlite.store import SqliteStore
 from test_interrupts import run_in_child
@@ -243,7 +243,8 @@ def test_a_call_from_on_repair(host: Host) -> None:
         answers.append(host.manager.reconcile())
         reported.set()
 
-    with Watch(monitor, host.manager.reconcile, on_repair):  # type: ignore[arg-type]
+    work = Work(host.manager.reconcile)
+    with Watch(lambda: monitor, work, on_repair):  # type: ignore[arg-type, return-value]
         host.manager._leases.mappings.cleanup()
         monitor.events.put(True)
         assert reported.wait(DEADLINE)

@@ -12,7 +12,7 @@ from netalloc.store.records import GcCandidate, Lease
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from netalloc.store.protocol import Transaction
 
@@ -71,6 +71,11 @@ def dead(tx: Transaction, suspects: Iterable[GcCandidate]) -> list[Lease]:
     table = tx.table(GcCandidate)
     found = [_lease(tx, one) for one in suspects if table.get(one.network, one.ordinal) == one]
     return [lease for lease in found if lease is not None]
+
+
+def parts(records: list[GcCandidate], size: int) -> Iterator[list[GcCandidate]]:
+    """The records, so many at a time."""
+    return (records[i : i + size] for i in range(0, len(records), size))
 
 
 def _lease(tx: Transaction, one: GcCandidate) -> Lease | None:

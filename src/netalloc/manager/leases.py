@@ -27,7 +27,7 @@ if sys.version_info < (3, 11):
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from typing import TypeVar
 
     from netalloc.manager.stale_flows import StaleFlows
@@ -261,13 +261,13 @@ class LeaseService:
         which no lock is held for more than a part.
         """
         found = self.survey(lambda tx: gc.look(self.addresses, tx, living, grace))
-        for some in _parts(found.cleared, _NOTED):
+        for some in gc.parts(found.cleared, _NOTED):
             self.run("gc", partial(_noted, gc.clear, some))
-        for some in _parts(found.fresh, _NOTED):
+        for some in gc.parts(found.fresh, _NOTED):
             self.run("gc", partial(_noted, gc.note, some))
         ended: list[Lease] = []
         failures: list[Exception] = []
-        for some in _parts(found.dead, _ENDED):
+        for some in gc.parts(found.dead, _ENDED):
             self._end_dead(some, ended, failures)
         if failures:
             raise ExceptionGroup("not everything was released", failures)
@@ -439,10 +439,6 @@ def _noted(
     enter: Callable[[Transaction, list[GcCandidate]], None], some: list[GcCandidate], made: Change
 ) -> None:
     enter(made.tx, some)
-
-
-def _parts(records: list[GcCandidate], size: int) -> Iterator[list[GcCandidate]]:
-    return (records[i : i + size] for i in range(0, len(records), size))
 
 
 def _labels(tx: Transaction, lease: Lease) -> dict[str, str]:

@@ -6,14 +6,13 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from ipaddress import IPv4Network
 from threading import Lock
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import ref
 
 from netalloc.errors import InUseError, InvalidValueError, NetallocError
 from netalloc.host.conntrack import Flows
 from netalloc.host.links import check_name
 from netalloc.host.netns import HomeNamespace
-from netalloc.host.watch_turn import WatchTurn
 from netalloc.locks import holding
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
@@ -23,6 +22,9 @@ from netalloc.values import as_flag, as_text, shown
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
+
+if TYPE_CHECKING:
+    from netalloc.host.watch_turn import WatchTurn
 
 logger = logging.getLogger(__name__)
 
@@ -178,7 +180,7 @@ class KernelMappings:
         on_repair: Callable[[ReconcileResult], None] | None = None,
         *,
         desired: Callable[[], Collection[PortMapping]] | None = None,
-        turn: WatchTurn | None = None,
+        turn: "WatchTurn | None" = None,
     ) -> Watch:
         """Run `repair` now, and whenever another program changes our rules.
 

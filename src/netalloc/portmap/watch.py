@@ -5,13 +5,15 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from netalloc.closing import Closing
 from netalloc.host.rule_monitor import ELEMENTS, RULES, RuleMonitor
-from netalloc.host.watch_turn import WatchTurn
 from netalloc.locks import locked
 from netalloc.model import ReconcileResult
+
+if TYPE_CHECKING:
+    from netalloc.host.watch_turn import WatchTurn
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +48,7 @@ class Watch(Closing):
         make_monitor: Callable[[], RuleMonitor],
         work: Work,
         on_repair: Callable[[ReconcileResult], None] | None = None,
-        turn: WatchTurn | None = None,
+        turn: "WatchTurn | None" = None,
     ) -> None:
         self._make_monitor = make_monitor
         self._work = work
