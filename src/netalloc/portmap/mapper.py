@@ -23,9 +23,11 @@ class PortMapper:
     protocol and serves no other mapper. With `bridge`, and its `network` (default: that of
     the bridge's address), the containers also reach each other through host ports, and the
     host reaches them from 127.0.0.1: netalloc.portmap.bridge_settings says what that changes
-    on the host. `name` is what chains or tables are called after; two mappers on a host need
-    two names. `forward` also accepts the containers' packets in the FORWARD chain, for hosts
-    where that drops by default; it takes iptables, whatever the backend. Safe for threads.
+    on the host. `name` is what chains or tables are called after. With nftables the mappers of
+    several networks share the table of a name, and each may lead into its own network alone;
+    with iptables two mappers on a host need two names. `forward` also accepts the containers'
+    packets in the FORWARD chain, for hosts where that drops by default; it takes iptables,
+    whatever the backend. Safe for threads.
     Raises OutOfRangeError and InUseError for bad arguments.
 
     >>> mapper = PortMapper("null")

@@ -6,8 +6,9 @@ noted thing back to what it was, from the last to the first, and takes a note aw
 that is done. So it may be cut off anywhere and begun again: the next change does that.
 """
 
+from __future__ import annotations
+
 from threading import RLock
-from typing import Any
 
 from netalloc._alloc import MemoryState, MemoryTurn, RecordTable
 from netalloc.errors import ClosedError, NetallocError, StoreError
@@ -15,6 +16,13 @@ from netalloc.store import fork
 from netalloc.store.memory_survey import Survey
 from netalloc.store.records import TABLES
 from netalloc.store.turn import in_the_middle
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, TypeVar
+
+    T = TypeVar("T")
 
 
 class MemoryStore(MemoryTurn):
@@ -43,7 +51,7 @@ class MemoryStore(MemoryTurn):
         """What is there is copied in a turn, and looked at without one."""
         return work(self.view(lambda tx: Survey(tx, tx.coded())))
 
-    def begin(self, operation: str, *, durable: bool = False) -> "MemoryTransaction":
+    def begin(self, operation: str, *, durable: bool = False) -> MemoryTransaction:
         """A change step by step; see Store."""
         self._turn.acquire()
         if self._taken or self._closed or self.foreign:
@@ -56,7 +64,7 @@ class MemoryStore(MemoryTurn):
         tx.ends_turn = True
         return tx
 
-    def read(self) -> "MemoryTransaction":
+    def read(self) -> MemoryTransaction:
         """A view step by step."""
         return self.begin("read")
 

@@ -23,6 +23,7 @@ from netalloc.host.links import check_name
 from netalloc.host.netlink import explaining
 from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
+from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.bridge_settings import BridgeSettings
 from netalloc.portmap.iptables import commands, rules
@@ -66,46 +67,46 @@ class Iptables:
         self._known: ChainState | None = None
         self._lock = RLock()
 
+    @locked
     def setup(self) -> None:
         """Make the fixed part; a predecessor's mappings stay and keep working.
 
         Raises InterfaceError when there is no such bridge, InUseError when the chains are
         another program's, CommandError when iptables fails: before anything has changed.
         """
-        with self._lock:
-            self._home.check()
-            self._settings.check()
-            nat = commands.read("nat")["nat"]
-            self._refuse_taken(nat)
-            other, present = commands.other_variant()
-            if self.chain in present:
-                logger.warning(
-                    "iptables-%s has a chain %s, too: what it maps stays in effect",
-                    other,
-                    self.chain,
-                )
-            try:
-                self._mend(None)
-            except BaseException:
-                if self.chain not in nat:
-                    self._undo_setup()
-                raise
+        self._home.check()
+        self._settings.check()
+        nat = commands.read("nat")["nat"]
+        self._refuse_taken(nat)
+        other, present = commands.other_variant()
+        if self.chain in present:
+            logger.warning(
+                "iptables-%s has a chain %s, too: what it maps stays in effect",
+                other,
+                self.chain,
+            )
+        try:
+            self._mend(None)
+        except BaseException:
+            if self.chain not in nat:
+                self._undo_setup()
+            raise
 
+    @locked
     def cleanup(self) -> None:
         """Remove our chains and the rules that lead to them; what is missing is no error."""
-        with self._lock:
-            self._home.check()
-            state = self._read(bridged=False)
-            self._refuse_taken(state["nat"])
-            if bridged := self.bridge is not None and has_table("mangle"):
-                state |= commands.read("mangle")
-            self._settings.withdraw()
-            # nat first: as long as there are mappings, there is the guard.
-            ours = self._wanted((), bridged=bridged)
-            for table in ("nat", "mangle", "raw"):
-                if table in state and (lines := removal(state[table], ours[table], self.chain)):
-                    commands.restore({table: lines})
-            self._known = None
+        self._home.check()
+        state = self._read(bridged=False)
+        self._refuse_taken(state["nat"])
+        if bridged := self.bridge is not None and has_table("mangle"):
+            state |= commands.read("mangle")
+        self._settings.withdraw()
+        # nat first: as long as there are mappings, there is the guard.
+        ours = self._wanted((), bridged=bridged)
+        for table in ("nat", "mangle", "raw"):
+            if table in state and (lines := removal(state[table], ours[table], self.chain)):
+                commands.restore({table: lines})
+        self._known = None
 
     def _undo_setup(self) -> None:
         try:
@@ -113,6 +114,7 @@ class Iptables:
         except NetallocError as error:
             logger.warning("what a failed set-up made stays, in part: %s", error)
 
+    @locked
     def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
         """Remove, then add, in one iptables-restore.
 
@@ -122,41 +124,40 @@ class Iptables:
         """
         if not add and not remove:
             return
-        with self._lock:
-            self._home.check()
-            # In the middle of a change, an interrupt leaves it unknown what is there.
-            known, self._known = self._known or self._list(), None
-            retry = RetryPolicy()
-            while True:
-                try:
-                    change = known.change(add, remove, self.chain)
-                    commands.restore({"nat": change.lines()})
-                    break
-                except NetallocError as error:
-                    # What was believed may be out of date; if it is not, that is the answer.
-                    now = self._list()
-                    if retry.ends(error, changed=now != known):
-                        raise
-                    known = now
-            change.done()
-            self._known = known
+        self._home.check()
+        # In the middle of a change, an interrupt leaves it unknown what is there.
+        known, self._known = self._known or self._list(), None
+        retry = RetryPolicy()
+        while True:
+            try:
+                change = known.change(add, remove, self.chain)
+                commands.restore({"nat": change.lines()})
+                break
+            except NetallocError as error:
+                # What was believed may be out of date; if it is not, that is the answer.
+                now = self._list()
+                if retry.ends(error, changed=now != known):
+                    raise
+                known = now
+        change.done()
+        self._known = known
 
+    @locked
     def mappings(self) -> list[PortMapping]:
         """What the kernel has now; rules in our chains that map nothing are left out."""
-        with self._lock:
-            self._home.check()
-            self._known = self._list()
-            return list(self._known.present.values())
+        self._home.check()
+        self._known = self._list()
+        return list(self._known.present.values())
 
+    @locked
     def reconcile(self, desired: Collection[PortMapping]) -> ReconcileResult:
         """Bring chains and settings to what they should be, touching only what differs.
 
         With nothing to do it takes about twice as long as iptables-save: 5 ms, and 0.1 to
         0.3 s with 16,000 mappings.
         """
-        with self._lock:
-            self._home.check()
-            return self._mend(desired)
+        self._home.check()
+        return self._mend(desired)
 
     def agrees(self, desired: Collection[PortMapping]) -> bool:
         """Whether the chains are as reconcile() would make them."""

@@ -11,6 +11,7 @@ from threading import RLock
 from netalloc.errors import CommandError
 from netalloc.host.links import check_name
 from netalloc.host.netns import HomeNamespace
+from netalloc.locks import locked
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.difference import RuleDiff, removal
 from netalloc.portmap.iptables.rules import Rules
@@ -30,35 +31,35 @@ class ForwardAccept:
         self._home = HomeNamespace()
         self._lock = RLock()
 
+    @locked
     def reconcile(self) -> tuple[str, ...]:
         """Add what is missing, remove what is too much, and say what it was.
 
         When Docker came after us, the jump moves to its chain. Raises CommandError when
         iptables fails.
         """
-        with self._lock:
-            self._home.check()
-            for attempt in (1, 2, 3):
-                have = commands.read("filter")["filter"]
-                difference = RuleDiff(self.name)
-                lines = difference.lines("filter", have, self._wanted(have), self._jumps)
-                try:
-                    if lines:
-                        commands.restore({"filter": lines})
-                    return tuple(difference.structure)
-                except CommandError:
-                    # Another program changed the table in between, and Docker does so often.
-                    if attempt == 3 or commands.read("filter")["filter"] == have:
-                        raise
-            raise AssertionError("the last attempt returns or raises")
+        self._home.check()
+        for attempt in (1, 2, 3):
+            have = commands.read("filter")["filter"]
+            difference = RuleDiff(self.name)
+            lines = difference.lines("filter", have, self._wanted(have), self._jumps)
+            try:
+                if lines:
+                    commands.restore({"filter": lines})
+                return tuple(difference.structure)
+            except CommandError:
+                # Another program changed the table in between, and Docker does so often.
+                if attempt == 3 or commands.read("filter")["filter"] == have:
+                    raise
+        raise AssertionError("the last attempt returns or raises")
 
+    @locked
     def cleanup(self) -> None:
         """Remove chain and jumps; what is missing already is no error."""
-        with self._lock:
-            self._home.check()
-            have = commands.read("filter")["filter"]
-            if lines := removal(have, self._jumps, self.name):
-                commands.restore({"filter": lines})
+        self._home.check()
+        have = commands.read("filter")["filter"]
+        if lines := removal(have, self._jumps, self.name):
+            commands.restore({"filter": lines})
 
     @property
     def _jumps(self) -> Rules:

@@ -124,8 +124,6 @@ class Nftables:
         with self._explaining:
             self._home.check()
             before = self._register.is_joined()
-            if not before:
-                self._register.check()
             try:
                 self._restore()
                 self._earlier.take_over(self._own)
@@ -145,7 +143,10 @@ class Nftables:
 
     def _undo_setup(self) -> None:
         try:
-            self.cleanup()
+            if self._register.is_joined():
+                self.cleanup()
+            else:  # refused, before the settings were touched
+                self._register.remove_empty()
         except NetallocError as error:
             logger.warning("what a failed set-up made stays, in part: %s", error)
 
@@ -246,14 +247,14 @@ class Nftables:
 
         Raises InterfaceError while nothing has changed.
         """
-        settings = self._settings.restore()
+        self._settings.check()
         found: tuple[str, ...] = ()
         for _ in range(_ATTEMPTS):
             found += self._structure.restore()
             lacking = self._joined()
             if lacking is not None:
                 self._look_around()
-                return found + lacking + settings
+                return found + lacking + self._settings.restore()
         raise CommandError(f"table inet {self.table} went away during {_ATTEMPTS} set-ups")
 
     def _joined(self) -> tuple[str, ...] | None:

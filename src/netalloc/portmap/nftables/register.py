@@ -52,14 +52,13 @@ class Register:
         self._attempt(lambda: self._joining(wanted))
         return tuple(f"set {name} lacked {self.me}" for name in lacking)
 
-    def check(self) -> None:
-        """Raise what `join` would, before anything has changed; O(networks)."""
-        if not self.me.owner:
-            self._stale(self.me.wanted(None)[NETWORKS][0])
-
     def leave(self) -> None:
         """Take out our own with all that leads there; with the last one goes the table."""
         self._attempt(self._leaving)
+
+    def remove_empty(self) -> None:
+        """Take away a table that has no network."""
+        self._attempt(lambda: [] if self._members() else self._end())
 
     def is_joined(self) -> bool:
         """Whether the register has us."""
@@ -148,12 +147,17 @@ class Register:
         mine = {entry: one for entry, one in registered.items() if self._is_me(one)}
         others = [one for entry, one in registered.items() if entry not in mine]
         if not others:
-            found = ruleset.has_table(self._table.netlink, self._table.name)
-            return [ruleset.table_deletion(self._table.name)] if found else []
+            return self._end()
         doomed: Doomed = {}
         for entry, one in mine.items():
             self._doom(doomed, entry, one, others)
         return self._emptying(self.me, others) + self._deletions(doomed)
+
+    def _end(self) -> list[Step]:
+        name = self._table.name
+        return (
+            [ruleset.table_deletion(name)] if ruleset.has_table(self._table.netlink, name) else []
+        )
 
     def _doom(self, doomed: Doomed, entry: bytes, gone: Member, stay: Sequence[Member]) -> None:
         """Note what of the sets goes with a network; what others need as well stays."""

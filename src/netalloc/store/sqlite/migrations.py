@@ -94,7 +94,8 @@ def migrate(connection: Connection) -> None:
     """Bring an older file up to date, step by step; inside a transaction.
 
     Raises StoreError for a damaged row. The bitmaps of host ports are left out from version
-    2 to 3, where their layout changed: the publications say what they have to be.
+    2 to 3 and from 3 to 4, where their layout changed: the publications say what they have to
+    be.
     """
     for version in range(version_of(connection), VERSION):
         _STEPS[version](connection)
@@ -140,7 +141,10 @@ def _from_3(connection: Connection) -> None:
         for row in connection.rows(f"SELECT * FROM {name}"):
             if checksum(name, row[:-1]) != row[-1]:
                 raise StoreError(f"a row of {name} is damaged: {row[:2]!r}; {REPAIR}")
-    heads = connection.rows("SELECT name, size, cursor, count, full, mixed FROM bitmap")
+    heads = connection.rows(
+        "SELECT name, size, cursor, count, full, mixed FROM bitmap"
+        " WHERE NOT (name >= 'ports' AND name < 'portt')"
+    )
     leaves = {
         (name, number): data
         for name, number, data in connection.rows("SELECT name, number, data FROM leaf")
@@ -153,6 +157,7 @@ def _from_3(connection: Connection) -> None:
     for kind in COUNTED:
         ((n,),) = connection.rows(f"SELECT count(*) FROM {table_name(kind)}")
         counters[counter_of(kind)] = n
+    counters["bitmaps"] = len(heads)
     write_state(connection, sequence, boot, counters_text(counters), "")
     bitmaps = SqliteBitmaps(connection)
     for head in heads:
