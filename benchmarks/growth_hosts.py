@@ -20,15 +20,8 @@ from growth_places import FIRST_HOST_IP, PORTS
 from lab import Lab
 from netalloc import NetworkInterface, NetworkManager, PortMapper, PortRequest
 from netalloc.host.links import Links
-from netalloc.host.netlink import (
-    ACK,
-    CREATE,
-    EXCLUSIVE,
-    NETLINK_NETFILTER,
-    NetlinkSocket,
-    attribute,
-    message,
-)
+from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkSocket
+from netalloc.host.netlink_messages import ACK, CREATE, EXCLUSIVE, attribute, message
 
 T = TypeVar("T")
 

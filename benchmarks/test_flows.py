@@ -15,7 +15,8 @@ import pytest
 
 from netalloc import NetworkManager, PortRequest
 from netalloc.host import conntrack
-from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkSocket, attribute, message
+from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkSocket
+from netalloc.host.netlink_messages import attribute, message
 from netalloc.portmap.mapper import PortMapper
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))

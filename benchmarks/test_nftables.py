@@ -16,7 +16,8 @@ from gate import Promise, Sides, Timed, measure, once
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 from lab import Lab, require_kernel
-from netalloc.host.netlink import ACK, CREATE, EXCLUSIVE, NETLINK_NETFILTER, message
+from netalloc.host.netlink import NETLINK_NETFILTER
+from netalloc.host.netlink_messages import ACK, CREATE, EXCLUSIVE, message
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.nftables import elements

@@ -11,7 +11,8 @@ import pytest
 
 from netalloc.errors import CommandError, InterfaceError
 from netalloc.host import conntrack, neighbours
-from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, attributes
+from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
+from netalloc.host.netlink_messages import attributes
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
 

@@ -150,7 +150,10 @@ def test_a_file_of_the_first_edition_is_brought_up_to_date(path, version):
 
 
 def test_the_bitmaps_of_version_3_are_brought_over_as_they_are(tmp_path):
-    """A run of leaves that is taken, scattered ones, none, and of a /64 both ends."""
+    """A run of leaves that is taken, scattered ones, none, and of a /64 both ends.
+
+    Not those of host ports, which are made anew.
+    """
     path = made_by(3, tmp_path)
     _, old = contents(path)
     taken = {
@@ -163,8 +166,9 @@ def test_the_bitmaps_of_version_3_are_brought_over_as_they_are(tmp_path):
     with open_store(path) as store:
         assert store.check() == []
         tx = store.read()
-        assert sorted(tx.names("")) == sorted(taken)
-        for name, size, cursor, count, *_ in old["bitmap"]:
+        brought = [row for row in old["bitmap"] if not row[0].startswith("ports")]
+        assert sorted(tx.names("")) == sorted(name for name, *_ in brought)
+        for name, size, cursor, count, *_ in brought:
             bitmap, found = tx.bitmap(name, int(size)), []
             start = bitmap.next_set(0)
             while start is not None:

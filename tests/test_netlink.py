@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lab import Private
 from netalloc.errors import CommandError
-from netalloc.host import netlink
+from netalloc.host import netlink, netlink_messages
 from netalloc.host.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
 
 GET_LINK, GET_GENERATION = 18, 10 << 8 | 16
@@ -23,36 +23,36 @@ attribute_lists = st.dictionaries(st.integers(1, 0x3FFF), st.binary(max_size=70)
 
 
 def test_golden():
-    body = IPV4 + netlink.text(1, "web")
-    assert netlink.message(NEW_TABLE, netlink.CREATE, 7, body).hex(" ", 4) == (
+    body = IPV4 + netlink_messages.text(1, "web")
+    assert netlink_messages.message(NEW_TABLE, netlink_messages.CREATE, 7, body).hex(" ", 4) == (
         "1c000000 000a0104 07000000 00000000 02000000 08000100 77656200"
     )
 
 
 @given(attribute_lists)
 def test_attributes_are_read_back(wanted):
-    packed = b"".join(netlink.attribute(kind, value) for kind, value in wanted.items())
+    packed = b"".join(netlink_messages.attribute(kind, value) for kind, value in wanted.items())
     assert len(packed) % 4 == 0
-    assert netlink.attributes(packed) == wanted
-    assert netlink.attributes(b"head" + packed, 4) == wanted
+    assert netlink_messages.attributes(packed) == wanted
+    assert netlink_messages.attributes(b"head" + packed, 4) == wanted
 
 
 @given(st.lists(st.tuples(st.integers(0, 65535), st.integers(0, 2**32 - 1), st.binary())))
 def test_messages_are_read_back(wanted):
-    packed = b"".join(netlink.message(kind, 0, seq, body + bytes(-len(body) % 4))
+    packed = b"".join(netlink_messages.message(kind, 0, seq, body + bytes(-len(body) % 4))
                       for kind, seq, body in wanted)  # fmt: skip
     found = [(kind, seq, packed[start:stop])
-             for kind, _, seq, start, stop in netlink.messages(packed)]  # fmt: skip
+             for kind, _, seq, start, stop in netlink_messages.messages(packed)]  # fmt: skip
     assert found == [(kind, seq, body + bytes(-len(body) % 4)) for kind, seq, body in wanted]
 
 
 @given(st.binary(max_size=200))
 def test_garbage_ends(data):
-    for kind, flags, seq, start, stop in netlink.messages(data):
+    for kind, flags, seq, start, stop in netlink_messages.messages(data):
         assert stop <= len(data)
-        if kind == netlink.ERROR and stop - start >= 20:
+        if kind == netlink_messages.ERROR and stop - start >= 20:
             netlink._failure(data, flags, seq, start, stop)
-    netlink.attributes(data)
+    netlink_messages.attributes(data)
 
 
 @pytest.fixture
@@ -72,28 +72,34 @@ def batch(sock, *steps):
     """Send (kind, flags, body) messages as one transaction."""
     first = sock.sequence(len(steps) + 2)
     last = first + len(steps)
-    packed = netlink.message(BATCH_BEGIN, 0, first, SUBSYSTEM)
+    packed = netlink_messages.message(BATCH_BEGIN, 0, first, SUBSYSTEM)
     for seq, (kind, flags, body) in enumerate(steps, first + 1):
-        packed += netlink.message(kind, flags | (netlink.ACK if seq == last else 0), seq, body)
-    sock.transact(packed + netlink.message(BATCH_END, 0, last + 1, SUBSYSTEM), first, last)
+        packed += netlink_messages.message(
+            kind, flags | (netlink_messages.ACK if seq == last else 0), seq, body
+        )
+    sock.transact(packed + netlink_messages.message(BATCH_END, 0, last + 1, SUBSYSTEM), first, last)
     return first
 
 
-def table(name, flags=netlink.CREATE):
-    return NEW_TABLE, flags, IPV4 + netlink.text(1, name)
+def table(name, flags=netlink_messages.CREATE):
+    return NEW_TABLE, flags, IPV4 + netlink_messages.text(1, name)
 
 
 def tables(sock):
     bodies, consistent = sock.dump(10 << 8 | 1, IPV4)
     assert consistent
-    return {netlink.attributes(body, 4)[1].rstrip(b"\0").decode() for body in bodies}
+    return {netlink_messages.attributes(body, 4)[1].rstrip(b"\0").decode() for body in bodies}
 
 
 @pytest.mark.root
 def test_a_transaction_is_all_or_nothing_and_names_the_culprit(nft):
     batch(nft, table("one"), table("two"))
     assert tables(nft) == {"one", "two"}
-    steps = [table("three"), table("four"), table("two", netlink.CREATE | netlink.EXCLUSIVE)]
+    steps = [
+        table("three"),
+        table("four"),
+        table("two", netlink_messages.CREATE | netlink_messages.EXCLUSIVE),
+    ]
     for position in range(3):
         with pytest.raises(NetlinkError, match="File exists") as refused:
             batch(nft, *steps[position:], *steps[:position])
@@ -108,7 +114,7 @@ def test_a_transaction_is_all_or_nothing_and_names_the_culprit(nft):
 
 @pytest.mark.root
 def test_the_first_of_several_errors_is_told(nft):
-    missing = 10 << 8 | 2, 0, IPV4 + netlink.text(1, "missing")
+    missing = 10 << 8 | 2, 0, IPV4 + netlink_messages.text(1, "missing")
     with pytest.raises(NetlinkError) as refused:
         batch(nft, table("one"), missing, table("two"), missing)
     assert refused.value.errno == errno.ENOENT
@@ -119,11 +125,14 @@ def test_the_first_of_several_errors_is_told(nft):
 @pytest.mark.root
 def test_calls_and_dumps_raise_what_the_kernel_says(nft):
     (answer,) = nft.call(GET_GENERATION, IPV4)
-    assert 1 in netlink.attributes(answer, 4)
+    assert 1 in netlink_messages.attributes(answer, 4)
     with pytest.raises(NetlinkError, match="No such file"):
-        nft.call(10 << 8 | 1, IPV4 + netlink.text(1, "missing"))
+        nft.call(10 << 8 | 1, IPV4 + netlink_messages.text(1, "missing"))
     with pytest.raises(NetlinkError, match="No such file"):
-        nft.dump(10 << 8 | 13, IPV4 + netlink.text(1, "missing") + netlink.text(2, "set"))
+        nft.dump(
+            10 << 8 | 13,
+            IPV4 + netlink_messages.text(1, "missing") + netlink_messages.text(2, "set"),
+        )
     assert isinstance(NetlinkError(errno.EPERM), CommandError)
     assert "CAP_NET_ADMIN" in str(NetlinkError(errno.EPERM))
     assert str(NetlinkError(errno.EEXIST, text="why")) == "netlink: File exists: why"
@@ -132,11 +141,11 @@ def test_calls_and_dumps_raise_what_the_kernel_says(nft):
 @pytest.mark.root
 def test_answers_of_a_call_that_was_interrupted_confuse_nobody(nft):
     # As if the caller had been stopped between the two halves of each.
-    nft._send(netlink.message(GET_GENERATION, netlink.ACK, nft.sequence(), IPV4))
-    nft._send(netlink.message(10 << 8 | 1, netlink.DUMP, nft.sequence(), IPV4))
+    nft._send(netlink_messages.message(GET_GENERATION, netlink_messages.ACK, nft.sequence(), IPV4))
+    nft._send(netlink_messages.message(10 << 8 | 1, netlink_messages.DUMP, nft.sequence(), IPV4))
     batch(nft, table("one"))
     assert tables(nft) == {"one"}
-    nft._send(netlink.message(GET_GENERATION, netlink.ACK, nft.sequence(), IPV4))
+    nft._send(netlink_messages.message(GET_GENERATION, netlink_messages.ACK, nft.sequence(), IPV4))
     assert nft.call(GET_GENERATION, IPV4)
 
 
@@ -148,8 +157,8 @@ def test_threads_get_their_own_answers(nft):
 
     def ask(name):
         for _ in range(200):
-            (answer,) = nft.call(10 << 8 | 1, IPV4 + netlink.text(1, name))
-            if netlink.attributes(answer, 4)[1] != name.encode() + b"\0":
+            (answer,) = nft.call(10 << 8 | 1, IPV4 + netlink_messages.text(1, name))
+            if netlink_messages.attributes(answer, 4)[1] != name.encode() + b"\0":
                 wrong.append(name)
             if tables(nft) != set(names):
                 wrong.append("dump")
@@ -173,7 +182,7 @@ def test_sequence_numbers_start_again_before_they_end(nft):
 @pytest.mark.root
 def test_room_grows_on_request_and_a_send_beyond_it_is_an_error(nft, monkeypatch):
     small = nft.max_message
-    huge = netlink.message(GET_GENERATION, 0, 1, bytes(4 * small))
+    huge = netlink_messages.message(GET_GENERATION, 0, 1, bytes(4 * small))
     with pytest.raises(NetlinkError, match="Message too long"):
         nft._send(huge)
     nft._send(bytes(small))  # `room` is exact: this many bytes go through

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netalloc.errors import InUseError
-from netalloc.host.netlink import attributes
+from netalloc.host.netlink_messages import attributes
 from netalloc.model import PortMapping
 from netalloc.portmap.nftables import elements
 from netalloc.values import PROTOCOLS

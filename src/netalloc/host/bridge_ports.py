@@ -12,14 +12,8 @@ from typing import NamedTuple
 
 from netalloc.errors import NetallocError
 from netalloc.host import links, sysctl
-from netalloc.host.netlink import (
-    NETLINK_ROUTE,
-    NetlinkSocket,
-    attribute,
-    attributes,
-    explaining,
-    text,
-)
+from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket, explaining
+from netalloc.host.netlink_messages import attribute, attributes, text
 
 _GET_LINK, _SET_LINK = 18, 19
 _AF_BRIDGE = 7

@@ -31,10 +31,9 @@ from netalloc.host.netlink import (
     NETLINK_ROUTE,
     LazySocket,
     NetlinkError,
-    attribute,
-    attributes,
     explaining,
 )
+from netalloc.host.netlink_messages import attribute, attributes
 from netalloc.model import PortMapping
 
 logger = logging.getLogger(__name__)

@@ -2,14 +2,8 @@
 
 from ipaddress import IPv4Address
 
-from netalloc.host.netlink import (
-    NETLINK_ROUTE,
-    NetlinkError,
-    NetlinkSocket,
-    attribute,
-    attributes,
-    explaining,
-)
+from netalloc.host.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket, explaining
+from netalloc.host.netlink_messages import attribute, attributes
 
 _GET_ADDRESS, _GET_ROUTE, _RTN_LOCAL = 22, 26, 2  # linux/rtnetlink.h
 _DESTINATION = 1  # RTA_DST

@@ -19,16 +19,8 @@ from hashlib import blake2s
 from typing import NamedTuple
 
 from netalloc.errors import CommandError
-from netalloc.host.netlink import (
-    CREATE,
-    EXCLUSIVE,
-    NETLINK_ROUTE,
-    NetlinkError,
-    NetlinkSocket,
-    attribute,
-    attributes,
-    text,
-)
+from netalloc.host.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket
+from netalloc.host.netlink_messages import CREATE, EXCLUSIVE, attribute, attributes, text
 
 _NEW_QDISC, _DELETE_QDISC, _NEW_FILTER, _DELETE_FILTER, _GET_FILTER = 36, 37, 44, 45, 46
 _KIND, _OPTIONS = 1, 2

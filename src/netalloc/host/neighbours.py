@@ -11,13 +11,8 @@ from collections.abc import Iterable
 from ipaddress import IPv4Address
 
 from netalloc.host.links import index_of
-from netalloc.host.netlink import (
-    NETLINK_ROUTE,
-    NetlinkError,
-    NetlinkSocket,
-    attribute,
-    explaining,
-)
+from netalloc.host.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket, explaining
+from netalloc.host.netlink_messages import attribute
 
 _DELETE_NEIGHBOUR = 29  # linux/rtnetlink.h
 _DESTINATION = 1  # linux/neighbour.h

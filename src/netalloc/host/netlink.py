@@ -8,25 +8,27 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from threading import Lock
 
 from netalloc.errors import CommandError
+from netalloc.host.netlink_messages import (
+    ACK,
+    DONE,
+    DUMP,
+    DUMP_INTERRUPTED,
+    ERROR,
+    attributes,
+    message,
+    messages,
+)
 from netalloc.host.netns import HomeNamespace
 from netalloc.locks import locked
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 
-ERROR = 2
-DONE = 3
 
-REQUEST = 0x1
-ACK = 0x4
-DUMP_INTERRUPTED = 0x10
-EXCLUSIVE = 0x200
-CREATE = 0x400
-DUMP = 0x300
 CAPPED = 0x100  # the error carries the failed message's header only
 HAS_TLVS = 0x200
 
@@ -38,11 +40,8 @@ _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _ERROR_TEXT = 1
 _ERROR_OFFSET = 2
-_NESTED_OR_NET_ORDER = 0xC000
 _RECEIVE_ROOM = 4 << 20  # errors and answers of a whole batch wait here to be read
 
-_HEADER = struct.Struct("=IHHII")
-_ATTRIBUTE = struct.Struct("=HH")
 _ANSWER = struct.Struct("=IHHIIi")  # a header, and the errno of an NLMSG_ERROR
 _ERRNO = struct.Struct("=i")
 _OFFSET = struct.Struct("=I")
@@ -95,50 +94,6 @@ class explaining:  # used like a function, and ten times as fast as one
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, NetlinkError):
             raise error.explained(self.what) from error
-
-
-def message(kind: int, flags: int, seq: int, body: bytes) -> bytes:
-    """One netlink message; `body` starts with the family's own header."""
-    return _HEADER.pack(16 + len(body), kind, flags | REQUEST, seq, 0) + body
-
-
-def attribute(kind: int, payload: bytes) -> bytes:
-    """One attribute, padded to four bytes; the payload is at most 65,531 bytes.
-
-    >>> attribute(1, b"ab").hex()
-    '0600010061620000'
-    """
-    size = len(payload)
-    return _ATTRIBUTE.pack(4 + size, kind) + payload + b"\0" * (-size & 3)
-
-
-def text(kind: int, value: str) -> bytes:
-    """A string attribute with the NUL that the kernel wants."""
-    return attribute(kind, value.encode() + b"\0")
-
-
-def attributes(data: bytes, start: int = 0, stop: int | None = None) -> dict[int, bytes]:
-    """The attributes in data[start:stop] by number, flag bits dropped; the last of a kind wins."""
-    found: dict[int, bytes] = {}
-    stop = len(data) if stop is None else stop
-    while start + 4 <= stop:
-        size, kind = _ATTRIBUTE.unpack_from(data, start)
-        if size < 4:
-            break
-        found[kind & ~_NESTED_OR_NET_ORDER] = data[start + 4 : start + size]
-        start += size + 3 & ~3
-    return found
-
-
-def messages(data: bytes) -> Iterator[tuple[int, int, int, int, int]]:
-    """The messages of one datagram: kind, flags, seq, and where the body starts and stops."""
-    start = 0
-    while start + 16 <= len(data):
-        size, kind, flags, seq, _ = _HEADER.unpack_from(data, start)
-        if size < 16:
-            break
-        yield kind, flags, seq, start + 16, min(start + size, len(data))
-        start += size + 3 & ~3
 
 
 class NetlinkSocket:
@@ -246,14 +201,16 @@ class NetlinkSocket:
         """Send many in one piece; the answers of those for which there is something (ENOENT)."""
         return self._ask(kind, bodies, 0, errno.ENOENT)
 
-    @locked
     def _ask(self, kind: int, bodies: Sequence[bytes], flags: int, passed: int) -> list[bytes]:
         first = self.sequence(len(bodies))
-        last = first + len(bodies) - 1
         batch = [message(kind, flags | ACK, first + i, body) for i, body in enumerate(bodies)]
+        return self._answers(b"".join(batch), first, first + len(bodies) - 1, passed)
+
+    @locked
+    def _answers(self, batch: bytes, first: int, last: int, passed: int) -> list[bytes]:
         answers: list[bytes] = []
         failure: NetlinkError | None = None
-        self._send(b"".join(batch))
+        self._send(batch)
         while True:
             data = self._receive()
             for answer, flags, seq, start, stop in messages(data):

@@ -19,9 +19,9 @@ from netalloc.host.netlink import (
     NETLINK_ROUTE,
     NetlinkError,
     NetlinkSocket,
-    attributes,
     explaining,
 )
+from netalloc.host.netlink_messages import attributes
 from netalloc.locks import locked
 
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES is the seventh

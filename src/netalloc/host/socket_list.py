@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
-from netalloc.host.netlink import NetlinkError, NetlinkSocket, attributes, explaining
+from netalloc.host.netlink import NetlinkError, NetlinkSocket, explaining
+from netalloc.host.netlink_messages import attributes
 
 _NETLINK_SOCK_DIAG = 4
 _BY_FAMILY = 20

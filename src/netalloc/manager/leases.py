@@ -8,7 +8,6 @@ from operator import attrgetter
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
-from netalloc.ipam import gc
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
 from netalloc.ipam.networks import CONFIGURED, find
@@ -18,8 +17,8 @@ from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.model import PortMapping, PortRequest, ReconcileResult
-from netalloc.store.records import GcCandidate, Label, Lease, Network, Publication
+from netalloc.model import PortMapping, PortRequest
+from netalloc.store.records import Label, Lease, Network, Publication
 from netalloc.values import IP
 
 if sys.version_info < (3, 11):
@@ -31,14 +30,12 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from netalloc.manager.stale_flows import StaleFlows
-    from netalloc.portmap.watch import Watch
     from netalloc.store.protocol import Transaction
 
     T = TypeVar("T")
 
 log = Log(__name__)
 _ORDINAL = attrgetter("ordinal")
-_NOTED, _ENDED = 500, 100  # records in one change of gc(): some 20 ms each in a file
 FAILURES = (NetallocError, ExceptionGroup)  # no others: a signal handler's own go their way
 
 
@@ -252,46 +249,6 @@ class LeaseService:
             ips = self._ips(leases)
             made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
 
-    def collect(self, living: frozenset[str], grace: int) -> list[Lease]:
-        """End the leases whose owners were dead at two looks, `grace` nanoseconds or more apart.
-
-        The first look only notes them. A lease that was made, or asked for again, since then is
-        another one, or is noted no longer. Leases without an owner are never judged. Returns
-        those that were ended, some hundred in a change; goes on past what fails. O(leases), of
-        which no lock is held for more than a part.
-        """
-        found = self.survey(lambda tx: gc.look(self.addresses, tx, living, grace))
-        for some in gc.parts(found.cleared, _NOTED):
-            self.run("gc", partial(_noted, gc.clear, some))
-        for some in gc.parts(found.fresh, _NOTED):
-            self.run("gc", partial(_noted, gc.note, some))
-        ended: list[Lease] = []
-        failures: list[Exception] = []
-        for some in gc.parts(found.dead, _ENDED):
-            self._end_dead(some, ended, failures)
-        if failures:
-            raise ExceptionGroup("not everything was released", failures)
-        return ended
-
-    def _end_dead(
-        self, suspects: list[GcCandidate], ended: list[Lease], failures: list[Exception]
-    ) -> None:
-        def change(made: Change) -> list[Lease]:
-            leases = gc.dead(made.tx, suspects)
-            self.expire(made, leases)
-            return leases
-
-        try:
-            ended += self.run("gc", change)
-        except FAILURES:
-            # Some mapping cannot be removed: end what can be ended, one by one.
-            for lease in self.run("gc", lambda made: gc.dead(made.tx, suspects)):
-                failure = attempt(partial(self.release, lease))
-                if failure is None:
-                    ended.append(lease)
-                else:
-                    failures.append(failure)
-
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:
         """What a lease publishes; nothing once it has ended, whatever the address is by then."""
 
@@ -327,42 +284,6 @@ class LeaseService:
 
         found = self.read(view)
         return sorted(found, key=_ORDINAL) if len(found) > 1 else found
-
-    def reconcile(self) -> ReconcileResult:
-        """Make the kernel agree with the store, and flush what was left; what was repaired."""
-        repairs = self.committer.reconcile()
-        if self.flows is not None:
-            self.flows.finish()
-        return repairs
-
-    def watch(self, on_repair: Callable[[ReconcileResult], None] | None) -> Watch:
-        """Reconcile now, and when another program has changed what the kernel has."""
-        owners = self.network.backend == "iptables"  # they are part of its rules
-
-        def desired() -> list[PortMapping]:
-            return self.survey(lambda tx: self.publications.desired(tx, owners=owners))
-
-        return self.mappings.watch(on_repair, self.reconcile, desired, self.network.number)
-
-    def check(self) -> list[str]:
-        """Every invariant that does not hold, in words; empty when all is well. O(held)."""
-        from netalloc.ipam.check import check
-
-        damage = self.committer.store.check()
-        # Of a damaged file nothing further can be said with certainty.
-        return damage or self.survey(lambda tx: [*check(tx)]) + self._check_kernel()
-
-    def _check_kernel(self) -> list[str]:
-        """What the kernel has otherwise than desired, seen while no change is being made."""
-
-        def look(tx: Transaction) -> list[str]:
-            return list(self.mappings.differences(self.publications.desired(tx)))
-
-        desired = self.survey(self.publications.desired)
-        if not any(self.mappings.differences(desired)):
-            return []
-        # Perhaps of a change that another process is making right now: its turn comes first.
-        return self.committer.store.run("check", look)
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""
@@ -433,12 +354,6 @@ class LeaseService:
         return StaleLeaseError(
             f"lease {lease.generation}{of} of {self.name(lease)} is no longer in force"
         )
-
-
-def _noted(
-    enter: Callable[[Transaction, list[GcCandidate]], None], some: list[GcCandidate], made: Change
-) -> None:
-    enter(made.tx, some)
 
 
 def _labels(tx: Transaction, lease: Lease) -> dict[str, str]:

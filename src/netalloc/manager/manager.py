@@ -290,7 +290,9 @@ class NetworkManager(Closing):
 
     def reconcile(self) -> ReconcileResult:
         """Make the kernel agree with what is published; returns what was repaired."""
-        return self._leases.reconcile()
+        from netalloc.manager.upkeep import reconcile
+
+        return reconcile(self._leases)
 
     def watch(self, on_repair: Callable[[ReconcileResult], None] | None = None) -> Watch:
         """Reconcile now, and within a second whenever another program changes the rules.
@@ -302,7 +304,9 @@ class NetworkManager(Closing):
         """
         if on_repair is not None and not callable(on_repair):
             raise InvalidValueError(f"on_repair {shown(on_repair)} cannot be called")
-        return self._leases.watch(on_repair)
+        from netalloc.manager.upkeep import watch
+
+        return watch(self._leases, on_repair)
 
     def gc(self, alive: Iterable[str], grace: float = 30.0) -> list[IP]:
         """Release what belongs to owners that are not among the living; the addresses freed.
@@ -312,7 +316,9 @@ class NetworkManager(Closing):
         Raises InvalidValueError.
         """
         living = frozenset(as_each(alive, "alive", lambda owner: as_text(owner, "owner")))
-        dead = self._leases.collect(living, int(as_seconds(grace, "grace") * SECOND))
+        from netalloc.manager.upkeep import collect
+
+        dead = collect(self._leases, living, int(as_seconds(grace, "grace") * SECOND))
         return [self.subnet.address(lease.ordinal) for lease in dead]
 
     def history(self, ip: IP | str, at: datetime | None = None) -> list[PastLease]:
@@ -331,7 +337,9 @@ class NetworkManager(Closing):
 
         O(held).
         """
-        return self._leases.check()
+        from netalloc.manager.upkeep import check
+
+        return check(self._leases)
 
     def repair(self) -> list[str]:
         """Mend what check() finds, as far as it can be mended; says what was done.

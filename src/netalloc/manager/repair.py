@@ -14,6 +14,7 @@ from netalloc.host.boot import boot_id
 from netalloc.ipam.check import all_addresses, rebuild
 from netalloc.ipam.networks import CONFIGURED
 from netalloc.manager.leases import LeaseService
+from netalloc.manager.upkeep import check, reconcile
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     TABLES,
@@ -105,9 +106,9 @@ def mend(leasing: LeaseService) -> list[str]:
     if path is not None:
         done = repair(path)
     else:
-        done = [f"rebuilt the bitmaps for: {problem}" for problem in leasing.check()]
+        done = [f"rebuilt the bitmaps for: {problem}" for problem in check(leasing)]
         leasing.run("repair", lambda made: rebuild(made.tx))
-    return [*done, f"kernel: {leasing.reconcile()}"]
+    return [*done, f"kernel: {reconcile(leasing)}"]
 
 
 def _replace(

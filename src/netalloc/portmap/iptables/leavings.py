@@ -3,12 +3,8 @@
 import shutil
 from pathlib import Path
 
-from netalloc.host.netlink import (
-    NETLINK_NETFILTER,
-    NetlinkError,
-    NetlinkSocket,
-    text,
-)
+from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
+from netalloc.host.netlink_messages import text
 from netalloc.model import PortMapping
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.difference import removal

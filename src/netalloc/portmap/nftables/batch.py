@@ -5,13 +5,12 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Mapping as MappingView
 from typing import Any, Final, NamedTuple
 
-from netalloc.host.netlink import (
+from netalloc.host.netlink import NetlinkError, NetlinkSocket
+from netalloc.host.netlink_messages import (
     ACK,
     CREATE,
     EXCLUSIVE,
     REQUEST,
-    NetlinkError,
-    NetlinkSocket,
     attribute,
     attributes,
     message,

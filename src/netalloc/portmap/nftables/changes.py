@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Final, NoReturn
 
 from netalloc.errors import CommandError, InUseError, NetallocError, NotAllocatedError
-from netalloc.host.netlink import EXCLUSIVE, NetlinkError
+from netalloc.host.netlink import NetlinkError
+from netalloc.host.netlink_messages import EXCLUSIVE
 from netalloc.model import PortMapping
 from netalloc.portmap.desired import describe
 from netalloc.portmap.nftables import batch, elements

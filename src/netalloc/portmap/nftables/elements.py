@@ -16,7 +16,7 @@ from ipaddress import IPv4Address
 from typing import Any, Final, NamedTuple
 
 from netalloc.errors import InUseError, InvalidValueError
-from netalloc.host.netlink import attribute, attributes, text
+from netalloc.host.netlink_messages import attribute, attributes, text
 from netalloc.model import PortMapping
 
 NUMBERS: Final = {"tcp": 6, "udp": 17, "sctp": 132}

@@ -9,7 +9,8 @@ load it again. Any change by others, and any other version of the ruleset, makes
 import errno
 from hashlib import blake2s
 
-from netalloc.host.netlink import CREATE, NetlinkError, NetlinkSocket, attribute, text
+from netalloc.host.netlink import NetlinkError, NetlinkSocket
+from netalloc.host.netlink_messages import CREATE, attribute, text
 from netalloc.portmap.nftables import batch
 from netalloc.portmap.nftables.elements import INET
 from netalloc.portmap.nftables.ruleset import FINGERPRINT, Snapshot

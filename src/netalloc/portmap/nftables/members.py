@@ -12,7 +12,8 @@ from ipaddress import IPv4Network
 from sys import byteorder
 from typing import Final, NamedTuple
 
-from netalloc.host.netlink import CREATE, NetlinkError, NetlinkSocket, attribute, attributes
+from netalloc.host.netlink import NetlinkError, NetlinkSocket
+from netalloc.host.netlink_messages import CREATE, attribute, attributes
 from netalloc.portmap.nftables import batch, elements
 
 NETWORKS: Final = "networks"

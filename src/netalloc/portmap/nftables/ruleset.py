@@ -5,7 +5,8 @@ from typing import Final
 
 from netalloc.errors import InUseError, OutOfRangeError
 from netalloc.host.loopback_guard import MARK
-from netalloc.host.netlink import NetlinkError, NetlinkSocket, attributes, text
+from netalloc.host.netlink import NetlinkError, NetlinkSocket
+from netalloc.host.netlink_messages import attributes, text
 from netalloc.portmap.nftables.batch import SUBSYSTEM, Step
 from netalloc.portmap.nftables.elements import INET, MAP_TYPES
 from netalloc.portmap.nftables.members import DECLARATIONS
