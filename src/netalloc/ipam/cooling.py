@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from netalloc.store.records import Cooldown, Reservation
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from netalloc.store.protocol import StoredBitmap, Transaction
+
 _AT_ONCE = 8  # taken back at an allocation besides what it needs: so it keeps up
 
 
 def expire_cooldowns(
     tx: Transaction, number: int, now: int, bitmap: StoredBitmap, needed: int = 1
 ) -> None:
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from netalloc.store.protocol import StoredBitmap, Transaction
     """Take back addresses that have cooled down: some, and more until as many are free.
 
     A bounded number of steps for each that is needed, but for reserved ones: these cool down
