@@ -12,7 +12,7 @@ import pytest
 from faults import DieAt, in_child
 from netalloc._alloc import Bitmap
 from netalloc.errors import InvalidValueError, StoreError
-from netalloc.ipam.check import check
+from netalloc.ipam.check import check, rebuild_ports
 from netalloc.manager.manager import NetworkManager
 from netalloc.manager.repair import repair
 from netalloc.store.records import (
@@ -163,11 +163,12 @@ def test_the_bitmaps_of_version_3_are_brought_over_as_they_are(tmp_path):
     for name, number, data, _ in old["leaf"]:
         runs = Bitmap.from_bytes(data).runs()
         taken[name] += [(number * LEAF + start, number * LEAF + stop) for start, stop in runs]
-    with open_store(path) as store:
+    with SqliteStore(path, boot=BOOT, migrated=rebuild_ports) as store:
         assert store.check() == []
         tx = store.read()
         brought = [row for row in old["bitmap"] if not row[0].startswith("ports")]
-        assert sorted(tx.names("")) == sorted(name for name, *_ in brought)
+        stored = [name for name in tx.names("") if not name.startswith("ports")]
+        assert sorted(stored) == sorted(name for name, *_ in brought)
         for name, size, cursor, count, *_ in brought:
             bitmap, found = tx.bitmap(name, int(size)), []
             start = bitmap.next_set(0)

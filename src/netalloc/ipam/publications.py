@@ -248,7 +248,8 @@ def holding(tx: Transaction, port: int, protocol: str, limit: int = -1) -> Itera
 
     Those that begin with it come first, then the blocks that it is in the middle of: these
     begin further down, and all between is in use. `limit` is of those that begin at one port.
-    O(ports in use just below it).
+    No block reaches over a publication on every address, so the walk ends at the first of
+    them: O(ports in use just below it, on single addresses).
     """
     name, table = f"ports/{protocol}/used", tx.table(Publication)
     used = tx.bitmap(name, SIZE) if tx.known(name) else ()
@@ -257,6 +258,8 @@ def holding(tx: Transaction, port: int, protocol: str, limit: int = -1) -> Itera
         for row in table.where("protocol", "host_port", equal=(protocol, first), limit=limit):
             if port < row.host_port + row.port_count:
                 yield row
+            if not row.host_ip:
+                return
         first -= 1
 
 

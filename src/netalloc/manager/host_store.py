@@ -109,6 +109,8 @@ def shared_store() -> HostStore:
 
 
 def _enter(namespace: tuple[int, int], user: object) -> MemoryStore:
+    from netalloc.store.memory import MemoryStore
+
     store, users = _shared.setdefault(namespace, (MemoryStore(), set()))
     users.add(user)
     return store

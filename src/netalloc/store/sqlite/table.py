@@ -72,9 +72,9 @@ class SqliteTable(Generic[R]):
         self._oldest = f"SELECT * FROM {name} ORDER BY {order} LIMIT ?"
         self._queries: dict[tuple[str, ...], str] = {}
 
-    def __len__(self) -> int:
-        """How many there are, of a kind that is counted."""
-        return 0 if self._counters is None else self._counters.get(self._counter, 0)
+    def __bool__(self) -> bool:
+        """Whether there is a record, as far as that is known without a look."""
+        return self._counters is None or self._counters.get(self._counter, 0) > 0
 
     def get(self, *key: Value) -> R | None:
         """The record of that key."""
@@ -140,6 +140,8 @@ class SqliteTable(Generic[R]):
     def clear(self) -> None:
         """Take all records out: pages at a time, a tenth of the time."""
         self._connection.execute(f"DELETE FROM {self._name}")
+        if self._counters is not None:
+            self._counters[self._counter] = 0
 
     def _query(self, fields: tuple[str, ...]) -> str:
         shapes = (self._shape.key, *self._shape.indexes)
