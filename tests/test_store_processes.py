@@ -18,7 +18,7 @@ def report(capsys, text):
 
 
 def test_processes_that_are_killed_never_share_an_address_and_lose_none(tmp_path, capsys):
-    result = storm(tmp_path, processes=4, operations=400, seconds=20, kill_every=0.1)
+    result = storm(tmp_path, processes=4, operations=1600, seconds=20, kill_every=0.1)
     report(capsys, result)
     assert result.kills > 3
 

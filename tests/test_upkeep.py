@@ -9,7 +9,7 @@ import pytest
 from faults import FaultyBackend
 from netalloc.errors import NetallocError, StoreError
 from netalloc.ipam import gc, history, reboot
-from netalloc.manager import leases as leases_module
+from netalloc.manager import upkeep
 from netalloc.manager.host_store import callbacks
 from netalloc.manager.manager import NetworkManager
 from netalloc.manager.repair import repair
@@ -207,8 +207,8 @@ def test_two_gcs_at_a_time_end_each_lease_once(manager, monkeypatch):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gc_ends_leases_in_parts_and_goes_on_past_what_fails(kind, tmp_path, monkeypatch):
-    monkeypatch.setattr(leases_module, "_ENDED", 3)
-    monkeypatch.setattr(leases_module, "_NOTED", 2)
+    monkeypatch.setattr(upkeep, "_ENDED", 3)
+    monkeypatch.setattr(upkeep, "_NOTED", 2)
     backend = FaultyBackend()
     with opened(kind, tmp_path, backend) as manager:
         made = manager.allocate_many(10, ports=(80,), owner="x")

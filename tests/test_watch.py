@@ -13,6 +13,7 @@ import pytest
 from netalloc.errors import NetallocError
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.host.watch_turn import WatchTurn
+from netalloc.manager import upkeep
 from netalloc.manager.manager import NetworkManager
 from netalloc.model import PortMapping, PortRequest
 from netalloc.portmap.mapper import PortMapper
@@ -227,7 +228,7 @@ def test_what_another_process_changes_is_no_repair(nft_lab, tmp_path, backend, m
     with manager_of(nft_lab, store, backend) as manager:
         manager.allocate("x", ports=[80])
         repairs = []
-        monkeypatch.setattr(manager._leases, "reconcile", lambda: repairs.append(1))
+        monkeypatch.setattr(upkeep, "reconcile", repairs.append)
         with manager.watch():
             repairs.clear()
             well = False
