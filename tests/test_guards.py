@@ -259,7 +259,7 @@ def filters():
         netlink.close()
 
 
-@pytest.mark.parametrize("seconds", [12, pytest.param(300, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seconds", [6, pytest.param(300, marks=pytest.mark.soak)])
 def test_nothing_arrives(variant, seconds, capsys):
     run_cases(variant, seconds, 7, capsys)
 

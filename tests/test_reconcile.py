@@ -233,11 +233,12 @@ print(json.dumps(seen), file=sys.stderr)
 """
 
 
+@pytest.mark.parametrize("rounds", ["12", pytest.param("50", marks=pytest.mark.soak)])
 @pytest.mark.parametrize("backend", ["iptables-legacy", "iptables-nft", "nftables"])
-def test_killed_at_random_moments_of_a_batch(make_lab, backend):
+def test_killed_at_random_moments_of_a_batch(make_lab, backend, rounds):
     make_lab("legacy" if backend == "iptables-legacy" else "nft")
     done = subprocess.run(
-        [sys.executable, "-c", KILLING, backend.partition("-")[0], "25"],
+        [sys.executable, "-c", KILLING, backend.partition("-")[0], rounds],
         capture_output=True,
         text=True,
         check=False,

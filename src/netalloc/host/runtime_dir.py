@@ -28,7 +28,7 @@ def opened() -> Iterator[int]:
     Raises NetallocError when it cannot be made, or what is there is another user's or no
     directory.
     """
-    directory = _open()
+    directory = open_directory()
     try:
         yield directory
     finally:
@@ -64,7 +64,8 @@ def shown(directory: int) -> str:
         return "the runtime directory"
 
 
-def _open() -> int:
+def open_directory() -> int:
+    """The same for the caller to close."""
     named = os.environ.get(VARIABLE)
     if named:
         return _open_at(Path(named))
