@@ -81,29 +81,26 @@ def test_the_end_of_a_boot_hardly_grows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
-def test_no_turn_of_upkeep_grows_with_what_is_held(kind: str, tmp_path: Path) -> None:
+def test_no_turn_of_upkeep_is_a_large_part_of_it(kind: str, tmp_path: Path) -> None:
     """The longest time for which gc() and check() keep the store from another thread.
 
-    All in one turn would be 8 times as long; of many turns the longest is a little longer.
+    In one turn it would be a third of the whole. In memory it is that of a copy, 40 ns a record.
     """
 
-    def longest(held: int) -> float:
-        path = tmp_path / f"{held}-{time.monotonic_ns()}.db" if kind == "file" else None
-        with filled(path, held) as manager:
+    def measure() -> float:
+        path = tmp_path / f"{time.monotonic_ns()}.db" if kind == "file" else None
+        with filled(path, MANY) as manager:
             store: Any = manager._leases.committer.store
-            turns = Turns(store)
+            turns, begin = Turns(store), time.perf_counter()
             manager.gc([f"owner{i}" for i in range(10)])
             manager.gc((), grace=0)
             manager.gc((), grace=0)
             manager.check()
+            found = turns.longest / (time.perf_counter() - begin)
             assert manager.interfaces() == []
-            return turns.longest
+            return found
 
-    def measure() -> float:
-        found = {held: min(longest(held) for _ in range(2)) for held in (FEW, MANY)}
-        return found[MANY] / found[FEW]
-
-    check(f"longest turn of gc and check, {kind}, 32,000 : 4,000", measure, 3)
+    check(f"longest turn of gc and check, {kind}, 32,000 : all of them", measure, 0.1)
 
 
 class Turns:
@@ -111,7 +108,9 @@ class Turns:
 
     def __init__(self, store: Any) -> None:
         self.longest = 0.0
-        for name in ("run", "view"):
+        for name in ("run", "view", "run_change"):
+            if not hasattr(store, name):
+                continue  # run_change is the short way of one in memory
             setattr(store, name, self._timing(getattr(store, name)))
 
     def _timing(self, call: Callable[..., Any]) -> Callable[..., Any]:

@@ -17,7 +17,7 @@ from netalloc.errors import (
     StoreError,
 )
 from netalloc.ipam import addresses as addresses_module
-from netalloc.ipam import history as history_module
+from netalloc.ipam import ended as ended_module
 from netalloc.manager.manager import NetworkManager
 from netalloc.model import PortRequest
 from netalloc.store.memory import MemoryStore
@@ -187,12 +187,12 @@ def test_history_says_who_held_an_address_when(reopen):
 
 
 def test_history_is_bounded_in_size_and_age(reopen, monkeypatch):
-    monkeypatch.setattr(history_module, "HISTORY", 3)
+    monkeypatch.setattr(ended_module, "HISTORY", 3)
     manager = reopen()
     for i in range(6):
         manager.allocate(f"owner{i}", "10.0.0.4").release()
     assert [one.owner for one in manager.history("10.0.0.4")] == ["owner3", "owner4", "owner5"]
-    monkeypatch.setattr(history_module, "HISTORY_AGE", -1)
+    monkeypatch.setattr(ended_module, "HISTORY_AGE", -1)
     manager.allocate("last", "10.0.0.5").release()
     manager.allocate("last", "10.0.0.5").release()
     assert manager.history("10.0.0.4") == []

@@ -134,7 +134,7 @@ def stated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Traced))
-        patch.setattr("netalloc.ipam.history.HISTORY", 10)  # so that it drops some
+        patch.setattr("netalloc.ipam.ended.HISTORY", 10)  # so that it drops some
         everything(store)
     return store, sorted(set(map(without_values, traced)))
 

@@ -8,7 +8,7 @@ import pytest
 
 from faults import FaultyBackend
 from netalloc.errors import NetallocError, StoreError
-from netalloc.ipam import gc, history, reboot
+from netalloc.ipam import ended, gc, reboot
 from netalloc.manager import upkeep
 from netalloc.manager.host_store import callbacks
 from netalloc.manager.manager import NetworkManager
@@ -230,7 +230,7 @@ def test_gc_ends_leases_in_parts_and_goes_on_past_what_fails(kind, tmp_path, mon
 
 
 def test_the_end_of_a_boot_remembers_as_many_as_the_history_has_room_for(tmp_path, monkeypatch):
-    for module in (history, reboot):
+    for module in (ended, reboot):
         monkeypatch.setattr(module, "HISTORY", 5)
     with opened("file", tmp_path) as manager:
         manager.allocate_many(20, ports=(80,), owner="x", labels={"a": "b"})
@@ -248,13 +248,13 @@ def test_the_end_of_a_boot_remembers_as_many_as_the_history_has_room_for(tmp_pat
 
 
 def test_more_leases_that_end_at_once_than_are_remembered(manager, monkeypatch):
-    monkeypatch.setattr(history, "HISTORY", 3)
+    monkeypatch.setattr(ended, "HISTORY", 3)
     manager.allocate_many(8, owner="x")
     manager.release("x")
-    past = manager._leases.read(lambda tx: tx.table(history.EndedLease).all())
+    past = manager._leases.read(lambda tx: tx.table(ended.EndedLease).all())
     assert sorted(one.number for one in past) == [6, 7, 8]
     manager.allocate("y").release()
-    past = manager._leases.read(lambda tx: tx.table(history.EndedLease).all())
+    past = manager._leases.read(lambda tx: tx.table(ended.EndedLease).all())
     assert sorted(one.number for one in past) == [7, 8, 9]
 
 

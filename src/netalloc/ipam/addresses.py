@@ -18,6 +18,7 @@ from netalloc.errors import (
 )
 from netalloc.ipam.clock import SECOND, boot_clock
 from netalloc.ipam.cooling import expire_cooldowns, longest_cooling
+from netalloc.ipam.ended import remember
 from netalloc.ipam.networks import subnet_of
 from netalloc.ipam.refusals import exhausted, explain, for_owner
 from netalloc.store.records import (
@@ -232,8 +233,6 @@ class Addresses:
             holders = table(LastHolder)
             oldest = holders.where("network", equal=(number,), limit=len(leases) + 1)
             holders.remove([had for had in oldest if had.until_ns < now])
-        from netalloc.ipam.history import remember
-
         remember(tx, leases, time.time_ns())
 
     def reserve(self, tx: Transaction, ip: IP, owner: str | None) -> Reservation:

@@ -1,4 +1,4 @@
-"""Leases that have ended: remembered, up to a number and an age, and looked up again."""
+"""What held an address, and when: the leases that have ended, looked up."""
 
 from __future__ import annotations
 
@@ -7,17 +7,12 @@ from datetime import datetime, timezone
 from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.ipam.clock import SECOND
 from netalloc.light import NamedTuple
-from netalloc.store.records import EndedLease, Lease, new_ended
+from netalloc.store.records import EndedLease, Lease
 from netalloc.values import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from netalloc.store.protocol import Transaction
-
-HISTORY = 10_000  # ended leases that are remembered, in all networks of a store
-HISTORY_AGE = 30 * 86400 * SECOND
 
 
 class PastLease(NamedTuple):
@@ -37,27 +32,6 @@ def as_moment(value: object, what: str) -> datetime:
         return value.astimezone(timezone.utc)
     except Exception as error:  # a zone is the caller's code
         raise OutOfRangeError(f"{what} {shown(value)} is no moment in UTC: {error!r}") from error
-
-
-def remember(tx: Transaction, leases: Sequence[Lease], wall: int) -> None:
-    """Enter ended leases in the history, and drop what is too old or too much of it."""
-    past, n = tx.table(EndedLease), len(leases)
-    number, ended = tx.next("past", n), []
-    first, since = number + n - HISTORY, wall - HISTORY_AGE
-    if n >= HISTORY:  # only the last of them are written, 10 us each in a file
-        past.clear()
-        number, leases = first, leases[-HISTORY:]
-    for network, ordinal, generation, _, owner, key, since_ns in leases:
-        ended.append(new_ended((number, network, ordinal, generation, owner, key, since_ns, wall)))
-        number += 1
-    past.add(ended)
-
-    def is_over(record: EndedLease) -> bool:
-        return record.number < first or record.end_ns < since
-
-    # One is looked at, as a rule; two for one go, so that a limit that was lowered is reached too.
-    if any(map(is_over, past.oldest(1))):
-        past.remove(filter(is_over, past.oldest(2 * n)))
 
 
 def history(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from netalloc.ipam.addresses import Addresses
-from netalloc.ipam.history import HISTORY, remember
+from netalloc.ipam.ended import HISTORY, remember
 from netalloc.store.records import (
     Cooldown,
     GcCandidate,
