@@ -88,11 +88,18 @@ def test_gate_closes(folder: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -
     assert beyond(place, 1_000, "allocate", "find(owner)").keys() == {"allocate"}
 
 
-class Unhinted(sqlite3.Connection):
+class UnhintedCursor(sqlite3.Cursor):
     """Leaves the choice of the index to SQLite."""
 
     def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
         return super().execute(re.sub(" INDEXED BY [a-z_0-9]+", "", sql), *values)
+
+
+class Unhinted(sqlite3.Connection):
+    """A connection whose statements name no index."""
+
+    def cursor(self, *_: Any) -> sqlite3.Cursor:
+        return super().cursor(UnhintedCursor)
 
 
 def test_gate_closes_without_index_hints(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
