@@ -192,15 +192,8 @@ ready, started = os.pipe()
 mapper = make()
 mapper.setup()
 mapper.map_many(old)
-mapper.map_many(new)
-mapper.unmap_many(new)
-start = time.perf_counter()
-mapper.map_many(new)
-longest = 1.5 * (time.perf_counter() - start)
-mapper.unmap_many(new)
-dice = random.Random(7)
-seen = {"none": 0, "all": 0, "partial": 0, "unrepaired": 0}
-for _ in range(rounds):
+
+def begun():
     child = os.fork()
     if child == 0:
         os.setpgid(0, 0)
@@ -210,7 +203,17 @@ for _ in range(rounds):
         fresh.map_many(new)
         os._exit(0)
     os.read(ready, 1)
-    time.sleep(dice.uniform(0, longest))
+    return child
+
+child, start = begun(), time.perf_counter()
+os.waitpid(child, 0)
+longest = 1.5 * (time.perf_counter() - start)
+make().reconcile(old)
+dice = random.Random(7)
+seen = {"none": 0, "all": 0, "partial": 0, "unrepaired": 0}
+for i in range(rounds):
+    child = begun()
+    time.sleep((i + dice.random()) / rounds * longest)  # early ones, and late ones
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:
