@@ -5,7 +5,7 @@ is made and no lock is held, by the caller that made it, and before its call ret
 then addresses and ports that have come free are given to others already. So what is owed
 stands in a file of the network namespace, for all its processes to see:
 
-- Whoever has got such an address or port waits, after its own commit, for the flush that
+- A caller that got such an address or port waits, after its own commit, for the flush that
   concerns it: it returns when no stale flow leads there any more. Others pass.
 - What a dead process owes, the next one flushes that looks; so does the one that waits where
   the flush does not come within a second, as the process may be stopped.
