@@ -262,7 +262,7 @@ def test_a_process_stopped_at_the_entrance_is_an_error_and_no_hang(directory, mo
     claim("store /a", "ours").close()
     code = (
         "import os, sys; from netalloc.host import namespace_lock as lock, runtime_dir;"
-        "directory = runtime_dir.open_directory();"
+        "directory = runtime_dir._open();"
         "fd = runtime_dir.open_file(directory, sys.argv[1]);"
         "assert lock._lock(fd, 1, 1); print('ready', flush=True); sys.stdin.read()"
     )

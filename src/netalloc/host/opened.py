@@ -6,10 +6,8 @@ program may flush. A namespace that took the inode number of one that is gone ha
 cookie (SO_NETNS_COOKIE, Linux 5.14) and begins with an empty record, as does another boot.
 """
 
-import fcntl
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -19,8 +17,6 @@ from netalloc.host import netns, runtime_dir
 from netalloc.host.boot import boot_id
 
 _SO_NETNS_COOKIE = 71
-_WAIT = 5.0  # seconds for other processes' changes, of a millisecond each
-_PAUSE = 0.001
 
 
 class Entry(NamedTuple):
@@ -48,7 +44,7 @@ def opened() -> Iterator[set[Entry]]:
     name = f"opened-{here.device}-{here.inode}"
     header = f"{_cookie()}\t{boot_id()}"
     with runtime_dir.opened() as directory:
-        _lock(directory)
+        runtime_dir.lock(directory)
         found, is_whole = _read(directory, name, header)
         before = set(found)
         try:
@@ -58,23 +54,6 @@ def opened() -> Iterator[set[Entry]]:
                 _append(directory, name, found - before)
             elif found != before:
                 _write(directory, name, header, found)
-
-
-def _lock(directory: int) -> None:
-    """Be alone until the directory is closed."""
-    deadline = time.monotonic() + _WAIT
-    while True:
-        try:
-            return fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            pass
-        except OSError as error:
-            where = runtime_dir.shown(directory)
-            raise NetallocError(f"{where} cannot be locked: {error.strerror}") from error
-        if time.monotonic() > deadline:
-            where = runtime_dir.shown(directory)
-            raise NetallocError(f"another process kept the lock of {where} for {_WAIT:g} s")
-        time.sleep(_PAUSE)
 
 
 def _read(directory: int, name: str, header: str) -> tuple[set[Entry], bool]:

@@ -9,8 +9,10 @@ was looked at.
 """
 
 import errno
+import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,8 @@ from pathlib import Path
 from netalloc.errors import NetallocError
 
 VARIABLE = "NETALLOC_RUNTIME_DIR"
+_WAIT = 5.0  # seconds for other processes' changes, of milliseconds each
+_PAUSE = 0.001
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT)
 
 
@@ -28,7 +32,7 @@ def opened() -> Iterator[int]:
     Raises NetallocError when it cannot be made, or what is there is another user's or no
     directory.
     """
-    directory = open_directory()
+    directory = _open()
     try:
         yield directory
     finally:
@@ -56,6 +60,28 @@ def open_file(directory: int, name: str, flags: int = os.O_RDWR | os.O_CREAT) ->
     return fd
 
 
+def lock(fd: int) -> None:
+    """Be alone with the directory, or a file of it, until the descriptor is closed.
+
+    Raises NetallocError when another process keeps it for 5 s.
+    """
+    deadline = time.monotonic() + _WAIT
+    while not _locked(fd):
+        if time.monotonic() > deadline:
+            raise NetallocError(f"another process kept the lock of {shown(fd)} for {_WAIT:g} s")
+        time.sleep(_PAUSE)
+
+
+def _locked(fd: int) -> bool:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise NetallocError(f"{shown(fd)} cannot be locked: {error.strerror}") from error
+    return True
+
+
 def shown(directory: int) -> str:
     """The path of an open directory, for messages."""
     try:
@@ -64,8 +90,7 @@ def shown(directory: int) -> str:
         return "the runtime directory"
 
 
-def open_directory() -> int:
-    """The same for the caller to close."""
+def _open() -> int:
     named = os.environ.get(VARIABLE)
     if named:
         return _open_at(Path(named))

@@ -1,21 +1,18 @@
 """Running iptables: one command, whole tables read, transactions written."""
 
-import fcntl
 import os
 import shutil
-import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from netalloc.errors import CommandError, InvalidValueError, NetallocError
+from netalloc.errors import InvalidValueError, NetallocError
 from netalloc.host import runtime_dir
 from netalloc.host.command import run
 from netalloc.portmap.iptables.rules import Rules
 from netalloc.values import shown
 
 WAIT = ("-w", "5")  # seconds for the xtables lock; a bare -w would swallow the next word
-_PATIENCE = 5.0  # seconds for other processes' changes, as WAIT has it
-_OFTEN = 0.002  # seconds between two looks whether they are done
+_LOCK = "iptables.lock"
 
 
 def iptables(*args: str) -> str:
@@ -77,49 +74,32 @@ def _rules(dump: str) -> Rules:
 def restore(changes: Mapping[str, Iterable[str]], *, variant: str | None = None) -> None:
     """Apply lines to tables, each table in one transaction; nothing else is touched.
 
-    One at a time on a host, by a lock on the runtime directory. iptables-legacy has one of its
-    own; iptables-nft begins anew where another process was quicker, and then takes a chain
-    that has come to be there for the one that it was told to make, so that of two processes
-    that make a chain, and the jump to it, both succeed and the jump is there twice.
+    One at a time on a host, by a lock on a file of the runtime directory. iptables-legacy has
+    one of its own; iptables-nft begins anew where another process was quicker, and then takes
+    a chain that has come to be there for the one that it was told to make, so that of two
+    processes that make a chain, and the jump to it, both succeed and the jump is there twice.
     """
     command = f"iptables{f'-{variant}' if variant else ''}-restore"
-    directory = -1
+    fd = -1
     try:
-        directory = _runtime_directory()
-        _take(directory)
+        fd = _lock_file()
+        if fd >= 0:
+            runtime_dir.lock(fd)
         run([command, *WAIT, "--noflush"], _script(changes))
     finally:
         try:  # noqa: SIM105 (an interrupt may come within suppress)
-            os.close(directory)
+            os.close(fd)
         except OSError:
             pass  # there is none, or the interrupt came before it
 
 
-def _runtime_directory() -> int:
+def _lock_file() -> int:
     """A descriptor of it; -1 where it cannot be had: then others of ours have none either."""
     try:
-        return runtime_dir.open_directory()
+        with runtime_dir.opened() as directory:
+            return runtime_dir.open_file(directory, _LOCK)
     except NetallocError:
         return -1
-
-
-def _take(directory: int) -> None:
-    """Wait for the lock, which ends with the descriptor. Raises CommandError after a while."""
-    deadline = time.monotonic() + _PATIENCE
-    while directory >= 0 and not _taken(directory):
-        if time.monotonic() >= deadline:
-            raise CommandError(
-                f"waited {_PATIENCE:g} s for another process that changes iptables rules"
-            )
-        time.sleep(_OFTEN)
-
-
-def _taken(directory: int) -> bool:
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _script(changes: Mapping[str, Iterable[str]]) -> Iterator[str]:
