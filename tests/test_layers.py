@@ -14,7 +14,7 @@ MODULES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 # From the bottom up. Units of one row are siblings: none imports another.
 ROWS = (
     {"errors", "light"},
-    {"_alloc", "locks", "closing", "logs"},
+    {"_alloc", "locks", "closing", "forks", "logs"},
     {"values"},
     {"family", "model", "port_bitmaps"},
     {"host"},

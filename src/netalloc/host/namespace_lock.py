@@ -59,7 +59,7 @@ class NamespaceClaim(Closing):
                 others = any(one._open and one._name == self._name for one in _open_claims)
                 _leave(self._name, lock, last_here=not others)
         finally:
-            os.close(lock)
+            runtime_dir.close_file(lock)
             os.close(namespace)
 
     def __del__(self) -> None:
@@ -101,9 +101,11 @@ def _enter(name: str, truth: str, holder: str) -> int:
                     _lock(fd, fcntl.F_UNLCK, _ENTRANCE)
                     return fd
             except BaseException:
-                os.close(fd)
+                runtime_dir.close_file(fd)
                 raise
-            os.close(fd)  # its last holder has removed it: there is another by now, or none
+            runtime_dir.close_file(
+                fd
+            )  # its last holder has removed it: there is another by now, or none
 
 
 def _hold(fd: int, truth: str, holder: str) -> None:

@@ -10,7 +10,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 from netalloc.errors import NetallocError
 from netalloc.host import netns, runtime_dir
@@ -59,12 +59,11 @@ def opened() -> Iterator[set[Entry]]:
 def _read(directory: int, name: str, header: str) -> tuple[set[Entry], bool]:
     """The entries, 1 µs each, and whether more can be put behind them."""
     try:
-        fd = runtime_dir.open_file(directory, name, os.O_RDONLY)
+        with _text(directory, name, os.O_RDONLY, "r") as file:
+            # What has no end of its line was cut off in the middle, and is not believed.
+            *lines, rest = file.read().split("\n")
     except FileNotFoundError:
         return set(), False
-    with os.fdopen(fd, encoding="utf-8", errors="surrogateescape") as file:
-        # What has no end of its line was cut off in the middle, and is not believed.
-        *lines, rest = file.read().split("\n")
     if lines[:1] != [header]:
         return set(), False
     rows = [line.split("\t") for line in lines[1:]]
@@ -94,9 +93,18 @@ def _lines(entries: set[Entry]) -> str:
 
 
 def _put(directory: int, name: str, flags: int, text: str) -> None:
-    fd = runtime_dir.open_file(directory, name, flags)
-    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
+    with _text(directory, name, flags, "w") as file:
         file.write(text)
+
+
+@contextmanager
+def _text(directory: int, name: str, flags: int, mode: str) -> Iterator[IO[str]]:
+    fd = runtime_dir.open_file(directory, name, flags)
+    try:
+        with os.fdopen(fd, mode, encoding="utf-8", errors="surrogateescape", closefd=False) as file:
+            yield file
+    finally:
+        runtime_dir.close_file(fd)
 
 
 @contextmanager

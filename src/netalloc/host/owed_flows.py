@@ -162,7 +162,7 @@ class OwedFlows(Closing):
         finally:
             fd, self._fd = self._fd, None
             if fd is not None:
-                os.close(fd)
+                runtime_dir.close_file(fd)
             self._forget()
             self._flows.close()
 
@@ -173,7 +173,7 @@ class OwedFlows(Closing):
         self._lock, self._flushing, self._waiting = Lock(), 0, []
         self.dropped = []
         if fd is not None:
-            os.close(fd)
+            runtime_dir.close_file(fd)
 
     def _forget(self) -> None:
         self._fd = None
@@ -279,7 +279,7 @@ class OwedFlows(Closing):
                 os.pwrite(own, _IDLE, slot)
             return True
         finally:
-            os.close(own)
+            runtime_dir.close_file(own)
 
     def _wait_for(self, fd: int, slot: int, concerned: Callable[[_Item], bool]) -> None:
         when = os.pread(fd, 8, _place(slot))

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from netalloc.errors import NetallocError
+from netalloc.host.own_descriptors import close_own, open_own
 
 VARIABLE = "NETALLOC_RUNTIME_DIR"
 _WAIT = 5.0  # seconds for other processes' changes, of milliseconds each
@@ -36,28 +37,37 @@ def opened() -> Iterator[int]:
     try:
         yield directory
     finally:
-        os.close(directory)
+        close_own(directory)
 
 
-def open_file(directory: int, name: str, flags: int = os.O_RDWR | os.O_CREAT) -> int:
-    """A descriptor of a regular file of ours in it; made with mode 0600.
+def open_file(
+    directory: int, name: str, flags: int = os.O_RDWR | os.O_CREAT, *, kind: int = stat.S_IFREG
+) -> int:
+    """A descriptor of a regular file, or of a FIFO, of ours in it; a file is made with mode 0600.
 
-    Never waits for a FIFO. Raises FileNotFoundError without O_CREAT, NetallocError for
-    what is another user's, a symlink or no file.
+    To be closed by `close_file`, for a forked child has it no more. Never waits for a FIFO.
+    Raises FileNotFoundError without O_CREAT, NetallocError for what is another user's, a
+    symlink or of another kind.
     """
-    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+    safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
     try:
-        fd = os.open(name, flags | safe, 0o600, dir_fd=directory)
+        fd = open_own(name, flags | safe, 0o600, dir_fd=directory)
     except FileNotFoundError:
         raise
     except OSError as error:
         where = f"{name} in {shown(directory)}"
         raise NetallocError(f"{where} cannot be opened: {error.strerror}; remove it") from error
     found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-        os.close(fd)
-        raise NetallocError(f"{name} in {shown(directory)} is no file of this user: remove it")
+    if stat.S_IFMT(found.st_mode) != kind or found.st_uid != os.geteuid():
+        close_own(fd)
+        what = "file" if kind == stat.S_IFREG else "FIFO"
+        raise NetallocError(f"{name} in {shown(directory)} is no {what} of this user: remove it")
     return fd
+
+
+def close_file(fd: int) -> None:
+    """Close it, unless this process is a child that never had it; a locked file is let go."""
+    close_own(fd)
 
 
 def lock(fd: int) -> None:
@@ -117,9 +127,9 @@ def _open_at(path: Path) -> int:
         if VARIABLE in os.environ:
             raise NetallocError(f"{path}, as {VARIABLE} says, cannot be made") from None
         raise
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
     try:
-        directory = os.open(path, flags)
+        directory = open_own(str(path), flags)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             raise NetallocError(f"{path} is no directory, or a symlink: remove it") from None
@@ -133,7 +143,7 @@ def _open_at(path: Path) -> int:
         if found.st_mode & 0o077:
             os.fchmod(directory, 0o700)
     except BaseException:
-        os.close(directory)
+        close_own(directory)
         raise
     return directory
 

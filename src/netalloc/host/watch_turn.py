@@ -57,29 +57,19 @@ class WatchTurn(Closing):
                 if stopped in {fd for fd, _ in poll.poll(_LOOK_AGAIN)}:
                     return False
             finally:
-                os.close(waiting)
+                runtime_dir.close_file(waiting)
         return True
 
     def close(self) -> None:
         """Give the turn up; a second time is no error."""
         while self._fds:
-            os.close(self._fds.pop())
+            runtime_dir.close_file(self._fds.pop())
 
     def _opened(self, flags: int) -> int:
         with runtime_dir.opened() as directory:
             with suppress(FileExistsError):
                 os.mkfifo(self._name, 0o600, dir_fd=directory)
-            safe = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-            try:
-                fd = os.open(self._name, flags | safe, dir_fd=directory)
-            except OSError as error:
-                where = f"{self._name} in {runtime_dir.shown(directory)}"
-                raise NetallocError(f"{where} cannot be opened: {error.strerror}") from error
-        found = os.fstat(fd)
-        if not stat.S_ISFIFO(found.st_mode) or found.st_uid != os.geteuid():
-            os.close(fd)
-            raise NetallocError(f"{self._name} is no FIFO of this user: remove it")
-        return fd
+            return runtime_dir.open_file(directory, self._name, flags, kind=stat.S_IFIFO)
 
 
 def _lock(fd: int, command: int, kind: int) -> bool:

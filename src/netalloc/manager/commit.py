@@ -13,6 +13,7 @@ import sys
 from _thread import get_ident
 from functools import partial
 
+from netalloc import forks
 from netalloc._alloc import MemoryTurn
 from netalloc.errors import (
     ClosedError,
@@ -28,7 +29,6 @@ from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.queue import Queue, Waiter
 from netalloc.manager.undo import attempt, undo
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.store import fork
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -72,8 +72,8 @@ class Committer:
         self._desired = desired
         self._calls = Calls("the manager")
         self._queue = Queue(self._calls)
-        self._process = fork.process
-        fork.guard(self)
+        self._process = forks.process
+        forks.guard(self)
 
     def fork_locks(self) -> tuple[()]:
         """The store's are enough."""
@@ -88,7 +88,7 @@ class Committer:
         """Whether it came by a fork and its store belongs to the parent alone, as does all that
         the kernel has of it.
         """
-        return not self.store.persistent and self._process != fork.process
+        return not self.store.persistent and self._process != forks.process
 
     def run(self, operation: str, change: Callable[[Change], T], *, durable: bool = False) -> T:
         """Run the operation; whatever it raises, nothing of it remains.

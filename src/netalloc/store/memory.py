@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from threading import RLock
 
+from netalloc import forks
 from netalloc._alloc import MemoryState, MemoryTurn, RecordTable
 from netalloc.errors import ClosedError, NetallocError, StoreError
-from netalloc.store import fork
 from netalloc.store.memory_survey import Survey
 from netalloc.store.records import TABLES
 from netalloc.store.turn import in_the_middle
@@ -35,10 +35,10 @@ class MemoryStore(MemoryTurn):
     persistent = False
 
     def __init__(self) -> None:
-        self.process = fork.process
+        self.process = forks.process
         self._transaction = MemoryTransaction(self)
         super().__init__(RLock(), self._transaction)
-        fork.guard(self)
+        forks.guard(self)
 
     def fork_locks(self) -> tuple[Any]:
         """A child gets a state between two changes."""

@@ -1,6 +1,5 @@
 """Running iptables: one command, whole tables read, transactions written."""
 
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -87,10 +86,7 @@ def restore(changes: Mapping[str, Iterable[str]], *, variant: str | None = None)
             runtime_dir.lock(fd)
         run([command, *WAIT, "--noflush"], _script(changes))
     finally:
-        try:  # noqa: SIM105 (an interrupt may come within suppress)
-            os.close(fd)
-        except OSError:
-            pass  # there is none, or the interrupt came before it
+        runtime_dir.close_file(fd)
 
 
 def _lock_file() -> int:

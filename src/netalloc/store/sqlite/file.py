@@ -20,8 +20,8 @@ from contextlib import contextmanager
 from functools import partial
 
 from netalloc.errors import StoreError
+from netalloc.forks import guard
 from netalloc.locks import holding
-from netalloc.store.fork import guard
 from netalloc.store.sqlite.session import Session
 from netalloc.store.sqlite.write_lock import WriteLock, flock
 from netalloc.store.turn import in_the_middle
