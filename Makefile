@@ -77,8 +77,8 @@ sanitize: ## the core under AddressSanitizer and UndefinedBehaviorSanitizer
 
 soak: ## the tests that take minutes
 	@scripts/setup.sh --kernel test bench
-	@$(PY) -m pytest -m soak $(ARGS)
-	@$(PY) -m pytest benchmarks -m soak -q -s --benchmark-disable $(ARGS)
+	@$(PY) -m pytest -m soak -o faulthandler_timeout=3600 $(ARGS)
+	@$(PY) -m pytest benchmarks -m soak -o faulthandler_timeout=3600 -q -s --benchmark-disable $(ARGS)
 
 sdist: ## build the source distribution; install and use it in an empty environment
 	@scripts/setup.sh check

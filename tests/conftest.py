@@ -1,8 +1,11 @@
-"""What tests share: private hosts, and the refusal to skip in CI."""
+"""What tests share: private hosts, the refusal to skip in CI, and that a run ends."""
 
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +18,46 @@ def runtime_directory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None
     os.environ["NETALLOC_RUNTIME_DIR"] = str(tmp_path_factory.mktemp("run"))
     yield
     del os.environ["NETALLOC_RUNTIME_DIR"]
+
+
+@pytest.fixture(autouse=True)
+def leaves_nothing() -> Iterator[None]:
+    """A test that leaves a thread or a process fails; the process is killed."""
+    threads, processes = set(threading.enumerate()), children()
+    yield
+    left = set(threading.enumerate()) - threads
+    for thread in left:
+        thread.join(5)
+    more = children() - processes
+    for pid in more:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert not [thread for thread in left if thread.is_alive()], "threads are left"
+    assert not more, "processes are left"
+
+
+def children() -> set[int]:
+    """The processes that this one has to wait for."""
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+    except ChildProcessError:
+        return set()
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            pid, parent = int(status.parent.name), status.read_text().rpartition(")")[2].split()[1]
+            if int(parent) == os.getpid():
+                found.add(pid)
+    return found
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """A thread that a test left running does not keep the run from ending."""
+    hanging = [one for one in threading.enumerate() if not one.daemon]
+    if len(hanging) > 1:
+        os.write(2, f"the run ends without its threads {hanging}\n".encode())
+        os._exit(1)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -7,6 +7,7 @@ import select
 import signal
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
@@ -259,28 +260,33 @@ def test_a_difference_of_one_element_is_seen_by_a_look(nft_lab, tmp_path):
 def test_a_turn_is_one_watchers_and_passes_on(nft_lab):
     first, second = WatchTurn(1), WatchTurn(1)
     other = WatchTurn(2)
-    assert first.take() and first.take() and other.take()
-    assert not second.take()
     stopped, stop = os.pipe()
     got = queue.Queue()
-    thread = threading.Thread(target=lambda: got.put(second.wait(stopped)))
-    thread.start()
-    child = os.fork()
-    if not child:  # has none of it, however long it lives
-        os.close(stop)
-        signal.pause()
-    first.close()
-    first.close()
-    assert got.get(timeout=30) is True
-    thread.join()
-    thread = threading.Thread(target=lambda: got.put(first.wait(stopped)))
-    thread.start()
-    os.write(stop, b".")
-    assert got.get(timeout=30) is False
-    thread.join()
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    for one in (second, other):
-        one.close()
-    for fd in (stopped, stop):
-        os.close(fd)
+
+    def wait(turn):
+        thread = threading.Thread(target=lambda: got.put(turn.wait(stopped)), daemon=True)
+        thread.start()
+        return thread
+
+    with ExitStack() as stack:
+        for fd in (stopped, stop):
+            stack.callback(os.close, fd)
+        for one in (first, second, other):
+            stack.enter_context(one)
+        assert first.take() and first.take() and other.take()
+        assert not second.take()
+        thread = wait(second)
+        child = os.fork()
+        if not child:  # has none of it, however long it lives
+            os.close(stop)
+            signal.pause()
+        stack.callback(os.waitpid, child, 0)
+        stack.callback(os.kill, child, signal.SIGKILL)
+        first.close()
+        first.close()
+        assert got.get(timeout=30) is True
+        thread.join()
+        thread = wait(first)
+        os.write(stop, b".")
+        assert got.get(timeout=30) is False
+        thread.join()
