@@ -147,12 +147,17 @@ cdef inline void recycle(Tree *t, Node *node) noexcept nogil:
         t.nodes -= 1
         PyMem_RawFree(node)
 
-cdef Node *make_node(Tree *t, int level, word base, bint full) noexcept nogil:
-    """A uniform node out of the spare ones, for the block of this level at `base`."""
+cdef inline Node *spare_node(Tree *t) noexcept nogil:
+    """One of the spare ones, of which there must be one; with anything in it."""
     cdef Node *node = t.spare
-    cdef int k, bit
     t.spare = node.at.child[0]
     t.spares -= 1
+    return node
+
+cdef Node *make_node(Tree *t, int level, word base, bint full) noexcept nogil:
+    """A uniform node out of the spare ones, for the block of this level at `base`."""
+    cdef Node *node = spare_node(t)
+    cdef int k, bit
     if level > 0:
         node.full = ALL if full else padding(t, level, base)
         node.mixed = node.few = 0
