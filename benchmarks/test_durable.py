@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from netalloc import NetworkManager
-from test_manager import check, ratio
+from promised import check, ratio
 
 LEASE = "INSERT INTO lease VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 STATE = "UPDATE state SET sequence = ?, boot = ?, counters = ?, journals = ?, crc = ? WHERE id = 0"

@@ -12,6 +12,7 @@ from netalloc.model import PortMapping, ReconcileResult
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
 
     from netalloc.portmap.kernel import KernelMappings
     from netalloc.portmap.watch import Watch
@@ -131,13 +132,7 @@ class NoMappings(ExclusiveMappings):
         """Nothing is in the kernel."""
         return []
 
-    def watch(
-        self,
-        on_repair: Callable[[ReconcileResult], None] | None,
-        repair: Callable[[], ReconcileResult],
-        desired: Callable[[], list[PortMapping]],
-        network: int,
-    ) -> Watch:
+    def watch(self, *_: Any, **__: Any) -> Watch:
         """Raises NetallocError: there are no rules that could change."""
         raise NetallocError("the null backend makes no rules that could be watched")
 
