@@ -179,6 +179,21 @@ class Bitmap:
     def next_set(self, start: SupportsIndex, /) -> int | None:
         """The first taken ordinal at or after `start`, or None."""
 
+    def previous_set(self, start: SupportsIndex, /) -> int | None:
+        """The last taken ordinal at or before `start`, or None."""
+
+    def next_block(self, n: SupportsIndex, start: SupportsIndex, /) -> int | None:
+        """Where the first n free ordinals in a row at or after `start` begin, or None.
+
+        Looks at every word at worst, as acquire_block does, and takes nothing. Raises
+        OutOfRangeError for a block of 0.
+
+        >>> b = Bitmap(100)
+        >>> b.reserve(5)
+        >>> b.next_block(8, 0), b.next_block(2, 0), b.next_block(95, 0)
+        (6, 0, None)
+        """
+
     @property
     def size(self) -> int:
         """How many ordinals there are."""
@@ -521,6 +536,7 @@ class JournaledBitmap:
 
     next_free: Callable[[int], int | None]
     next_set: Callable[[int], int | None]
+    next_block: Callable[[int, int], int | None]
     def __init__(self, size: int, journal: list[tuple[Any, ...]]) -> None: ...
     def acquire(self) -> int:
         """Take the first free ordinal at or after the cursor. Raises ExhaustedError."""

@@ -28,6 +28,7 @@ class Ordinals(Protocol):
     def release(self, ordinal: int, /) -> None: ...
     def next_free(self, start: int, /) -> int | None: ...
     def next_set(self, start: int, /) -> int | None: ...
+    def next_block(self, n: int, start: int, /) -> int | None: ...
     def __contains__(self, ordinal: int, /) -> bool: ...
     def __len__(self) -> int: ...
 
@@ -83,12 +84,15 @@ def bitmap_size(name: str) -> int:
     return SIZE * DIGITS if name.endswith("/more") else SIZE
 
 
-def next_free(pools: list[Ordinals], start: int) -> int | None:
-    """The first number from start on that is free in all of the bitmaps."""
+def next_free(pools: list[Ordinals], start: int, n: int = 1) -> int | None:
+    """The first of n numbers in a row, from start on, that are free in all of the bitmaps.
+
+    A step for each gap that one of them has and another has not.
+    """
     while start < SIZE:
         found = start
         for pool in pools:
-            free = pool.next_free(found)
+            free = pool.next_free(found) if n == 1 else pool.next_block(n, found)
             if free is None:
                 return None
             found = free
