@@ -212,6 +212,29 @@ def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
     assert step.count("=?") == len(fields), step
 
 
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [(kind, shape) for kind, spec in TABLES.items() for shape in spec.descending],
+    ids=str,
+)
+def test_a_look_downward_is_a_search_in_that_order(tmp_path, kind, fields):
+    SqliteStore(tmp_path / "store.db").close()
+    asked = []
+
+    class Noted(Connection):
+        def rows(self, sql, values=()):
+            asked.append(sql)
+            return []
+
+    with closing(Noted(tmp_path / "store.db")) as noted:
+        SqliteTable(kind, noted).up_to(*fields, equal=(1, 2), limit=1)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        assert complaint(connection, asked[0]) is None
+        (step,) = plan(connection, asked[0])
+    first, last = fields
+    assert step.endswith(f"({first}=? AND {last}<?)"), step
+
+
 def test_what_one_allocation_costs(tmp_path, monkeypatch):
     """Statements, pages written and calls of functions: numbers that no other load changes."""
     said, calls = [], []

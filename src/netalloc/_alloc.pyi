@@ -569,7 +569,9 @@ class RecordTable(Generic[_R]):
     A record is a named tuple of exact ints, texts and None. Entering, finding and removing one
     is O(fields), however many there are and share a value; a record takes one entry of a dict
     for the key and one for each index. `key` and `indexes` are names of fields; an index that
-    ends with a time keeps the records of its first field in that order. Neither the records nor
+    ends with a time keeps the records of its first field in that order, and one that is in
+    `descending`, of two fields of which the second is a number from 0 to 2**64 - 1, can be gone
+    through downward. Neither the records nor
     the dicts are known to the collector. Each change is noted in `journal` first.
 
     >>> from netalloc.store.records import Cooldown
@@ -591,6 +593,7 @@ class RecordTable(Generic[_R]):
         key: tuple[str, ...],
         indexes: tuple[tuple[str, ...], ...],
         journal: list[tuple[Any, ...]],
+        descending: tuple[tuple[str, ...], ...] = (),
     ) -> None: ...
     def __len__(self) -> int: ...
     def get(self, *key: int | str | None) -> _R | None:
@@ -601,6 +604,12 @@ class RecordTable(Generic[_R]):
 
         The oldest first, where an index goes on with a time. O(found). Raises KeyError for
         fields that are neither.
+        """
+
+    def up_to(self, *fields: str, equal: tuple[int | str | None, ...], limit: int) -> list[_R]:
+        """Those with the first value given, and the second or a smaller one; the greatest first.
+
+        O(found). Raises KeyError for fields that are no index of `descending`.
         """
 
     def oldest(self, limit: int) -> list[_R]:

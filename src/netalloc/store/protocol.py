@@ -59,6 +59,12 @@ class Table(Protocol[R]):
         In the order of that index: an index that goes on with a time gives the oldest first.
         """
 
+    def up_to(self, *fields: str, equal: tuple[Value, ...], limit: int) -> list[R]:
+        """Those with the first value given, and the second or a smaller one; the greatest first.
+
+        The fields are an index that TABLES says is gone through downward.
+        """
+
     def oldest(self, limit: int) -> list[R]:
         """The first ones by key."""
 

@@ -93,6 +93,19 @@ class SqliteTable(Generic[R]):
         rows = self._connection.rows(query, (*_signed(equal), limit))
         return [self._record(row) for row in rows]
 
+    def up_to(self, *fields: str, equal: tuple[Value, ...], limit: int) -> list[R]:
+        """Those with the first value given, and the second or a smaller one; the greatest first."""
+        if self._counters is not None and not self._counters.get(self._counter):
+            return []
+        assert fields in self._shape.descending
+        (first, last), by = fields, self._shape.indexes.index(fields)
+        query = (
+            f"SELECT * FROM {self._name} INDEXED BY {self._name}_{by} "
+            f'WHERE "{first}" IS ? AND "{last}" <= ? ORDER BY "{last}" DESC LIMIT ?'
+        )
+        rows = self._connection.rows(query, (*_signed(equal), limit))
+        return [self._record(row) for row in rows]
+
     def oldest(self, limit: int) -> list[R]:
         """The first ones by key."""
         return [self._record(row) for row in self._connection.rows(self._oldest, (limit,))]
