@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netalloc import NetallocError, Networks, NetworkView, PortRequest
+from netalloc import InUseError, NetallocError, Networks, NetworkView, PortRequest
 from netalloc.manager.manager import NetworkManager
 from netalloc.store.records import TABLES
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
@@ -274,3 +274,45 @@ def test_bitmaps_are_read_once_while_no_other_process_writes(tmp_path, monkeypat
             manager.allocate(f"web-{i}", ports=[80])
         manager.release("web-3")
         assert read == []
+
+
+def test_a_refusal_leaves_what_it_only_read(tmp_path, monkeypatch):
+    """What it changed is read anew, and after an interrupt all of it is."""
+    read, original = [], SqliteBitmaps._read
+    monkeypatch.setattr(
+        SqliteBitmaps, "_read", lambda self, name: (read.append(name), original(self, name))[1]
+    )
+    with NetworkManager(
+        "br0", network="10.0.0.1/16", backend="null", store=tmp_path / "store.db"
+    ) as manager:
+        one = manager.allocate("first", ports=[PortRequest(80, host_port=5000)])
+        manager.allocate("second")
+
+        def interrupted(protocol, port, ip):
+            raise KeyboardInterrupt
+
+        def again():
+            with pytest.raises(InUseError):
+                one.allocate_port(80, host_port=5000)
+
+        again()
+        read.clear()
+        again()
+        again()
+        assert read == []
+        with pytest.raises(InUseError):
+            manager.allocate("third", ports=[PortRequest(80, host_port=5000)])
+        again()
+        assert str(manager.allocate("third").ip) == "10.0.0.4"
+        assert read == ["addresses/1"]
+        read.clear()
+        probe, manager._leases.publications.ports.probe = (
+            manager._leases.publications.ports.probe,
+            interrupted,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            manager.allocate("fourth", ports=[80])
+        manager._leases.publications.ports.probe = probe
+        assert str(manager.allocate("fourth", ports=[80]).ip) == "10.0.0.5"
+        assert set(read) == {"addresses/1", "ports/tcp/used", "ports/tcp/every"}
+        assert manager.check() == []
