@@ -19,7 +19,6 @@ from __future__ import annotations
 from _thread import RLock
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from itertools import islice
 
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
@@ -30,6 +29,7 @@ from netalloc.port_bitmaps import (
     Bitmaps,
     MemoryBitmaps,
     Ordinals,
+    addresses_with,
     bitmap_of,
     next_free,
 )
@@ -207,7 +207,9 @@ class PortAllocator:
             return "every address"
         if ip is not None:
             return str(ip)
-        on = list(islice(self._bitmaps.holders(port, protocol), NAMED + 1))
+        on: list[str] = []
+        if addresses_with(self._bitmaps, port, protocol) <= NAMED:
+            on += self._bitmaps.holders(port, protocol)
         if not 0 < len(on) <= NAMED:
             return "single addresses of the host, so every address cannot be had"
         return f"{', '.join(on)}, so every address cannot be had"

@@ -16,7 +16,7 @@ from netalloc.errors import (
 from netalloc.ipam.change import Change
 from netalloc.logs import Log
 from netalloc.model import PortMapping, PortRequest
-from netalloc.port_bitmaps import DIGITS, NAMED, SIZE, Ordinals
+from netalloc.port_bitmaps import NAMED, SIZE, Ordinals, addresses_with
 from netalloc.ports import PortAllocator, Probe
 from netalloc.store.records import Lease, Publication
 
@@ -263,12 +263,13 @@ class Publications:
 
     def _holder(self, tx: Transaction, port: int, protocol: str) -> str | None:
         """What holds a port, on whatever address; looked up only to name it in an error."""
-        for row in holding(tx, port, protocol, limit=NAMED):
-            lease = tx.table(Lease).get(row.network, row.ordinal)
-            if lease is not None and lease.owner is not None:
-                return lease.owner
-            if row.network == self._number:
-                return f"the holder of {self._subnet.address(row.ordinal)}"
+        for limit in (1, NAMED):  # as a rule the first one has a name
+            for row in holding(tx, port, protocol, limit):
+                lease = tx.table(Lease).get(row.network, row.ordinal)
+                if lease is not None and lease.owner is not None:
+                    return lease.owner
+                if row.network == self._number:
+                    return f"the holder of {self._subnet.address(row.ordinal)}"
         return None
 
 
@@ -291,7 +292,7 @@ def holding(tx: Transaction, port: int, protocol: str, limit: int = -1) -> list[
         if len(found) == limit or len(rows) < n or not all(row.host_ip for row in rows):
             break
         if not wanted:
-            wanted = _addresses_with(tx, port, protocol)
+            wanted = addresses_with(tx, port, protocol)
             if limit >= 0:
                 wanted = min(wanted, limit)
         free = used.next_free(rows[-1].host_port)
@@ -299,19 +300,6 @@ def holding(tx: Transaction, port: int, protocol: str, limit: int = -1) -> list[
             break
         n = max(wanted, 4 * n)
     found.sort(key=lambda row: (-row.host_port, row))
-    return found
-
-
-def _addresses_with(tx: Transaction, port: int, protocol: str) -> int:
-    """How many single addresses of the host a port is held on, which it is on one at least."""
-    name = f"ports/{protocol}/more"
-    if not tx.known(name):
-        return 1
-    more, first = tx.bitmap(name, SIZE * DIGITS), port * DIGITS
-    found, digit = 1, more.next_set(first)
-    while digit is not None and digit < first + DIGITS:
-        found += 1 << digit - first
-        digit = more.next_set(digit + 1)
     return found
 
 
