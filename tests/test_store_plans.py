@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netalloc import NetallocError, Networks, NetworkView, PortRequest
+from netalloc import InUseError, NetallocError, Networks, NetworkView, PortRequest
 from netalloc.manager.manager import NetworkManager
 from netalloc.store.records import TABLES
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
@@ -205,11 +205,37 @@ def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
 
     with closing(Noted(tmp_path / "store.db")) as noted:
         SqliteTable(kind, noted).where(*fields, equal=(1,) * len(fields))
+        if fields != TABLES[kind].key:  # of which there is one at most
+            SqliteTable(kind, noted).more_than(1, *fields, equal=(1,) * len(fields))
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        for sql in asked:
+            assert complaint(connection, sql) is None
+            (step,) = plan(connection, sql)
+            assert step.startswith("SEARCH"), step
+            assert step.count("=?") == len(fields), step
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [(kind, shape) for kind, spec in TABLES.items() for shape in spec.descending],
+    ids=str,
+)
+def test_a_look_downward_is_a_search_in_that_order(tmp_path, kind, fields):
+    SqliteStore(tmp_path / "store.db").close()
+    asked = []
+
+    class Noted(Connection):
+        def rows(self, sql, values=()):
+            asked.append(sql)
+            return []
+
+    with closing(Noted(tmp_path / "store.db")) as noted:
+        SqliteTable(kind, noted).up_to(*fields, equal=(1, 2), limit=1)
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
         assert complaint(connection, asked[0]) is None
         (step,) = plan(connection, asked[0])
-    assert step.startswith("SEARCH"), step
-    assert step.count("=?") == len(fields), step
+    first, last = fields
+    assert step.endswith(f"({first}=? AND {last}<?)"), step
 
 
 def test_what_one_allocation_costs(tmp_path, monkeypatch):
@@ -251,3 +277,45 @@ def test_bitmaps_are_read_once_while_no_other_process_writes(tmp_path, monkeypat
             manager.allocate(f"web-{i}", ports=[80])
         manager.release("web-3")
         assert read == []
+
+
+def test_a_refusal_leaves_what_it_only_read(tmp_path, monkeypatch):
+    """What it changed is read anew, and after an interrupt all of it is."""
+    read, original = [], SqliteBitmaps._read
+    monkeypatch.setattr(
+        SqliteBitmaps, "_read", lambda self, name: (read.append(name), original(self, name))[1]
+    )
+    with NetworkManager(
+        "br0", network="10.0.0.1/16", backend="null", store=tmp_path / "store.db"
+    ) as manager:
+        one = manager.allocate("first", ports=[PortRequest(80, host_port=5000)])
+        manager.allocate("second")
+
+        def interrupted(protocol, port, ip):
+            raise KeyboardInterrupt
+
+        def again():
+            with pytest.raises(InUseError):
+                one.allocate_port(80, host_port=5000)
+
+        again()
+        read.clear()
+        again()
+        again()
+        assert read == []
+        with pytest.raises(InUseError):
+            manager.allocate("third", ports=[PortRequest(80, host_port=5000)])
+        again()
+        assert str(manager.allocate("third").ip) == "10.0.0.4"
+        assert read == ["addresses/1"]
+        read.clear()
+        probe, manager._leases.publications.ports.probe = (
+            manager._leases.publications.ports.probe,
+            interrupted,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            manager.allocate("fourth", ports=[80])
+        manager._leases.publications.ports.probe = probe
+        assert str(manager.allocate("fourth", ports=[80]).ip) == "10.0.0.5"
+        assert set(read) == {"addresses/1", "ports/tcp/used", "ports/tcp/every"}
+        assert manager.check() == []

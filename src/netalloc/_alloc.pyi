@@ -179,6 +179,21 @@ class Bitmap:
     def next_set(self, start: SupportsIndex, /) -> int | None:
         """The first taken ordinal at or after `start`, or None."""
 
+    def previous_set(self, start: SupportsIndex, /) -> int | None:
+        """The last taken ordinal at or before `start`, or None."""
+
+    def next_block(self, n: SupportsIndex, start: SupportsIndex, /) -> int | None:
+        """Where the first n free ordinals in a row at or after `start` begin, or None.
+
+        Looks at every word at worst, as acquire_block does, and takes nothing. Raises
+        OutOfRangeError for a block of 0.
+
+        >>> b = Bitmap(100)
+        >>> b.reserve(5)
+        >>> b.next_block(8, 0), b.next_block(2, 0), b.next_block(95, 0)
+        (6, 0, None)
+        """
+
     @property
     def size(self) -> int:
         """How many ordinals there are."""
@@ -521,6 +536,7 @@ class JournaledBitmap:
 
     next_free: Callable[[int], int | None]
     next_set: Callable[[int], int | None]
+    next_block: Callable[[int, int], int | None]
     def __init__(self, size: int, journal: list[tuple[Any, ...]]) -> None: ...
     def acquire(self) -> int:
         """Take the first free ordinal at or after the cursor. Raises ExhaustedError."""
@@ -553,7 +569,9 @@ class RecordTable(Generic[_R]):
     A record is a named tuple of exact ints, texts and None. Entering, finding and removing one
     is O(fields), however many there are and share a value; a record takes one entry of a dict
     for the key and one for each index. `key` and `indexes` are names of fields; an index that
-    ends with a time keeps the records of its first field in that order. Neither the records nor
+    ends with a time keeps the records of its first field in that order, and one that is in
+    `descending`, of two fields of which the second is a number from 0 to 2**64 - 1, can be gone
+    through downward. Neither the records nor
     the dicts are known to the collector. Each change is noted in `journal` first.
 
     >>> from netalloc.store.records import Cooldown
@@ -575,6 +593,7 @@ class RecordTable(Generic[_R]):
         key: tuple[str, ...],
         indexes: tuple[tuple[str, ...], ...],
         journal: list[tuple[Any, ...]],
+        descending: tuple[tuple[str, ...], ...] = (),
     ) -> None: ...
     def __len__(self) -> int: ...
     def get(self, *key: int | str | None) -> _R | None:
@@ -585,6 +604,15 @@ class RecordTable(Generic[_R]):
 
         The oldest first, where an index goes on with a time. O(found). Raises KeyError for
         fields that are neither.
+        """
+
+    def more_than(self, n: int, *fields: str, equal: tuple[int | str | None, ...]) -> bool:
+        """Whether where() would find more than n. O(n)."""
+
+    def up_to(self, *fields: str, equal: tuple[int | str | None, ...], limit: int) -> list[_R]:
+        """Those with the first value given, and the second or a smaller one; the greatest first.
+
+        O(found). Raises KeyError for fields that are no index of `descending`.
         """
 
     def oldest(self, limit: int) -> list[_R]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 from _thread import RLock
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from itertools import islice
 
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
@@ -30,6 +29,7 @@ from netalloc.port_bitmaps import (
     Bitmaps,
     MemoryBitmaps,
     Ordinals,
+    addresses_with,
     bitmap_of,
     next_free,
 )
@@ -120,9 +120,11 @@ class PortAllocator:
     ) -> range:
         """The first n ports in a row at or after the cursor, as a range with this one's step.
 
-        O(held ports) at worst, as gaps that are too small are passed over one by one.
-        Raises ExhaustedError when no gap is that long, OutOfRangeError for n < 1 or more
-        than the range has.
+        Looks at 64 ports at a time, all of them at worst, and asks the probe about each of
+        the block; on one address, gaps that are another's there are passed one by one, and in
+        a range with a step or a descending one, blocks with a held port are. Raises
+        ExhaustedError when no gap is that long, OutOfRangeError for n < 1 or more than the
+        range has.
 
         >>> PortAllocator(range(8000, 8100)).acquire_block(10)
         range(8000, 8010)
@@ -205,7 +207,9 @@ class PortAllocator:
             return "every address"
         if ip is not None:
             return str(ip)
-        on = list(islice(self._bitmaps.holders(port, protocol), NAMED + 1))
+        on: list[str] = []
+        if addresses_with(self._bitmaps, port, protocol) <= NAMED:
+            on += self._bitmaps.holders(port, protocol)
         if not 0 < len(on) <= NAMED:
             return "single addresses of the host, so every address cannot be had"
         return f"{', '.join(on)}, so every address cannot be had"
@@ -227,29 +231,30 @@ class PortAllocator:
                     yield port
 
     def _gap(self, pools: list[Ordinals], index: int, n: int, asked: _Asked) -> int | None:
-        """Where in the range n free ports in a row begin, at or after an index."""
-        while index + n <= len(self.ports):
-            block = self.ports[index : index + n]
-            last = self._last_held(pools, block)
-            if last is None:
-                # The next gap begins behind the last one that is refused.
-                last = next((port for port in reversed(block) if asked.refuses(port, pools)), None)
-                if last is None:
-                    return index
-            index = self.ports.index(last) + 1
-            if self.ports.step == 1:  # over all that is held, in one step
-                free = next_free(pools, last + 1)
-                if free is None or free not in self.ports:
-                    return None
-                index = self.ports.index(free)
-        return None
+        """Where in the range n ports in a row begin that are to be had, at or after an index."""
+        while True:
+            found = self._free_gap(pools, index, n)
+            if found is None:
+                return None
+            block = self.ports[found : found + n]
+            refused = next((port for port in reversed(block) if asked.refuses(port, pools)), None)
+            if refused is None:
+                return found
+            index = self.ports.index(refused) + 1
 
-    def _last_held(self, pools: list[Ordinals], block: range) -> int | None:
-        if block.step == 1:
-            held = [pool.next_set(block[0]) for pool in pools]
-            first = min([port for port in held if port is not None], default=SIZE)
-            return first if first <= block[-1] else None
-        return next((port for port in reversed(block) if any(port in pool for pool in pools)), None)
+    def _free_gap(self, pools: list[Ordinals], index: int, n: int) -> int | None:
+        """The same of ports that are free."""
+        ports = self.ports
+        if ports.step == 1 and index < len(ports):
+            first = next_free(pools, ports[index], n)
+            return None if first is None or first + n > ports.stop else ports.index(first)
+        while index + n <= len(ports):
+            block = reversed(ports[index : index + n])
+            held = next((port for port in block if any(port in pool for pool in pools)), None)
+            if held is None:
+                return index
+            index = ports.index(held) + 1
+        return None
 
     def _hold(self, ports: Iterable[int], protocol: str, ip: IPv4Address | None) -> None:
         used = self._bitmap(protocol, "used")

@@ -8,12 +8,12 @@ from netalloc._alloc import InterfaceState
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.manager.leases import LeaseService
 from netalloc.model import PortMapping, PortRequest
-from netalloc.store.records import Lease, Publication
+from netalloc.store.records import Lease
 from netalloc.values import IP, as_each, as_flag, as_host_ip, as_port, as_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
     from types import TracebackType
     from typing import NoReturn
 
@@ -144,24 +144,7 @@ class NetworkInterface(InterfaceState):
         """
         protocol, host_port, ip = as_protocol(protocol), as_port(host_port), as_host_ip(host_ip)
 
-        def named(rows: Sequence[Publication]) -> Publication:
-            found = [
-                row
-                for row in rows
-                if row.host_port == host_port
-                and row.protocol == protocol
-                and (ip is None or row.host_ip == int(ip))
-            ]
-            if not found:
-                raise NotAllocatedError(f"{self.ip} does not publish port {host_port}/{protocol}")
-            if len(found) > 1:
-                on = ", ".join(str(IPv4Address(row.host_ip)) for row in found)
-                raise InvalidValueError(
-                    f"port {host_port}/{protocol} is published on {on}: name the host address"
-                )
-            return found[0]
-
-        self._leases.unpublish(self._in_force(), named)
+        self._leases.unpublish(self._in_force(), host_port, protocol, ip)
 
     def release(self, *, strict: bool = False) -> None:
         """Give back the ports and the address.

@@ -27,6 +27,7 @@ if sys.version_info < (3, 11):
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from ipaddress import IPv4Address
     from typing import TypeVar
 
     from netalloc.manager.stale_flows import StaleFlows
@@ -180,13 +181,14 @@ class LeaseService:
         return self.run("publish", change)
 
     def unpublish(
-        self, lease: Lease, choose: Callable[[Sequence[Publication]], Publication]
+        self, lease: Lease, host_port: int, protocol: str, host_ip: IPv4Address | None
     ) -> None:
-        """Take back the one that `choose` finds among the publications of a lease."""
+        """Take back the publication of a lease that begins with that port; see find_own()."""
 
         def change(made: Change) -> None:
             self._check_in_force(made.tx, lease)
-            self._unpublish_one(lease, choose(self.publications.of(made.tx, lease)), made)
+            row = self.publications.find_own(made.tx, lease, host_port, protocol, host_ip)
+            self._unpublish_one(lease, row, made)
 
         self.run("release_port", change)
 

@@ -42,6 +42,7 @@ class StoredBitmap(Protocol):
     def release(self, ordinal: int, /) -> None: ...
     def next_free(self, start: int, /) -> int | None: ...
     def next_set(self, start: int, /) -> int | None: ...
+    def next_block(self, n: int, start: int, /) -> int | None: ...
     def __contains__(self, ordinal: int, /) -> bool: ...
     def __len__(self) -> int: ...
 
@@ -56,6 +57,15 @@ class Table(Protocol[R]):
         """Those whose fields, the first of a key or of an index, have the values given.
 
         In the order of that index: an index that goes on with a time gives the oldest first.
+        """
+
+    def more_than(self, n: int, *fields: str, equal: tuple[Value, ...]) -> bool:
+        """Whether where() would find more than n; none of them is read."""
+
+    def up_to(self, *fields: str, equal: tuple[Value, ...], limit: int) -> list[R]:
+        """Those with the first value given, and the second or a smaller one; the greatest first.
+
+        The fields are an index that TABLES says is gone through downward.
         """
 
     def oldest(self, limit: int) -> list[R]:

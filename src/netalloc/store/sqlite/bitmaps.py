@@ -50,6 +50,17 @@ class SqliteBitmaps:
         """What was read stands in the file as it is: nothing of it has been asked for yet."""
         self._asked.clear()
 
+    def take_back(self) -> bool:
+        """Forget those changed since begin() and not written; False where some were dropped."""
+        if self._dropped:
+            return False
+        for name, bitmap in self._asked.items():
+            if bitmap.changes != bitmap.written:
+                del self._bitmaps[name]
+                self._new.discard(name)
+        self._asked.clear()
+        return True
+
     @property
     def changes(self) -> int:
         """A number that grows with every change. O(bitmaps asked for in this one)."""

@@ -137,7 +137,7 @@ class LeafBitmap(Spans):
         self.changes += 1
         if self.count == self.size:
             self._cursor = ordinal
-        self._give(ordinal)
+        self._give(ordinal, 1)
         self._note(False, ordinal, ordinal + 1)
 
     def next_free(self, start: int) -> int | None:
@@ -175,6 +175,37 @@ class LeafBitmap(Spans):
             number, low = number + 1, 0
         return None
 
+    def next_block(self, n: int, start: int) -> int | None:
+        """Where the first n free ordinals in a row from start on begin. O(mixed leaves)."""
+        if not 0 <= start <= self.size - n:
+            return None
+        begin, number = start, start >> SHIFT  # all from begin to the leaf are free
+        while number < self._leaves:
+            span = self._by_first.get(number) or self._find(number)
+            first = number << SHIFT
+            if number >= span.stop:
+                number = span.following
+            elif span.bits is None:
+                number = span.stop
+                begin = number << SHIFT
+            else:
+                bits = span.bits
+                if begin < first:
+                    end = bits.next_set(0)
+                    assert end is not None  # or there would be no span
+                    if first + end - begin >= n:
+                        return begin
+                found = bits.next_block(n, begin - first if begin > first else 0)
+                if found is not None:
+                    return first + found
+                last = bits.previous_set(MASK)
+                assert last is not None
+                number += 1
+                begin = max(begin, first + last + 1)
+            if number < self._leaves and (number << SHIFT) - begin >= n:
+                return begin
+        return begin if self.size - begin >= n else None
+
     @property
     def entry(self) -> str:
         """Cursor and journal, as the state row has them.
@@ -201,29 +232,29 @@ class LeafBitmap(Spans):
         self._early, self._runs, self._last = "", 0, None
 
     def follow(self, cursor: int, journal: str) -> None:
-        """Make the changes of a journal, of which the spans know nothing."""
+        """Make the changes of a journal, of which the spans know nothing. 2 us a run."""
         self._cursor = cursor
-        for text in journal.split():
+        runs = journal.split()
+        for text in runs:
             first, _, last = text[1:].partition(":")
-            start, stop = int(first), int(last or first) + 1
+            taken, start, stop = text[0] == "+", int(first), int(last or first) + 1
             try:
-                self._follow(text[0] == "+", start, stop)
+                self._follow(taken, start, stop)
             except NetallocError as error:
                 raise StoreError(
                     f"bitmap {self.name} and its journal disagree at {text}: {error}; {REPAIR}"
                 ) from error
+        if runs:
+            self._last = taken, start, stop
+            self._runs = len(runs)
+            self._early = "".join([f"{run} " for run in runs[:-1]])
 
     def _follow(self, taken: bool, start: int, stop: int) -> None:
-        at = start
+        at, change = start, self._take if taken else self._give
         while at < stop:
             if (at in self) is taken:
                 raise StoreError("it is so already")
-            if taken:
-                at += self._take(at, stop - at)
-            else:
-                self._give(at)
-                at += 1
-        self._note(taken, start, stop)
+            at += change(at, stop - at)
 
     def _note(self, taken: bool, start: int, stop: int) -> None:
         last = self._last

@@ -51,6 +51,7 @@ class Session(Connection):
         self.bitmaps = SqliteBitmaps(self)
         self._stamp = _UNKNOWN  # of the state row that all this is as of; none during a change
         self._seen = _UNKNOWN  # the same, as it was when the change or the view began
+        self._kept = _UNKNOWN  # the same, of the bitmaps alone
         # The records of a kind, as a function in C where it was asked for before.
         self.table: Callable[[type[R]], SqliteTable[R]] = _Tables(self).__getitem__
 
@@ -66,9 +67,10 @@ class Session(Connection):
         in between, an interrupt too, may leave it half done.
         """
         known, self._stamp = self._stamp, _UNKNOWN
+        kept, self._kept = self._kept, _UNKNOWN
         stamps = self.rows(STAMP)
         if len(stamps) != 1 or stamps[0] != known:
-            self._read_state()
+            self._read_state(kept)
         else:
             self.bitmaps.begin()
         self._seen = stamps[0]
@@ -83,14 +85,24 @@ class Session(Connection):
         """What was read is as it is in the file: nothing was changed."""
         self._stamp = self._seen
 
-    def _read_state(self) -> None:
+    def refused(self, changed: bool) -> None:
+        """What was read is as it is in the file, but for what was changed: that was undone."""
+        if not changed:
+            self.settle()
+        elif self.bitmaps.take_back():
+            self._kept = self._seen
+
+    def _read_state(self, kept: tuple[int, int]) -> None:
         rows = self.rows(STATE)
         if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
             raise StoreError(f"the state row is damaged; {REPAIR}")
         _, _, self.boot, counters, journals, _ = rows[0]
         self.counters.clear()
         self.counters.update(counters_of(counters))
-        self.bitmaps.forget(journals)
+        if rows[0][1] == kept[0] and rows[0][-1] == kept[1]:
+            self.bitmaps.begin()
+        else:
+            self.bitmaps.forget(journals)
         self.bitmaps.expected = self.counters.get("bitmaps", 0)
 
     def write(self, sequence: int, boot: str, done: list[Any]) -> None:

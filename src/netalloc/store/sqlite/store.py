@@ -24,7 +24,16 @@ from _thread import get_ident
 from functools import partial
 
 from netalloc.closing import Closing
-from netalloc.errors import ClosedError, NetallocError, StoreError
+from netalloc.errors import (
+    ClosedError,
+    ExhaustedError,
+    InUseError,
+    InvalidValueError,
+    NetallocError,
+    NotAllocatedError,
+    StaleLeaseError,
+    StoreError,
+)
 from netalloc.host.boot import boot_id
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
@@ -43,6 +52,15 @@ if TYPE_CHECKING:
     from netalloc.store.protocol import Transaction
 
     T = TypeVar("T")
+
+# What a change is refused with that cannot be; not what is wrong with the file, or the way to it.
+_REFUSALS = (
+    ExhaustedError,
+    InUseError,
+    InvalidValueError,
+    NotAllocatedError,
+    StaleLeaseError,
+)
 
 
 def _nothing(tx: Transaction) -> None:
@@ -98,6 +116,7 @@ class SqliteStore(Closing):
         file = self._file
         turn, me = file.turn, get_ident()
         mine = False
+        tx: SqliteTransaction | None = None
         if self._closed:
             self._check_open()
         try:
@@ -114,6 +133,8 @@ class SqliteStore(Closing):
         except BaseException as error:
             if mine:
                 file.undo()
+                if tx is not None and isinstance(error, _REFUSALS):
+                    tx.refused()
                 if isinstance(error, StoreError) and NO_ROOM in str(error):
                     file.make_room()
             raise

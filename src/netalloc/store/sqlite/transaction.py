@@ -118,6 +118,14 @@ class SqliteTransaction:
         """A view has come to its end: what it read stands."""
         self._connection.settle()
 
+    def refused(self) -> None:
+        """It was rolled back as what it was to do cannot be: what it only read stands.
+
+        An error of another kind, an interrupt among them, may have come in the middle of a look.
+        """
+        if not self._done:
+            self._connection.refused(self._connection.version != self._written)
+
     def start(self, operation: str, mark: WriterRecord | None, boot: str) -> None:
         """Read the state, say who is at it, and end the last boot if this is another one."""
         self.state(mark)
