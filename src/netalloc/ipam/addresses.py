@@ -177,7 +177,7 @@ class Addresses:
     ) -> list[Lease]:
         """The next n free addresses, or none of them: ExhaustedError."""
         bitmap = self.bitmap(tx)
-        if self._cooldown:
+        if self._cooldown and n <= self.subnet.capacity:
             expire_cooldowns(tx, self.number, self.clock(), bitmap, n)
         if n > bitmap.size - len(bitmap):
             raise exhausted(self, tx, f"{n} addresses", bitmap)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from netalloc.ipam.addresses import Addresses
     from netalloc.store.protocol import StoredBitmap, Transaction
 
-_COUNTED = 100  # of those that cool down: a refusal costs the same, however many there are
+_COUNTED = 10  # of those that cool down: a refusal costs the same, however many there are
 
 
 def explain(addresses: Addresses, tx: Transaction, ordinal: int) -> None:
@@ -31,17 +31,13 @@ def explain(addresses: Addresses, tx: Transaction, ordinal: int) -> None:
 def exhausted(
     addresses: Addresses, tx: Transaction, what: str, bitmap: StoredBitmap
 ) -> ExhaustedError:
-    """The error where nothing is free: how many are, and how many cool down, up to a hundred."""
-    table, number = tx.table(Cooldown), (addresses.number,)
-    first = table.where("network", equal=number, limit=1)
+    """The error where nothing is free: how many are, and how many cool down, up to ten."""
+    cooling = tx.table(Cooldown).where("network", equal=(addresses.number,), limit=_COUNTED + 1)
     free, subnet = bitmap.size - len(bitmap), addresses.subnet
     text = f"no {what} left in {subnet.network}: {free} of {subnet.capacity} are free"
-    if first:
-        if table.more_than(_COUNTED, "network", equal=number):
-            many = f"more than {_COUNTED}"
-        else:
-            many = str(len(table.where("network", equal=number, limit=_COUNTED)))
-        left = (first[0].ready_ns - addresses.clock()) / SECOND
+    if cooling:
+        many = f"more than {_COUNTED}" if len(cooling) > _COUNTED else len(cooling)
+        left = (cooling[0].ready_ns - addresses.clock()) / SECOND
         text += f", {many} are cooling down, the first is ready in {left:.1f} s"
     return ExhaustedError(text)
 

@@ -18,6 +18,7 @@ from netalloc.ipam.networks import (
     get,
     ports_of,
     purge,
+    record_of,
     replace,
     subnet_of,
 )
@@ -235,7 +236,7 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
         if network is not None and network.backend:
             return None
         if network is None:
-            network = enter(tx, stated)
+            network = enter(tx, stated, near)
         else:
             replace(tx, network, fresh := completed(network, stated))
             network = fresh
@@ -253,6 +254,10 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
             raise
         return network
 
+    from netalloc.ipam.nearby import nearby
+
+    wanted = record_of(0, stated)
+    near = _read(store, lambda tx: nearby(tx, wanted))
     return store.run("register", register, durable=True)
 
 

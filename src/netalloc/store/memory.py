@@ -107,6 +107,7 @@ class MemoryTransaction(MemoryState):
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
+        self.kept: dict[str, Any] = {}
         for kind, spec in TABLES.items():
             self._tables[kind] = RecordTable(
                 kind, spec.key, spec.indexes, self._journal, spec.descending

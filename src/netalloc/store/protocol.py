@@ -96,6 +96,12 @@ class Transaction(Protocol):
         """Whether the change is made for good, even where commit() was interrupted after."""
 
     @property
+    def kept(self) -> dict[str, Any]:
+        """What views have made of what they saw, for later ones: it is committed, and true of
+        what they see as well as far as it says so. Empty again when another file is at the path.
+        """
+
+    @property
     def version(self) -> int:
         """A number that grows with every change made so far."""
 

@@ -48,6 +48,7 @@ class Session(Connection):
         super().__init__(path, uri)
         self.boot = ""
         self.counters: dict[str, int] = {}
+        self.kept: dict[str, Any] = {}  # see Transaction
         self.bitmaps = SqliteBitmaps(self)
         self._stamp = _UNKNOWN  # of the state row that all this is as of; none during a change
         self._seen = _UNKNOWN  # the same, as it was when the change or the view began

@@ -169,6 +169,11 @@ class SqliteTransaction:
         self.dirty = self._all_networks()
 
     @property
+    def kept(self) -> dict[str, Any]:
+        """What views over this connection have kept."""
+        return self._connection.kept
+
+    @property
     def version(self) -> int:
         """A number that grows with every change made so far."""
         return self._connection.version
