@@ -205,14 +205,11 @@ def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
 
     with closing(Noted(tmp_path / "store.db")) as noted:
         SqliteTable(kind, noted).where(*fields, equal=(1,) * len(fields))
-        if fields != TABLES[kind].key:  # of which there is one at most
-            SqliteTable(kind, noted).more_than(1, *fields, equal=(1,) * len(fields))
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
-        for sql in asked:
-            assert complaint(connection, sql) is None
-            (step,) = plan(connection, sql)
-            assert step.startswith("SEARCH"), step
-            assert step.count("=?") == len(fields), step
+        assert complaint(connection, asked[0]) is None
+        (step,) = plan(connection, asked[0])
+    assert step.startswith("SEARCH"), step
+    assert step.count("=?") == len(fields), step
 
 
 @pytest.mark.parametrize(

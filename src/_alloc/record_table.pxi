@@ -302,10 +302,6 @@ cdef class RecordTable:
             found.append(record_of(one))
         return found
 
-    def more_than(self, Py_ssize_t n, *fields, tuple equal):
-        """Whether where() would find more than n. O(n)."""
-        return len(self.where(*fields, equal=equal, limit=n + 1)) > n
-
     def up_to(self, *fields, tuple equal, Py_ssize_t limit):
         """Those with the first value, and the other at most; the greatest first. O(found)."""
         cdef _Order order = self.downward[fields]

@@ -606,9 +606,6 @@ class RecordTable(Generic[_R]):
         fields that are neither.
         """
 
-    def more_than(self, n: int, *fields: str, equal: tuple[int | str | None, ...]) -> bool:
-        """Whether where() would find more than n. O(n)."""
-
     def up_to(self, *fields: str, equal: tuple[int | str | None, ...], limit: int) -> list[_R]:
         """Those with the first value given, and the second or a smaller one; the greatest first.
 

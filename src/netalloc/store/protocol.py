@@ -59,9 +59,6 @@ class Table(Protocol[R]):
         In the order of that index: an index that goes on with a time gives the oldest first.
         """
 
-    def more_than(self, n: int, *fields: str, equal: tuple[Value, ...]) -> bool:
-        """Whether where() would find more than n; none of them is read."""
-
     def up_to(self, *fields: str, equal: tuple[Value, ...], limit: int) -> list[R]:
         """Those with the first value given, and the second or a smaller one; the greatest first.
 

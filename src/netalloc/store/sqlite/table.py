@@ -93,11 +93,6 @@ class SqliteTable(Generic[R]):
         rows = self._connection.rows(query, (*_signed(equal), limit))
         return [self._record(row) for row in rows]
 
-    def more_than(self, n: int, *fields: str, equal: tuple[Value, ...]) -> bool:
-        """Whether where() would find more than n; none of them is read: 0.03 us each."""
-        query = self._query(fields, "1", "LIMIT 1 OFFSET ?")
-        return bool(self._connection.rows(query, (*_signed(equal), n)))
-
     def up_to(self, *fields: str, equal: tuple[Value, ...], limit: int) -> list[R]:
         """Those with the first value given, and the second or a smaller one; the greatest first."""
         if self._counters is not None and not self._counters.get(self._counter):
@@ -161,7 +156,7 @@ class SqliteTable(Generic[R]):
         if self._counters is not None:
             self._counters[self._counter] = 0
 
-    def _query(self, fields: tuple[str, ...], what: str = "*", end: str = "LIMIT ?") -> str:
+    def _query(self, fields: tuple[str, ...]) -> str:
         shapes = (self._shape.key, *self._shape.indexes)
         fitting = [i for i, shape in enumerate(shapes) if shape[: len(fields)] == fields]
         # Of those that begin like this, the one that goes on with a time.
@@ -170,7 +165,7 @@ class SqliteTable(Generic[R]):
         # Left to itself SQLite may take the key's first field and pass all of a network by.
         by = f" INDEXED BY {self._name}_{best - 1}" if best else ""
         where = _equal(fields)
-        return f"SELECT {what} FROM {self._name}{by} WHERE {where} ORDER BY {order} {end}"
+        return f"SELECT * FROM {self._name}{by} WHERE {where} ORDER BY {order} LIMIT ?"
 
     def _row(self, record: R) -> tuple[Any, ...]:
         check_plain(record)
