@@ -18,6 +18,7 @@ from netalloc.errors import ClosedError, InvalidValueError, OutOfRangeError, Sto
 from netalloc.manager.manager import NetworkManager
 from netalloc.manager.repair import repair
 from netalloc.store.records import Network, Reservation
+from netalloc.store.sqlite.alone import alone
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.view import open_view
@@ -166,7 +167,7 @@ def test_a_repair_keeps_a_process_that_closes_from_rolling_the_log_in(path):
     with raw, SqliteStore(path) as store:
         add(store, 1)
         assert raw.stdout.readline() == b"in\n"
-        with store._file.alone(1.0):
+        with alone(store._file, 1.0):
             size = path.stat().st_size, Path(f"{path}-wal").stat().st_size
             raw.stdin.write(b"\n")
             raw.stdin.flush()

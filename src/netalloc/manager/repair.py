@@ -29,6 +29,7 @@ from netalloc.store.records import (
 )
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
+from netalloc.store.sqlite.alone import alone, held
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.file import StoreFile
 from netalloc.store.sqlite.salvage import Salvage, copy, lost_generations, salvage
@@ -62,10 +63,10 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     user = object()
     file = files.enter(path, user)
     try:
-        with file.held(timeout):
+        with held(file, timeout):
             mark = file.lock.enter("repair", timeout)
             try:
-                with file.alone(timeout):
+                with alone(file, timeout):
                     return _repair(file, mark)
             except BaseException as error:
                 if mark is None:  # there was no lock file
