@@ -40,15 +40,8 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from array import array
-from copyreg import __newobj_ex__
-from ipaddress import (
-    IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address,
-    ip_interface,
-)
 from operator import index
 from reprlib import Repr
-from struct import error as StructError, iter_unpack, pack, unpack
 from sys import byteorder as _byteorder
 from time import monotonic
 from zlib import crc32

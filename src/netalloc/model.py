@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
+from netalloc.address_values import as_host_ip, as_ipv4
 from netalloc.errors import OutOfRangeError
 from netalloc.values import (
-    as_host_ip,
     as_int,
-    as_ipv4,
     as_items,
     as_optional_text,
     as_port,

@@ -20,6 +20,7 @@ from _thread import RLock
 from collections.abc import Callable
 from ipaddress import IPv4Address
 
+from netalloc.address_values import as_host_ip
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
 from netalloc.port_bitmaps import (
@@ -33,13 +34,12 @@ from netalloc.port_bitmaps import (
     bitmap_of,
     next_free,
 )
-from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
+from netalloc.values import PORTS, as_int, as_port, as_protocol, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-PORTS = range(49153, 65536)
 _REFUSALS = 8  # of the probe, from which a look at all that it refuses is cheaper: 2 µs each
 Probe = Callable[[int, str, IPv4Address | None], bool]
 

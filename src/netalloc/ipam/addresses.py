@@ -32,12 +32,12 @@ from netalloc.store.records import (
     Reservation,
     new_lease,
 )
-from netalloc.values import IP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from netalloc.address_values import IP
     from netalloc.store.protocol import StoredBitmap, Transaction
 
 

@@ -11,7 +11,6 @@ from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, InvalidValueError, NotAllocatedError
 from netalloc.ipam.clock import SECOND
 from netalloc.light import NamedTuple
-from netalloc.ports import PORTS
 from netalloc.store.records import (
     Cooldown,
     GcCandidate,
@@ -22,7 +21,7 @@ from netalloc.store.records import (
     Publication,
     Reservation,
 )
-from netalloc.values import as_text
+from netalloc.values import PORTS, as_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -28,7 +28,6 @@ from netalloc.manager.calls import Calls
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.queue import Queue, Waiter
 from netalloc.manager.undo import attempt, undo
-from netalloc.model import PortMapping, ReconcileResult
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeVar
 
+    from netalloc.model import PortMapping, ReconcileResult
     from netalloc.store.protocol import Store, Transaction
 
     T = TypeVar("T")

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
-
 from netalloc._alloc import InterfaceState
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.manager.leases import LeaseService
-from netalloc.model import PortMapping, PortRequest
 from netalloc.store.records import Lease
-from netalloc.values import IP, as_each, as_flag, as_host_ip, as_port, as_protocol
+from netalloc.values import as_each, as_flag, as_port, as_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
     from types import TracebackType
     from typing import NoReturn
+
+    from netalloc.address_values import IP
+    from netalloc.model import PortMapping, PortRequest
 
 
 class NetworkInterface(InterfaceState):
@@ -38,6 +39,8 @@ class NetworkInterface(InterfaceState):
     @property
     def address(self) -> IPv4Interface | IPv6Interface:
         """The address with the network's prefix length, as the container configures it."""
+        from ipaddress import IPv4Interface, IPv6Interface
+
         subnet = self._leases.subnet
         kind = IPv4Interface if subnet.version == 4 else IPv6Interface
         return kind((int(self.ip), subnet.prefixlen))
@@ -97,6 +100,8 @@ class NetworkInterface(InterfaceState):
         which is logged. Raises ExhaustedError, InUseError, InvalidValueError, CommandError;
         then no port is taken and no rule made.
         """
+        from netalloc.model import PortRequest
+
         request = PortRequest(as_port(container_port), protocol, host_port, host_ip)
         return self.publish((request,), hold=hold, check_host=check_host)[0].host_port
 
@@ -116,6 +121,8 @@ class NetworkInterface(InterfaceState):
         The first free ones in a row, or those from `host_port`. They lead to the container
         ports of the same numbers, or to those from `container_port` on.
         """
+        from netalloc.model import PortRequest
+
         request = PortRequest(container_port, protocol, host_port, host_ip, n)
         return self.publish((request,), hold=hold, check_host=check_host)[0].ports
 
@@ -127,7 +134,7 @@ class NetworkInterface(InterfaceState):
         check_host: bool = True,
     ) -> list[PortMapping]:
         """All of the ports in one step, or none of them; see `allocate_port`."""
-        requests = as_each(ports, "ports", PortRequest.of)
+        requests = as_requests(ports)
         hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
         return self._leases.publish(self._in_force(), requests, hold=hold, check_host=check_host)
 
@@ -142,6 +149,8 @@ class NetworkInterface(InterfaceState):
         `host_ip` is needed only where the port is published on several host addresses.
         Raises NotAllocatedError when this interface does not publish it.
         """
+        from netalloc.address_values import as_host_ip
+
         protocol, host_port, ip = as_protocol(protocol), as_port(host_port), as_host_ip(host_ip)
 
         self._leases.unpublish(self._in_force(), host_port, protocol, ip)
@@ -202,3 +211,20 @@ class NetworkInterface(InterfaceState):
     def __repr__(self) -> str:
         owner = f" of {self.owner}" if self.owner else ""
         return f"<NetworkInterface {self.address}{owner}>"
+
+
+# Addresses and ports are loaded with the first call that names any: many a process names none.
+
+
+def as_address(ip: object) -> IP:
+    """An address that a caller names."""
+    from netalloc.address_values import as_ip
+
+    return as_ip(ip)
+
+
+def as_requests(ports: object) -> tuple[PortRequest, ...]:
+    """The ports that a caller names."""
+    from netalloc.model import PortRequest
+
+    return tuple(as_each(ports, "ports", PortRequest.of))

@@ -11,15 +11,12 @@ from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleL
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
 from netalloc.ipam.networks import CONFIGURED, find
-from netalloc.ipam.publications import Publications
 from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.model import PortMapping, PortRequest
 from netalloc.store.records import Label, Lease, Network, Publication
-from netalloc.values import IP
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -30,7 +27,10 @@ if TYPE_CHECKING:
     from ipaddress import IPv4Address
     from typing import TypeVar
 
+    from netalloc.address_values import IP
+    from netalloc.ipam.publications import Publications
     from netalloc.manager.stale_flows import StaleFlows
+    from netalloc.model import PortMapping, PortRequest
     from netalloc.store.protocol import Transaction
 
     T = TypeVar("T")
@@ -53,7 +53,7 @@ class LeaseService:
         self,
         network: Network,
         addresses: Addresses,
-        publications: Publications,
+        publications: Callable[[], Publications],
         mappings: ExclusiveMappings,
         committer: Committer,
         flows: StaleFlows | None = None,
@@ -62,13 +62,18 @@ class LeaseService:
         self.holds = PortHolds()
         self.mappings = mappings
         self.addresses = addresses
-        self.publications = publications
+        self._publications = publications
         self.committer = committer
         self.flows = flows  # with a backend that touches the kernel
         self.subnet: Subnet = addresses.subnet
         self.stale_releases = 0
         self._has_neighbours = mappings.is_real and network.bridge is not None
         self._configured = -1  # the state of the store's networks in which ours was seen
+
+    @property
+    def publications(self) -> Publications:
+        """The ports that the leases publish; made when they are first asked for."""
+        return self._publications()
 
     @property
     def place(self) -> object:
@@ -105,6 +110,8 @@ class LeaseService:
         check_host: bool = True,
     ) -> Lease:
         """A lease with its ports published; the one there is where the key is known."""
+        if ports:
+            self._publications()  # loaded before the store is locked
         change = partial(self._allocate, owner, key, ip, labels, ports, allow_cooling, check_host)
         return self.committer.run("allocate", change)
 
@@ -145,6 +152,9 @@ class LeaseService:
     ) -> list[Lease]:
         """n leases, each with its ports published, or none of them."""
 
+        if ports:
+            self._publications()
+
         def change(made: Change) -> list[Lease]:
             leases = self.addresses.lease_many(made.tx, n, owner, labels, len(ports))
             if ports:
@@ -165,6 +175,8 @@ class LeaseService:
         check_host: bool = True,
     ) -> list[PortMapping]:
         """Publish ports of a lease. Raises StaleLeaseError when it is no longer in force."""
+
+        self._publications()
 
         def change(made: Change) -> list[PortMapping]:
             self._check_in_force(made.tx, lease)
@@ -243,8 +255,9 @@ class LeaseService:
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
         """End leases and their publications, as part of the change in which they were read."""
-        tx, of = made.tx, self.publications.of_current
+        tx = made.tx
         if tx.table(Publication):
+            of = self.publications.of_current
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
         self.addresses.end(tx, leases)
         if self._has_neighbours:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
-
 from netalloc.errors import NetallocError, NotAllocatedError
 from netalloc.logs import Log
 from netalloc.manager.undo import attempt
-from netalloc.model import PortMapping, ReconcileResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from ipaddress import IPv4Address, IPv6Address
     from typing import Any
 
+    from netalloc.model import PortMapping, ReconcileResult
     from netalloc.portmap.kernel import KernelMappings
     from netalloc.portmap.watch import Watch
 
@@ -82,6 +81,8 @@ class ExclusiveMappings:
         self, bridge: str | None, ips: Sequence[IPv4Address | IPv6Address]
     ) -> None:
         """Forget at which MAC addresses these were, for they will be at others."""
+        from ipaddress import IPv4Address
+
         old = [ip for ip in ips if isinstance(ip, IPv4Address)]
         if self.is_real and old and bridge is not None:
             from netalloc.host.neighbours import forget
@@ -141,6 +142,8 @@ class NoMappings(ExclusiveMappings):
 
     def reconcile(self, desired: list[PortMapping]) -> ReconcileResult:
         """It always agrees."""
+        from netalloc.model import ReconcileResult
+
         return ReconcileResult()
 
     def differences(self, desired: Iterable[PortMapping]) -> Iterator[str]:

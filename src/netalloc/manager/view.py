@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import NamedTuple, TypeVar
 
+from netalloc.address_values import IP, as_ip
 from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.addresses import Addresses
@@ -27,7 +28,7 @@ from netalloc.ipam.reboot import AfterReboot
 from netalloc.model import PortMapping
 from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Cooldown, Label, Lease, Network, Reservation
-from netalloc.values import IP, as_ip, as_optional_text, as_port, as_protocol, shown
+from netalloc.values import as_optional_text, as_port, as_protocol, shown
 
 T = TypeVar("T")
 

@@ -192,6 +192,12 @@ class SqliteTransaction:
         self._touched |= {network}
         self._mark(os.getpid(), self.dirty | self._touched)
 
+    def mark_all_dirty(self) -> None:
+        """Note that the kernel's part of every network is to be looked at after this change."""
+        self._check_under_way()
+        self.dirty = self._all_networks()
+        self._mark(os.getpid(), self.dirty)
+
     def mark_clean(self, network: int) -> None:
         self.dirty -= {network}
         self._touched -= {network}
