@@ -602,6 +602,12 @@ class RecordTable(Generic[_R]):
     def remove(self, records: Iterable[_R]) -> None:
         """Take records out. Raises StoreError where one is not there."""
 
+    def discard(self, record: _R, /) -> bool:
+        """Take a record out that is there as given; whether it was."""
+
+    def replace(self, old: _R, new: _R, /) -> bool:
+        """Put another record in the place of one that is there as given; whether it was."""
+
     def clear(self) -> None:
         """Take all records out. O(records)."""
 

@@ -12,7 +12,7 @@ from netalloc.logs import Log
 from netalloc.model import PortMapping, PortRequest
 from netalloc.port_bitmaps import NAMED, SIZE, Ordinals
 from netalloc.ports import PortAllocator, Probe
-from netalloc.store.records import Lease, Publication
+from netalloc.store.records import Lease, Publication, new_lease
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -132,13 +132,16 @@ class Publications:
                 self.ports.release(port, row.protocol, mapping.host_ip)
         return gone
 
-    def count(self, change: Change, lease: Lease, more: int) -> None:
-        """Enter in a lease that it has so many publications more."""
-        leases = change.tx.table(Lease)
-        held = leases.get(lease.network, lease.ordinal)
-        if held is not None:
-            leases.remove((held,))
-            leases.add((held._replace(publications=held.publications + more),))
+    def count(self, change: Change, lease: Lease, more: int) -> Lease | None:
+        """Enter in a lease that it has so many publications more; the lease as it is then.
+
+        None, with nothing entered, where it is another one by now, or as it was not known.
+        """
+        network, ordinal, generation, publications, owner, key, since_ns = lease
+        counted = new_lease(
+            (network, ordinal, generation, publications + more, owner, key, since_ns)
+        )
+        return counted if change.tx.table(Lease).replace(lease, counted) else None
 
     def mapping(self, row: Publication, owner: str | None = None) -> PortMapping:
         """What the kernel is told of a publication."""

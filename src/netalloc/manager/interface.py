@@ -129,7 +129,10 @@ class NetworkInterface(InterfaceState):
         """All of the ports in one step, or none of them; see `allocate_port`."""
         requests = as_each(ports, "ports", PortRequest.of)
         hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
-        return self._leases.publish(self._in_force(), requests, hold=hold, check_host=check_host)
+        mappings, self._lease = self._leases.publish(
+            self._in_force(), requests, hold=hold, check_host=check_host
+        )
+        return mappings
 
     def release_port(
         self,

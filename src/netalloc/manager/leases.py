@@ -162,20 +162,22 @@ class LeaseService:
         *,
         hold: bool = False,
         check_host: bool = True,
-    ) -> list[PortMapping]:
-        """Publish ports of a lease. Raises StaleLeaseError when it is no longer in force."""
+    ) -> tuple[list[PortMapping], Lease]:
+        """Publish ports of a lease; the mappings, and the lease as it is with them.
 
-        def change(made: Change) -> list[PortMapping]:
-            self._check_in_force(made.tx, lease)
+        Raises StaleLeaseError when it is no longer in force.
+        """
+
+        def change(made: Change) -> tuple[list[PortMapping], Lease]:
             pairs = [(lease, request) for request in requests]
             mappings = self.publications.publish(made, pairs, check_host=check_host)
-            self.publications.count(made, lease, len(requests))
+            counted = self._count(made, lease, len(requests))
             if hold:
                 made.undo.append(partial(self.holds.drop, mappings))
                 self.holds.take(mappings)
             if self.flows is not None:
                 self.flows.got(made, (), mappings)
-            return mappings
+            return mappings, counted
 
         return self.run("publish", change)
 
@@ -185,8 +187,8 @@ class LeaseService:
         """Take back the one that `choose` finds among the publications of a lease."""
 
         def change(made: Change) -> None:
-            self._check_in_force(made.tx, lease)
-            self._unpublish_one(lease, choose(self.publications.of(made.tx, lease)), made)
+            held = self._current(made.tx, lease)
+            self._unpublish_one(held, choose(self.publications.of_current(made.tx, held)), made)
 
         self.run("release_port", change)
 
@@ -208,6 +210,10 @@ class LeaseService:
         tx = made.tx
         if tx.last(CONFIGURED) != self._configured:
             self._check_registered(tx)
+        leases = tx.table(Lease)
+        if leases.discard(lease):  # as it was when it was read last: then it need not be read
+            self._expired(made, (lease,))
+            return True
         current = self.addresses.in_force(tx, lease)
         if current is not None:
             self.expire(made, (current,))
@@ -241,6 +247,11 @@ class LeaseService:
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
         """End leases and their publications, as part of the change in which they were read."""
+        made.tx.table(Lease).remove(leases)
+        self._expired(made, leases)
+
+    def _expired(self, made: Change, leases: Sequence[Lease]) -> None:
+        """What else ends with leases that were taken out."""
         tx, of = made.tx, self.publications.of_current
         if tx.table(Publication):
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
@@ -333,7 +344,16 @@ class LeaseService:
 
     def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> None:
         self._unpublish((row,), made)
-        self.publications.count(made, lease, -1)
+        self._count(made, lease, -1)
+
+    def _count(self, made: Change, lease: Lease, more: int) -> Lease:
+        """Enter in a lease that it has so many publications more; the lease as it is then."""
+        counted = self.publications.count(made, lease, more)
+        if counted is None:  # it is not as it was when it was read last
+            current = self._current(made.tx, lease)
+            counted = self.publications.count(made, current, more)
+            assert counted is not None
+        return counted
 
     def _unpublish(self, rows: Sequence[Publication], made: Change, *, ended: bool = False) -> None:
         if rows:
@@ -345,9 +365,12 @@ class LeaseService:
     def _ips(self, leases: Sequence[Lease]) -> list[IP]:
         return [self.subnet.address(lease.ordinal) for lease in leases]
 
-    def _check_in_force(self, tx: Transaction, lease: Lease) -> None:
-        if self.addresses.in_force(tx, lease) is None:
+    def _current(self, tx: Transaction, lease: Lease) -> Lease:
+        """That very lease as it is now. Raises StaleLeaseError where it has ended."""
+        current = self.addresses.in_force(tx, lease)
+        if current is None:
             raise self._stale(lease)
+        return current
 
     def _stale(self, lease: Lease) -> StaleLeaseError:
         of = f" of {lease.owner}" if lease.owner is not None else ""

@@ -90,6 +90,13 @@ class Connection:
         except _FAULTS as error:
             raise _translated(error, self.path) from error
 
+    def change(self, sql: str, values: tuple[Any, ...]) -> int:
+        """Run a statement; how many rows it changed."""
+        try:
+            return self._cursor.execute(sql, values).rowcount
+        except _FAULTS as error:
+            raise _translated(error, self.path) from error
+
     def rows_until_damage(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query up to the first that cannot be read."""
         found: list[tuple[Any, ...]] = []

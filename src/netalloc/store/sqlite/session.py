@@ -52,7 +52,8 @@ class Session(Connection):
         self._stamp = _UNKNOWN  # of the state row that all this is as of; none during a change
         self._seen = _UNKNOWN  # the same, as it was when the change or the view began
         # The records of a kind, as a function in C where it was asked for before.
-        self.table: Callable[[type[R]], SqliteTable[R]] = _Tables(self).__getitem__
+        self._tables = _Tables(self)
+        self.table: Callable[[type[R]], SqliteTable[R]] = self._tables.__getitem__
 
     @property
     def version(self) -> int:
@@ -88,6 +89,8 @@ class Session(Connection):
         if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
             raise StoreError(f"the state row is damaged; {REPAIR}")
         _, _, self.boot, counters, journals, _ = rows[0]
+        for table in self._tables.values():
+            table.forget()
         self.counters.clear()
         self.counters.update(counters_of(counters))
         self.bitmaps.forget(journals)
