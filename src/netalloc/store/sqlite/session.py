@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 
+from netalloc._alloc import counters_text, row_checksum
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import REPAIR, Connection
-from netalloc.store.sqlite.schema import checksum, counters_of, counters_text
+from netalloc.store.sqlite.schema import checksum, counters_of
 from netalloc.store.sqlite.table import SqliteTable
 
 TYPE_CHECKING = False
@@ -101,7 +102,7 @@ class Session(Connection):
         counters, bitmaps = self.counters, self.bitmaps
         counters["bitmaps"] = bitmaps.expected = counters.get("bitmaps", 0) + bitmaps.flush()
         state = (0, sequence, boot, counters_text(counters), bitmaps.journals)
-        crc = zlib.crc32(ascii(state).encode(), _SEED)  # checksum(), inlined
+        crc = row_checksum(state, _SEED)
         self.execute(_WRITE, (*state[1:], crc))
         self.commit(done)
         self.boot = boot

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+from netalloc._alloc import RowMaker, row_checksum
 from netalloc.errors import StoreError
 from netalloc.light import Generic
 from netalloc.store.records import (
@@ -64,6 +65,7 @@ class SqliteTable(Generic[R]):
         self._ordinal = fields.index("ordinal") if "ordinal" in fields else None
         self._width = len(self._shape.key)  # the key's fields are the first ones
         self._seed = zlib.crc32(name.encode())
+        self._maker = RowMaker(kind, self._seed)
         marks = ", ".join("?" * (len(fields) + 1))
         order = ", ".join(f'"{field}"' for field in self._shape.key)
         self._insert = f"INSERT INTO {name} VALUES ({marks})"
@@ -116,8 +118,11 @@ class SqliteTable(Generic[R]):
 
     def parse(self, row: tuple[Any, ...]) -> R | None:
         """The record of a row, None for one that is damaged."""
+        plain = self._maker.record(row)
+        if plain is not None:
+            return plain
         values, i = row[:-1], self._ordinal
-        if zlib.crc32(ascii(values).encode(), self._seed) != row[-1]:
+        if row_checksum(values, self._seed) != row[-1]:
             return None
         if i is not None and values[i] < 0:
             values = (*values[:i], values[i] + 2 * _TOP, *values[i + 1 :])
@@ -129,7 +134,7 @@ class SqliteTable(Generic[R]):
         Raises InvalidValueError, with nothing written, for a value that is not exactly int,
         str or None, and StoreError where a record of that key is there.
         """
-        rows = list(map(self._row, records))
+        rows = self._rows(list(records))
         if self._first and any(row[: self._width] < self._first[-1] for row in rows):
             self._first = []
         if len(rows) == 1:
@@ -141,7 +146,7 @@ class SqliteTable(Generic[R]):
 
     def remove(self, records: Iterable[R]) -> None:
         """Take records out."""
-        rows = list(map(self._row, records))
+        rows = self._rows(list(records))
         if not rows:
             return
         self._first = []
@@ -166,12 +171,11 @@ class SqliteTable(Generic[R]):
     def replace(self, old: R, new: R) -> bool:
         """Put another record in the place of one that is there as given; whether it was."""
         self._first = []
-        before, after = self._row(old), self._row(new)
-        places = tuple([i for i in range(len(before)) if before[i] != after[i]]) or (-1,)
+        places, values = self._maker.change(old, new) or self._change(old, new)
         query = self._updates.get(places)
         if query is None:
             query = self._updates[places] = self._update(places)
-        return self._connection.change(query, (*[after[i] for i in places], *before)) > 0
+        return self._connection.change(query, values) > 0
 
     def clear(self) -> None:
         """Take all records out: pages at a time, a tenth of the time."""
@@ -191,18 +195,31 @@ class SqliteTable(Generic[R]):
         where = _equal(fields)
         return f"SELECT * FROM {self._name}{by} WHERE {where} ORDER BY {order} LIMIT ?"
 
+    def _change(self, old: R, new: R) -> tuple[tuple[int, ...], tuple[Any, ...]]:
+        """What RowMaker.change says of records that are plain."""
+        before, after = self._row(old), self._row(new)
+        places = tuple([i for i in range(len(before)) if before[i] != after[i]]) or (-1,)
+        return places, (*[after[i] for i in places], *before)
+
     def _update(self, places: tuple[int, ...]) -> str:
         """What changes these columns alone: to write one of an index is to write that, too."""
         columns = (*self._kind._fields, "crc")
         changed = ", ".join([f'"{columns[i]}" = ?' for i in places])
         return f"UPDATE {self._name} SET {changed} WHERE {self._exactly}"
 
+    def _rows(self, records: list[R]) -> list[tuple[Any, ...]]:
+        rows = self._maker.rows(records)
+        return list(map(self._row, records)) if rows is None else rows
+
     def _row(self, record: R) -> tuple[Any, ...]:
+        plain = self._maker.row(record)
+        if plain is not None:
+            return plain
         check_plain(record)
         values: tuple[Any, ...] = tuple(record)
         if self._ordinal is not None and values[self._ordinal] >= _TOP:
             values = _signed(values)
-        return (*values, zlib.crc32(ascii(values).encode(), self._seed))  # checksum(), inlined
+        return (*values, row_checksum(values, self._seed))
 
     def _record(self, row: tuple[Any, ...]) -> R:
         record = self.parse(row)
