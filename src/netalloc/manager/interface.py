@@ -97,8 +97,10 @@ class NetworkInterface(InterfaceState):
         which is logged. Raises ExhaustedError, InUseError, InvalidValueError, CommandError;
         then no port is taken and no rule made.
         """
-        request = PortRequest(as_port(container_port), protocol, host_port, host_ip)
-        return self.publish((request,), hold=hold, check_host=check_host)[0].host_port
+        if container_port is None:
+            as_port(container_port)  # it is to be named
+        request = PortRequest(container_port, protocol, host_port, host_ip)
+        return self._publish((request,), hold, check_host)[0].host_port
 
     def allocate_ports(
         self,
@@ -117,7 +119,7 @@ class NetworkInterface(InterfaceState):
         ports of the same numbers, or to those from `container_port` on.
         """
         request = PortRequest(container_port, protocol, host_port, host_ip, n)
-        return self.publish((request,), hold=hold, check_host=check_host)[0].ports
+        return self._publish((request,), hold, check_host)[0].ports
 
     def publish(
         self,
@@ -127,8 +129,13 @@ class NetworkInterface(InterfaceState):
         check_host: bool = True,
     ) -> list[PortMapping]:
         """All of the ports in one step, or none of them; see `allocate_port`."""
-        requests = as_each(ports, "ports", PortRequest.of)
-        hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
+        return self._publish(as_each(ports, "ports", PortRequest.of), hold, check_host)
+
+    def _publish(
+        self, requests: Sequence[PortRequest], hold: bool, check_host: bool
+    ) -> list[PortMapping]:
+        if hold is not False or check_host is not True:
+            hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
         mappings, self._lease = self._leases.publish(
             self._in_force(), requests, hold=hold, check_host=check_host
         )
@@ -164,7 +171,7 @@ class NetworkInterface(InterfaceState):
                 )
             return found[0]
 
-        self._leases.unpublish(self._in_force(), named)
+        self._lease = self._leases.unpublish(self._in_force(), named)
 
     def release(self, *, strict: bool = False) -> None:
         """Give back the ports and the address.

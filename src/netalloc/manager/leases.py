@@ -169,6 +169,8 @@ class LeaseService:
         """
 
         def change(made: Change) -> tuple[list[PortMapping], Lease]:
+            if made.tx.last(CONFIGURED) != self._configured:
+                self._check_registered(made.tx)
             pairs = [(lease, request) for request in requests]
             mappings = self.publications.publish(made, pairs, check_host=check_host)
             counted = self._count(made, lease, len(requests))
@@ -179,18 +181,21 @@ class LeaseService:
                 self.flows.got(made, (), mappings)
             return mappings, counted
 
-        return self.run("publish", change)
+        return self.committer.run("publish", change)
 
     def unpublish(
         self, lease: Lease, choose: Callable[[Sequence[Publication]], Publication]
-    ) -> None:
-        """Take back the one that `choose` finds among the publications of a lease."""
+    ) -> Lease:
+        """Take back the one that `choose` finds among the publications of a lease; the lease as
+        it is then.
+        """
 
-        def change(made: Change) -> None:
+        def change(made: Change) -> Lease:
             held = self._current(made.tx, lease)
-            self._unpublish_one(held, choose(self.publications.of_current(made.tx, held)), made)
+            row = choose(self.publications.of_current(made.tx, held))
+            return self._unpublish_one(held, row, made)
 
-        self.run("release_port", change)
+        return self.run("release_port", change)
 
     def release(self, lease: Lease, strict: bool = False) -> None:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
@@ -342,9 +347,9 @@ class LeaseService:
         self.run("release", partial(self._release, lease))
         log.warning("%s was released step by step after: %s", self.name(lease), first)
 
-    def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> None:
+    def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> Lease:
         self._unpublish((row,), made)
-        self._count(made, lease, -1)
+        return self._count(made, lease, -1)
 
     def _count(self, made: Change, lease: Lease, more: int) -> Lease:
         """Enter in a lease that it has so many publications more; the lease as it is then."""
