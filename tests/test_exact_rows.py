@@ -5,7 +5,7 @@ from contextlib import closing
 
 import pytest
 
-from netalloc.errors import StoreError
+from netalloc.errors import StaleLeaseError, StoreError
 from netalloc.manager.manager import NetworkManager
 from netalloc.store.memory import MemoryStore
 from netalloc.store.records import EndedLease, Label, Lease
@@ -132,3 +132,32 @@ def test_an_interface_that_knows_an_older_state_of_its_lease(tmp_path, kind):
         assert manager.check() == []
         one.release()
         assert manager.interfaces() == [] and manager.check() == []
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_a_lease_that_has_ended_is_refused_for_that(tmp_path, kind):
+    """Whatever else is wrong with what it asks for; and nothing of it is left."""
+    place = MemoryStore() if kind == "memory" else tmp_path / "store.db"
+    with NetworkManager(
+        "br0", network="10.0.0.1/24", ports=range(8000, 8002), backend="null", store=place
+    ) as manager:
+        web = manager.allocate("web")
+        (same,) = manager.find("web")
+        same.release()
+        other = manager.allocate("other", web.ip)
+        for step in (
+            lambda: web.allocate_port(80),
+            lambda: web.allocate_port(80, host_port=8001),
+            lambda: web.allocate_ports(3),
+            lambda: web.release_port(8000),
+        ):
+            with pytest.raises(StaleLeaseError):
+                step()
+            assert other.ports() == () and manager.check() == []
+        other.allocate_ports(2, host_port=8000)
+        with pytest.raises(StaleLeaseError):
+            web.allocate_port(80, host_port=8000)
+        with pytest.raises(StaleLeaseError):
+            web.allocate_port(80)
+        web.release()
+        assert manager.stale_releases == 1 and len(other.ports()) == 1

@@ -172,7 +172,11 @@ class LeaseService:
             if made.tx.last(CONFIGURED) != self._configured:
                 self._check_registered(made.tx)
             pairs = [(lease, request) for request in requests]
-            mappings = self.publications.publish(made, pairs, check_host=check_host)
+            try:
+                mappings = self.publications.publish(made, pairs, check_host=check_host)
+            except NetallocError:
+                self._current(made.tx, lease)  # one that has ended is refused for that
+                raise
             counted = self._count(made, lease, len(requests))
             if hold:
                 made.undo.append(partial(self.holds.drop, mappings))
