@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netalloc._alloc import Bitmap
+from netalloc._alloc import Bitmap, Span
 from netalloc.errors import (
     ExhaustedError,
     InUseError,
@@ -15,7 +15,6 @@ from netalloc.errors import (
     StoreError,
 )
 from netalloc.store.sqlite.leaf_bitmap import LEAF, LeafBitmap
-from netalloc.store.sqlite.spans import Span
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)

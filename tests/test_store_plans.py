@@ -31,6 +31,9 @@ WHOLE = {"state", "network", "bitmap"}
 
 HINT = re.compile(r" INDEXED BY \w+")
 VALUE = re.compile(r"[xX]?'(?:[^']|'')*'|\bNULL\b|(?<![\w\"?])-?\d+(?!\w)")
+# Compared with the one row that the whole key has found, and with no other.
+COMPARED = re.compile(r"\+\"(\w+)\"")
+KEYS = {table_name(kind): set(spec.key) for kind, spec in TABLES.items()}
 CONDITION = re.compile(r"\"?(\w+)\"? *(?:IS|IN|BETWEEN|[=<>]=?)")
 
 
@@ -49,7 +52,11 @@ def complaint(connection: sqlite3.Connection, sql: str) -> str | None:
     """What is wrong with how SQLite finds the rows of a statement."""
     steps = plan(connection, sql)
     where = re.split(r" ORDER BY | LIMIT | RETURNING ", sql.partition(" WHERE ")[2])[0]
+    compared = set(COMPARED.findall(where))
     wanted = set(CONDITION.findall(where)) - {"crc"}  # to be sure of the row that the key found
+    if compared:
+        table = re.split(r"DELETE FROM |UPDATE ", sql)[1].split()[0]
+        wanted = (wanted - compared) | KEYS[table]
     for step in steps:
         if step.startswith("SCAN"):
             first_ones = " LIMIT ?" in sql and len(steps) == 1
@@ -185,6 +192,7 @@ def test_no_index_hint_can_be_taken_away(stated):
         ("SELECT * FROM lease WHERE owner IS ?", "every row is read"),
         ("SELECT * FROM lease WHERE network IS ? AND since_ns > ?", "differ in {'since_ns'}"),
         ("SELECT * FROM lease WHERE network IS ? ORDER BY since_ns", "sorted"),
+        ('DELETE FROM lease WHERE network IS ? AND +"owner" IS ?', "differ in {'ordinal'}"),
     ],
 )
 def test_the_assertion_sees_what_is_wrong(stated, sql, reason):

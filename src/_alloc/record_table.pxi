@@ -373,20 +373,33 @@ cdef class RecordTable:
     def remove(self, records):
         """Take records out. Raises StoreError where one is not there."""
         for record in records:
-            self.remove_one(record)
+            if not self.discard_one(record):
+                raise StoreError(f"there is no {record}")
+
+    def discard(self, record, /):
+        """Take a record out that is there as given; whether it was."""
+        return self.discard_one(record)
+
+    def replace(self, old, new, /):
+        """Put another record in the place of one that is there as given; whether it was."""
+        self.check(new)
+        if not self.discard_one(old):
+            return False
+        self.add_one(new)
+        return True
 
     def clear(self):
         """Take all records out. O(records)."""
         self.remove(self.all())
 
-    cdef int remove_one(self, record) except -1:
+    cdef bint discard_one(self, record) except -1:
         self.check_shape(record)
         entry = same_path(self.paths[0], record)
         if entry is None or (record_of(entry) is not record and record_of(entry) != record):
-            raise StoreError(f"there is no {record}")
+            return False
         self.journal.append((self, entry, False))
         self.leave_everywhere(entry)
-        return 0
+        return True
 
     def restore(self, tuple note, /):
         """Undo what a note is of, as far as it was done: nothing of it is no error."""

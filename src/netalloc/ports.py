@@ -95,21 +95,21 @@ class PortAllocator:
     ) -> list[int]:
         """The next n free ports, or none of them: ExhaustedError."""
         protocol, ip = as_protocol(protocol), as_host_ip(host_ip)
-        n = as_int(n, "number of ports", 0, 65535)
-        pools = self._pools(protocol, ip)
+        if n != 1 or type(n) is not int:
+            n = as_int(n, "number of ports", 0, 65535)
         used = self._bitmap(protocol, "used")
+        pools = [used] if ip is None else self._pools(protocol, ip)
         picked: list[int] = []
         asked = _Asked(self.probe, protocol, ip)
-        for port in self._free(pools, used.cursor) if n else ():
-            if asked.refuses(port, pools):
-                continue
-            picked.append(port)
-            if len(picked) == n:
-                break
+        first = self._first(pools, used.cursor) if n == 1 else None
+        if first is not None and not asked.refuses(first, pools):
+            picked.append(first)
+        else:
+            self._pick(picked, n, pools, used.cursor, asked)
         if len(picked) < n:
             foreign = asked.foreign(self.ports, self._pools(protocol, ip))
             raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
-        self._hold(picked, protocol, ip)
+        self._hold(picked, protocol, ip, used)
         if picked:
             used.cursor = self._after(picked[-1])
         return picked
@@ -214,6 +214,24 @@ class PortAllocator:
             return "single addresses of the host, so every address cannot be had"
         return f"{', '.join(on)}, so every address cannot be had"
 
+    def _first(self, pools: list[Ordinals], cursor: int) -> int | None:
+        """The first of the free ports, where one look can tell; else None."""
+        if len(pools) > 1 or self.ports.step != 1:
+            return None
+        port = pools[0].next_free(self._clamp(cursor))
+        return None if port is None or port >= self.ports.stop else port
+
+    def _pick(
+        self, picked: list[int], n: int, pools: list[Ordinals], cursor: int, asked: _Asked
+    ) -> None:
+        """Add free ports that the probe has nothing against, up to n of them."""
+        for port in self._free(pools, cursor) if n else ():
+            if asked.refuses(port, pools):
+                continue
+            picked.append(port)
+            if len(picked) == n:
+                return
+
     def _free(self, pools: list[Ordinals], cursor: int) -> Iterator[int]:
         """The free ports of the range, once round from the cursor."""
         start = self._clamp(cursor)
@@ -256,8 +274,15 @@ class PortAllocator:
             index = ports.index(held) + 1
         return None
 
-    def _hold(self, ports: Iterable[int], protocol: str, ip: IPv4Address | None) -> None:
-        used = self._bitmap(protocol, "used")
+    def _hold(
+        self,
+        ports: Iterable[int],
+        protocol: str,
+        ip: IPv4Address | None,
+        used: Ordinals | None = None,
+    ) -> None:
+        if used is None:
+            used = self._bitmap(protocol, "used")
         held = self._bitmap(protocol, "every" if ip is None else f"on/{ip}")
         for port in ports:
             held.reserve(port)
@@ -306,7 +331,10 @@ class PortAllocator:
 
     def _after(self, port: int) -> int:
         """The port of the range that follows, round and round."""
-        return self.ports[(self.ports.index(port) + 1) % len(self.ports)]
+        ports = self.ports
+        if ports.step == 1 and ports.start <= port < ports.stop - 1:
+            return port + 1
+        return ports[(ports.index(port) + 1) % len(ports)]
 
     def _is_full(self, pools: list[Ordinals], cursor: int) -> bool:
         # Once round from the cursor, where as a rule the first look finds a free one.
@@ -344,7 +372,11 @@ class _Asked:
 
     def refuses(self, port: int, pools: list[Ordinals]) -> bool:
         """Whether the port is not to be had; the pools get what else is not."""
-        if self._probe is None or self._probe(port, self._protocol, self._ip):
+        if self._probe is None:
+            return False
+        if port in self._refused:
+            return True
+        if self._probe(port, self._protocol, self._ip):
             return False
         self._refused.add(port)
         look = getattr(self._probe, "refused", None)

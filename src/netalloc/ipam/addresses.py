@@ -205,13 +205,12 @@ class Addresses:
         return held if held is not None and held.generation == lease.generation else None
 
     def end(self, tx: Transaction, leases: Sequence[Lease]) -> None:
-        """End leases as they are now: the addresses cool down, or are free at once."""
+        """What becomes of leases that were taken out: they cool down, or are free at once."""
         bitmap, number, table = self.bitmap(tx), self.number, tx.table
         labels, candidates, reservations = table(Label), table(GcCandidate), table(Reservation)
         cooldown, sticky = self._cooldown, self._sticky
         now = self.clock() if cooldown or sticky else 0
         cooling = []
-        table(Lease).remove(leases)
         for lease in leases:
             ordinal = lease.ordinal
             if labels:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 
 from netalloc._alloc import Subnet
+from netalloc.address_values import as_ipv4
 from netalloc.errors import (
     InUseError,
     InvalidValueError,
@@ -18,7 +19,7 @@ from netalloc.logs import Log
 from netalloc.model import PortMapping, PortRequest
 from netalloc.port_bitmaps import NAMED, SIZE, Ordinals, addresses_with
 from netalloc.ports import PortAllocator, Probe
-from netalloc.store.records import Lease, Publication
+from netalloc.store.records import Lease, Publication, new_lease, new_publication
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,9 +37,11 @@ class _InTransaction:
     """The store's bitmaps, as they are in the transaction that is under way."""
 
     tx: Transaction
+    bitmap: Callable[[str, int], Ordinals]
 
-    def bitmap(self, name: str, size: int) -> Ordinals:
-        return self.tx.bitmap(name, size)
+    def enter(self, tx: Transaction) -> None:
+        self.tx = tx
+        self.bitmap = tx.bitmap  # asked for several times a port
 
     def holders(self, port: int, protocol: str) -> Iterator[str]:
         rows = holding(self.tx, port, protocol, limit=NAMED + 1)
@@ -84,7 +87,7 @@ class Publications:
         adjacent ones, and what is picked automatically last, so that no pick takes what a
         later request names.
         """
-        self._bitmaps.tx = change.tx
+        self._bitmaps.enter(change.tx)
         host: list[int] = [0] * len(requests)
         picks: dict[tuple[str, IPv4Address | None], list[int]] = {}
         blocks: list[int] = []
@@ -109,14 +112,16 @@ class Publications:
                 host[i] = port
         rows, mappings = [], []
         for (lease, request), port in zip(requests, host, strict=True):
-            row = Publication(
-                lease.network,
-                lease.ordinal,
-                int(request.host_ip) if request.host_ip else 0,
-                request.protocol,
-                port,
-                request.count,
-                request.container_port or port,
+            row = new_publication(
+                (
+                    lease.network,
+                    lease.ordinal,
+                    int(request.host_ip) if request.host_ip else 0,
+                    request.protocol,
+                    port,
+                    request.count,
+                    request.container_port or port,
+                )
             )
             rows.append(row)
             mappings.append(self.mapping(row, lease.owner))
@@ -126,7 +131,7 @@ class Publications:
 
     def unpublish(self, change: Change, publications: Iterable[Publication]) -> list[PortMapping]:
         """Take the ports back, which must be published; the mappings that go."""
-        self._bitmaps.tx = change.tx
+        self._bitmaps.enter(change.tx)
         rows = list(publications)
         change.tx.table(Publication).remove(rows)
         gone = [self.mapping(row) for row in rows]
@@ -136,22 +141,26 @@ class Publications:
                 self.ports.release(port, row.protocol, mapping.host_ip)
         return gone
 
-    def count(self, change: Change, lease: Lease, more: int) -> None:
-        """Enter in a lease that it has so many publications more."""
-        leases = change.tx.table(Lease)
-        held = leases.get(lease.network, lease.ordinal)
-        if held is not None:
-            leases.remove((held,))
-            leases.add((held._replace(publications=held.publications + more),))
+    def count(self, change: Change, lease: Lease, more: int) -> Lease | None:
+        """Enter in a lease that it has so many publications more; the lease as it is then.
+
+        None, with nothing entered, where it is another one by now, or as it was not known.
+        """
+        network, ordinal, generation, publications, owner, key, since_ns = lease
+        counted = new_lease(
+            (network, ordinal, generation, publications + more, owner, key, since_ns)
+        )
+        return counted if change.tx.table(Lease).replace(lease, counted) else None
 
     def mapping(self, row: Publication, owner: str | None = None) -> PortMapping:
         """What the kernel is told of a publication."""
-        return PortMapping(
-            row.host_port,
-            (self._subnet.address(row.ordinal), row.container_port),  # type: ignore[arg-type]
-            row.protocol,
-            IPv4Address(row.host_ip) if row.host_ip else None,
-            row.port_count,
+        _, ordinal, host_ip, protocol, host_port, port_count, container_port = row
+        return PortMapping.plain(
+            host_port,
+            (as_ipv4(self._subnet.address(ordinal), "destination"), container_port),
+            protocol,
+            IPv4Address(host_ip) if host_ip else None,
+            port_count,
             owner,
         )
 

@@ -10,7 +10,7 @@ from netalloc.values import as_each, as_flag, as_port, as_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
     from types import TracebackType
     from typing import NoReturn
@@ -102,8 +102,10 @@ class NetworkInterface(InterfaceState):
         """
         from netalloc.model import PortRequest
 
-        request = PortRequest(as_port(container_port), protocol, host_port, host_ip)
-        return self.publish((request,), hold=hold, check_host=check_host)[0].host_port
+        if container_port is None:
+            as_port(container_port)  # it is to be named
+        request = PortRequest(container_port, protocol, host_port, host_ip)
+        return self._publish((request,), hold, check_host)[0].host_port
 
     def allocate_ports(
         self,
@@ -124,7 +126,7 @@ class NetworkInterface(InterfaceState):
         from netalloc.model import PortRequest
 
         request = PortRequest(container_port, protocol, host_port, host_ip, n)
-        return self.publish((request,), hold=hold, check_host=check_host)[0].ports
+        return self._publish((request,), hold, check_host)[0].ports
 
     def publish(
         self,
@@ -134,9 +136,17 @@ class NetworkInterface(InterfaceState):
         check_host: bool = True,
     ) -> list[PortMapping]:
         """All of the ports in one step, or none of them; see `allocate_port`."""
-        requests = as_requests(ports)
-        hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
-        return self._leases.publish(self._in_force(), requests, hold=hold, check_host=check_host)
+        return self._publish(as_requests(ports), hold, check_host)
+
+    def _publish(
+        self, requests: Sequence[PortRequest], hold: bool, check_host: bool
+    ) -> list[PortMapping]:
+        if hold is not False or check_host is not True:
+            hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
+        mappings, self._lease = self._leases.publish(
+            self._in_force(), requests, hold=hold, check_host=check_host
+        )
+        return mappings
 
     def release_port(
         self,
@@ -153,7 +163,7 @@ class NetworkInterface(InterfaceState):
 
         protocol, host_port, ip = as_protocol(protocol), as_port(host_port), as_host_ip(host_ip)
 
-        self._leases.unpublish(self._in_force(), host_port, protocol, ip)
+        self._lease = self._leases.unpublish(self._in_force(), host_port, protocol, ip)
 
     def release(self, *, strict: bool = False) -> None:
         """Give back the ports and the address.

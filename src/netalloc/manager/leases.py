@@ -173,36 +173,46 @@ class LeaseService:
         *,
         hold: bool = False,
         check_host: bool = True,
-    ) -> list[PortMapping]:
-        """Publish ports of a lease. Raises StaleLeaseError when it is no longer in force."""
+    ) -> tuple[list[PortMapping], Lease]:
+        """Publish ports of a lease; the mappings, and the lease as it is with them.
 
+
+        Raises StaleLeaseError when it is no longer in force.
+        """
         self._publications()
 
-        def change(made: Change) -> list[PortMapping]:
-            self._check_in_force(made.tx, lease)
+        def change(made: Change) -> tuple[list[PortMapping], Lease]:
+            if made.tx.last(CONFIGURED) != self._configured:
+                self._check_registered(made.tx)
             pairs = [(lease, request) for request in requests]
-            mappings = self.publications.publish(made, pairs, check_host=check_host)
-            self.publications.count(made, lease, len(requests))
+            try:
+                mappings = self.publications.publish(made, pairs, check_host=check_host)
+            except NetallocError:
+                self._current(made.tx, lease)  # one that has ended is refused for that
+                raise
+            counted = self._count(made, lease, len(requests))
             if hold:
                 made.undo.append(partial(self.holds.drop, mappings))
                 self.holds.take(mappings)
             if self.flows is not None:
                 self.flows.got(made, (), mappings)
-            return mappings
+            return mappings, counted
 
-        return self.run("publish", change)
+        return self.committer.run("publish", change)
 
     def unpublish(
         self, lease: Lease, host_port: int, protocol: str, host_ip: IPv4Address | None
-    ) -> None:
-        """Take back the publication of a lease that begins with that port; see find_own()."""
+    ) -> Lease:
+        """Take back the publication of a lease that begins with that port, see find_own(); the
+        lease as it is then.
+        """
 
-        def change(made: Change) -> None:
-            self._check_in_force(made.tx, lease)
-            row = self.publications.find_own(made.tx, lease, host_port, protocol, host_ip)
-            self._unpublish_one(lease, row, made)
+        def change(made: Change) -> Lease:
+            held = self._current(made.tx, lease)
+            row = self.publications.find_own(made.tx, held, host_port, protocol, host_ip)
+            return self._unpublish_one(held, row, made)
 
-        self.run("release_port", change)
+        return self.run("release_port", change)
 
     def release(self, lease: Lease, strict: bool = False) -> None:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
@@ -222,6 +232,10 @@ class LeaseService:
         tx = made.tx
         if tx.last(CONFIGURED) != self._configured:
             self._check_registered(tx)
+        leases = tx.table(Lease)
+        if leases.discard(lease):  # as it was when it was read last: then it need not be read
+            self._expired(made, (lease,))
+            return True
         current = self.addresses.in_force(tx, lease)
         if current is not None:
             self.expire(made, (current,))
@@ -255,6 +269,11 @@ class LeaseService:
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
         """End leases and their publications, as part of the change in which they were read."""
+        made.tx.table(Lease).remove(leases)
+        self._expired(made, leases)
+
+    def _expired(self, made: Change, leases: Sequence[Lease]) -> None:
+        """What else ends with leases that were taken out."""
         tx = made.tx
         if tx.table(Publication):
             of = self.publications.of_current
@@ -346,9 +365,18 @@ class LeaseService:
         self.run("release", partial(self._release, lease))
         log.warning("%s was released step by step after: %s", self.name(lease), first)
 
-    def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> None:
+    def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> Lease:
         self._unpublish((row,), made)
-        self.publications.count(made, lease, -1)
+        return self._count(made, lease, -1)
+
+    def _count(self, made: Change, lease: Lease, more: int) -> Lease:
+        """Enter in a lease that it has so many publications more; the lease as it is then."""
+        counted = self.publications.count(made, lease, more)
+        if counted is None:  # it is not as it was when it was read last
+            current = self._current(made.tx, lease)
+            counted = self.publications.count(made, current, more)
+            assert counted is not None
+        return counted
 
     def _unpublish(self, rows: Sequence[Publication], made: Change, *, ended: bool = False) -> None:
         if rows:
@@ -360,9 +388,12 @@ class LeaseService:
     def _ips(self, leases: Sequence[Lease]) -> list[IP]:
         return [self.subnet.address(lease.ordinal) for lease in leases]
 
-    def _check_in_force(self, tx: Transaction, lease: Lease) -> None:
-        if self.addresses.in_force(tx, lease) is None:
+    def _current(self, tx: Transaction, lease: Lease) -> Lease:
+        """That very lease as it is now. Raises StaleLeaseError where it has ended."""
+        current = self.addresses.in_force(tx, lease)
+        if current is None:
             raise self._stale(lease)
+        return current
 
     def _stale(self, lease: Lease) -> StaleLeaseError:
         of = f" of {lease.owner}" if lease.owner is not None else ""

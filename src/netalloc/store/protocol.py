@@ -77,6 +77,15 @@ class Table(Protocol[R]):
     def remove(self, records: Iterable[R]) -> None:
         """Take records out. Raises StoreError where one is not there."""
 
+    def discard(self, record: R, /) -> bool:
+        """Take a record out that is there as given; False where it is not, and nothing changed.
+
+        That is found out by the change itself: it need not have been read before.
+        """
+
+    def replace(self, old: R, new: R, /) -> bool:
+        """Put another record in the place of one that is there as given, as discard() does."""
+
     def clear(self) -> None:
         """Take all records out, readable or not."""
 

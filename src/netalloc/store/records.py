@@ -133,6 +133,9 @@ class Publication(NamedTuple):
     container_port: int
 
 
+new_publication = RecordMaker(Publication).make
+
+
 class Reservation(NamedTuple):
     """An address kept for an owner, or out of use, whatever boots in between."""
 

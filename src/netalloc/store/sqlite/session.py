@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 
+from netalloc._alloc import counters_text, row_checksum
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import REPAIR, Connection
-from netalloc.store.sqlite.schema import checksum, counters_of, counters_text
+from netalloc.store.sqlite.schema import checksum, counters_of
 from netalloc.store.sqlite.table import SqliteTable
 
 TYPE_CHECKING = False
@@ -54,7 +55,8 @@ class Session(Connection):
         self._seen = _UNKNOWN  # the same, as it was when the change or the view began
         self._kept = _UNKNOWN  # the same, of the bitmaps alone
         # The records of a kind, as a function in C where it was asked for before.
-        self.table: Callable[[type[R]], SqliteTable[R]] = _Tables(self).__getitem__
+        self._tables = _Tables(self)
+        self.table: Callable[[type[R]], SqliteTable[R]] = self._tables.__getitem__
 
     @property
     def version(self) -> int:
@@ -98,6 +100,8 @@ class Session(Connection):
         if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
             raise StoreError(f"the state row is damaged; {REPAIR}")
         _, _, self.boot, counters, journals, _ = rows[0]
+        for table in self._tables.values():
+            table.forget()
         self.counters.clear()
         self.counters.update(counters_of(counters))
         if rows[0][1] == kept[0] and rows[0][-1] == kept[1]:
@@ -111,7 +115,7 @@ class Session(Connection):
         counters, bitmaps = self.counters, self.bitmaps
         counters["bitmaps"] = bitmaps.expected = counters.get("bitmaps", 0) + bitmaps.flush()
         state = (0, sequence, boot, counters_text(counters), bitmaps.journals)
-        crc = zlib.crc32(ascii(state).encode(), _SEED)  # checksum(), inlined
+        crc = row_checksum(state, _SEED)
         self.execute(_WRITE, (*state[1:], crc))
         self.commit(done)
         self.boot = boot

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from bisect import bisect_right, insort
 
-from netalloc._alloc import Bitmap
+from netalloc._alloc import Bitmap, Span, StoredSpans
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.connection import REPAIR
 
@@ -26,39 +26,14 @@ SHIFT = 12
 MASK = LEAF - 1
 
 
-class Span:
-    """The leaves from `first` to before `stop`, and where the next span begins.
-
-    One leaf, of which some ordinals are taken, has `bits`; all that are wholly taken have none.
-    """
-
-    __slots__ = ("bits", "first", "following", "stop")
-
-    def __init__(self, first: int, stop: int, following: int, bits: Bitmap | None = None) -> None:
-        self.first = first
-        self.stop = stop
-        self.following = following  # the number of leaves where there is none
-        self.bits = bits
-
-
-class Spans:
+class Spans(StoredSpans):
     """The spans of the bitmap `name`; `load(number)` brings the last one stored that begins at or
     before a leaf, None where there is none.
 
     `dirty` has the firsts of spans that differ from the store, or are in it no more.
     """
 
-    __slots__ = (
-        "_by_first",
-        "_head",
-        "_leaves",
-        "_load",
-        "_starts",
-        "count",
-        "dirty",
-        "name",
-        "size",
-    )
+    __slots__ = ()
 
     def __init__(
         self, name: str, size: int, load: Callable[[int], Span | None], first: int, count: int
@@ -66,12 +41,12 @@ class Spans:
         self.name = name
         self.size = size
         self.count = count
-        self.dirty: set[int] = set()
+        self.dirty = set()
         self._load = load
         self._leaves = leaves_of(size)
         # The head stands before the first leaf, so that every leaf has a span before it.
         self._head = Span(-1, 0, first)
-        self._by_first: dict[int, Span] = {-1: self._head}
+        self._by_first = {-1: self._head}
         self._starts = [-1]
 
     @property
