@@ -10,13 +10,14 @@ from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
+from netalloc.ipam.lookup import labels_of, leases_of
 from netalloc.ipam.networks import CONFIGURED, find
 from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.store.records import Label, Lease, Network, Publication
+from netalloc.store.records import Lease, Network, Publication
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -298,26 +299,14 @@ class LeaseService:
         """The labels of a lease; none once it has ended."""
 
         def view(tx: Transaction) -> dict[str, str]:
-            return {} if self.addresses.in_force(tx, lease) is None else _labels(tx, lease)
+            return {} if self.addresses.in_force(tx, lease) is None else labels_of(tx, lease)
 
         return self.read(view)
 
     def find(self, owner: str | None, label: tuple[str, str] | None) -> list[Lease]:
         """The leases of an owner, those with a label, or all: by address."""
         number = self.addresses.number
-
-        def view(tx: Transaction) -> list[Lease]:
-            leases = tx.table(Lease)
-            if label is not None:
-                rows = tx.table(Label).where("network", "name", "value", equal=(number, *label))
-                found = [leases.get(number, row.ordinal) for row in rows]
-                return [lease for lease in found if lease and owner in (None, lease.owner)]
-            if owner is not None:
-                return leases.where("network", "owner", equal=(number, owner))
-            return leases.where("network", equal=(number,))
-
-        found = self.read(view)
-        return sorted(found, key=_ORDINAL) if len(found) > 1 else found
+        return self.read(lambda tx: leases_of(tx, number, owner, label))
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""
@@ -342,7 +331,7 @@ class LeaseService:
         """Raise where a lease that is asked for again is asked for with something else."""
         if ports:
             self.publications.check_same(tx, lease, ports)
-        if labels and (held := _labels(tx, lease)) != labels:
+        if labels and (held := labels_of(tx, lease)) != labels:
             raise InUseError(
                 f"{lease.owner} holds {self.name(lease)} as {lease.key} with labels {held}, "
                 f"and asks for it with {labels}",
@@ -400,8 +389,3 @@ class LeaseService:
         return StaleLeaseError(
             f"lease {lease.generation}{of} of {self.name(lease)} is no longer in force"
         )
-
-
-def _labels(tx: Transaction, lease: Lease) -> dict[str, str]:
-    where = (lease.network, lease.ordinal)
-    return {row.name: row.value for row in tx.table(Label).where("network", "ordinal", equal=where)}

@@ -14,6 +14,7 @@ from netalloc.errors import InvalidValueError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.clock import SECOND
 from netalloc.ipam.history import PastLease, as_moment, history
+from netalloc.ipam.lookup import labels_of, leases_of
 from netalloc.ipam.networks import (
     NetworkInfo,
     as_network_name,
@@ -27,7 +28,7 @@ from netalloc.ipam.publications import Publications, holding
 from netalloc.ipam.reboot import AfterReboot
 from netalloc.model import PortMapping
 from netalloc.store.protocol import Store, Transaction
-from netalloc.store.records import Cooldown, Label, Lease, Network, Reservation
+from netalloc.store.records import Cooldown, Lease, Network, Reservation
 from netalloc.values import as_optional_text, as_port, as_protocol, shown
 
 T = TypeVar("T")
@@ -97,7 +98,11 @@ class NetworkView(Closing):
 
         def view(tx: Transaction) -> list[Held]:
             chosen = networks(tx) if name_of is None else [get(tx, name_of)]
-            return [held for one in chosen for held in _find(tx, one, owner, pair)]
+            return [
+                _held(tx, one, lease)
+                for one in chosen
+                for lease in leases_of(tx, one.number, owner, pair)
+            ]
 
         return self._read(view)
 
@@ -188,26 +193,9 @@ def _place(tx: Transaction, ip: IP) -> tuple[Network | None, int]:
     return None, 0
 
 
-def _find(
-    tx: Transaction, network: Network, owner: str | None, label: tuple[str, str] | None
-) -> list[Held]:
-    leases, number = tx.table(Lease), network.number
-    if label is not None:
-        rows = tx.table(Label).where("network", "name", "value", equal=(number, *label))
-        some = [leases.get(number, row.ordinal) for row in rows]
-        found = [lease for lease in some if lease and owner in (None, lease.owner)]
-    elif owner is not None:
-        found = leases.where("network", "owner", equal=(number, owner))
-    else:
-        found = leases.where("network", equal=(number,))
-    return [_held(tx, network, lease) for lease in sorted(found, key=lambda one: one.ordinal)]
-
-
 def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
     subnet = subnet_of(network)
     publications = Publications(network.number, subnet, ports_of(network))
-    where = (lease.network, lease.ordinal)
-    labels = tx.table(Label).where("network", "ordinal", equal=where)
     return Held(
         network.name,
         subnet.address(lease.ordinal),
@@ -215,7 +203,7 @@ def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
         lease.key,
         lease.generation,
         datetime.fromtimestamp(lease.since_ns / SECOND, timezone.utc),
-        {label.name: label.value for label in labels},
+        labels_of(tx, lease),
         tuple(publications.mapping(row, lease.owner) for row in publications.of(tx, lease)),
     )
 

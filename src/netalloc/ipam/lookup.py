@@ -1,0 +1,31 @@
+"""Leases by their owner and labels."""
+
+from __future__ import annotations
+
+from netalloc.store.records import Label, Lease
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from netalloc.store.protocol import Transaction
+
+
+def leases_of(
+    tx: Transaction, number: int, owner: str | None, label: tuple[str, str] | None
+) -> list[Lease]:
+    """The leases of a network with that owner, with that label, or all; by address. O(found)."""
+    leases = tx.table(Lease)
+    if label is not None:
+        rows = tx.table(Label).where("network", "name", "value", equal=(number, *label))
+        some = [leases.get(number, row.ordinal) for row in rows]
+        found = [lease for lease in some if lease and owner in (None, lease.owner)]
+    elif owner is not None:
+        found = leases.where("network", "owner", equal=(number, owner))
+    else:
+        found = leases.where("network", equal=(number,))
+    return sorted(found, key=lambda lease: lease.ordinal) if len(found) > 1 else found
+
+
+def labels_of(tx: Transaction, lease: Lease) -> dict[str, str]:
+    """The labels of a lease."""
+    where = (lease.network, lease.ordinal)
+    return {row.name: row.value for row in tx.table(Label).where("network", "ordinal", equal=where)}
