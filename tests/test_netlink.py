@@ -147,6 +147,9 @@ def test_answers_of_a_call_that_was_interrupted_confuse_nobody(nft):
     assert tables(nft) == {"one"}
     nft._send(netlink_messages.message(GET_GENERATION, netlink_messages.ACK, nft.sequence(), IPV4))
     assert nft.call(GET_GENERATION, IPV4)
+    # A dump that finds something goes on, and lets no other begin, until it has been read.
+    nft._send(netlink_messages.message(10 << 8 | 1, netlink_messages.DUMP, nft.sequence(), IPV4))
+    assert tables(nft) == {"one"}
 
 
 @pytest.mark.root

@@ -232,7 +232,24 @@ class NetlinkSocket:
 
         False says that something changed while the kernel listed. Raises NetlinkError.
         """
+        try:
+            return self._dump(kind, body, self.sequence())
+        except NetlinkError as error:
+            if error.errno != errno.EBUSY:
+                raise
+        # A dump that an interrupt cut off goes on until its answer has been read.
+        self._drain()
         return self._dump(kind, body, self.sequence())
+
+    @locked
+    def _drain(self) -> None:
+        try:
+            while self._socket.recv(1 << 16, socket.MSG_DONTWAIT):
+                pass
+        except BlockingIOError:
+            return
+        except OSError as error:
+            raise NetlinkError(error.errno or errno.EIO) from None
 
     @locked
     def _dump(self, kind: int, body: bytes, seq: int) -> tuple[list[bytes], bool]:
