@@ -65,6 +65,7 @@ def test_growth_of_flows(make_host: Callable[[str], Host], kind: str) -> None:
     """On one host, in turns: the kernel keeps the flows of all namespaces in one table."""
     host = make_host(kind)
     flows = host.do(FlowTable, FLOWS)
+    host.do(flows.empty)
     host.place.opened.callback(flows.close)
 
     def sides(name: str) -> tuple[Timed, Timed]:

@@ -116,17 +116,23 @@ def test_the_hundredth_network_is_set_up_as_the_second(hosts: Callable[..., Host
     check("set-up of the 100th to the 2nd", 1.5, (many.comes_again(0), few.comes_again(0)), 30)
 
 
-def test_a_block_among_many(hosts: Callable[..., Host]) -> None:
-    """Beside the bare transaction, for the kernel itself copies all blocks for a new one."""
-    host = hosts(1)
-    mapper = host.mappers[0]
+def test_a_block_among_many(hosts: Callable[..., Host], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the bare transaction of one interval among as many, which the kernel copies."""
+    one, other = hosts(1), hosts(1)
+    ours, bare = one.mappers[0], other.mappers[0]
     block = PortMapping(9000, ("10.200.0.2", 9000), count=10)
-    host.do(lambda: mapper.map_many(blocks(3000)))
-    backend = mapper.backend
+    one.do(lambda: ours.map_many(blocks(3000)))
+    backend = bare.backend
     assert isinstance(backend, Nftables)
-    steps = backend._changes.steps(elements.entries([block]), {})
+    with monkeypatch.context() as undivided:
+        undivided.setattr(elements, "SMALL", 1)
+        other.do(lambda: bare.map_many(blocks(3000)))
+        held = elements.entries([block])
+        assert "block_any" in held
+        adding = batch.additions(backend.table, held)
+        removing = batch.deletions(backend.table, held)
 
-    def timed(add: Callable[[], object], remove: Callable[[], None]) -> Timed:
+    def timed(host: Host, add: Callable[[], object], remove: Callable[[], object]) -> Timed:
         def turn() -> float:
             start = perf_counter()
             add()
@@ -136,11 +142,12 @@ def test_a_block_among_many(hosts: Callable[..., Host]) -> None:
 
         return lambda: host.do(turn)
 
+    def send(steps: list[batch.Step]) -> Callable[[], None]:
+        return lambda: batch.send(backend._table.netlink, steps)
+
     sides: Sides = (
-        timed(lambda: mapper.map(9000, block.dest, count=10), lambda: mapper.unmap(9000)),
-        timed(
-            lambda: batch.send(backend._table.netlink, steps), lambda: backend.apply((), [block])
-        ),
+        timed(one, lambda: ours.map(9000, block.dest, count=10), lambda: ours.unmap(9000)),
+        timed(other, send(adding), send(removing)),
     )
     check("a block of 10 among 3,000", 4, sides, 100)
 

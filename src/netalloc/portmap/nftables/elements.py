@@ -142,7 +142,18 @@ def entry(mapping: PortMapping, offset: int = 0) -> bytes:
 
 def entries_of(mapping: PortMapping) -> list[bytes]:
     """All elements of one mapping: one, or one for each port of a divided block."""
-    return [entry(mapping, offset) for offset in range(mapping.count if divided(mapping) else 1)]
+    first = entry(mapping)
+    if not divided(mapping):
+        return [first]
+    at = _port_at(map_type_of(mapping))
+    before, between = first[:at], first[at + 2 : -4]
+    shift, two = mapping.dest[1] - mapping.host_port, struct.Struct(">H").pack
+    return [before + two(p) + between + two(p + shift) + b"\0\0" for p in mapping.ports]
+
+
+def _port_at(map_: MapType) -> int:
+    """Where in an entry, or in a key, the host port stands."""
+    return len(map_.key_header) + (8 if map_.specific else 4)
 
 
 Held = dict[str, dict[bytes, PortMapping]]
@@ -178,12 +189,17 @@ def entries(mappings: Iterable[PortMapping]) -> Held:
 def encode(held: dict[bytes, PortMapping], map_: MapType) -> list[bytes]:
     """The elements of entries of one map, with the owner as the comment that nft shows."""
     plain = _ELEMENT_HEADER[map_.name]
-    return [
-        plain + entry
-        if mapping.owner is None and (mapping.count == 1 or map_.block)
-        else _with_userdata(entry, mapping)
-        for entry, mapping in held.items()
-    ]
+    tails: dict[int, bytes] = {}  # the same behind each element of a divided block
+    found = []
+    for entry, mapping in held.items():
+        if mapping.owner is None and (mapping.count == 1 or map_.block):
+            found.append(plain + entry)
+            continue
+        tail = tails.get(id(mapping))
+        if tail is None:
+            tail = tails[id(mapping)] = _userdata(mapping.owner, mark(mapping))
+        found.append(_pair(4 + len(entry) + len(tail), _ELEMENT) + entry + tail)
+    return found
 
 
 def encode_plain(held: Iterable[bytes], map_: MapType) -> list[bytes]:
@@ -194,7 +210,7 @@ def encode_plain(held: Iterable[bytes], map_: MapType) -> list[bytes]:
 
 def encode_ports(block: PortMapping, ports: Iterable[int], map_: MapType) -> list[bytes]:
     """The elements that ask what in a map each of these ports is in, at the block's address."""
-    key = entry(block)[: len(map_.key_header) + (12 if map_.specific else 8) - 4]
+    key = entry(block)[: _port_at(map_)]
     header = _pair(8 + len(key), _ELEMENT) + key
     return [header + struct.pack(">H2x", port) for port in ports]
 
@@ -218,17 +234,17 @@ def mark_of(rest: bytes) -> bytes:
     return rest[4:10] if rest[4:6] == _MARK else b""
 
 
-def _with_userdata(entry: bytes, mapping: PortMapping) -> bytes:
-    return element(entry, mapping.owner, mark(mapping))
-
-
 def element(entry: bytes, comment: str | None = None, data: bytes = b"") -> bytes:
     """An element of this entry, with userdata and a comment that nft shows."""
+    body = entry + _userdata(comment, data)
+    return _pair(4 + len(body), _ELEMENT) + body
+
+
+def _userdata(comment: str | None, data: bytes) -> bytes:
     if comment is not None:
         printable = _printable(comment, MAX_USERDATA - len(data) - 3)
         data += bytes((_COMMENT, len(printable))) + printable
-    body = entry + attribute(_USERDATA, data) if data else entry
-    return _pair(4 + len(body), _ELEMENT) + body
+    return attribute(_USERDATA, data) if data else b""
 
 
 def _printable(owner: str, limit: int) -> bytes:
