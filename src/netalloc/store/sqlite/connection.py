@@ -7,7 +7,6 @@ import sqlite3
 import sys
 
 from netalloc.errors import StoreError
-from netalloc.store.sqlite.place import create
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -151,18 +150,6 @@ class Connection:
             self._raw.close()
         except _FAULTS as error:
             raise _translated(error, self.path) from error
-
-    def copy_to(self, path: StrPath) -> None:
-        """Write what the transaction that is under way sees of the file into a new one."""
-        create(path)
-        try:
-            other = sqlite3.connect(path)
-            try:
-                self._raw.backup(other)
-            finally:
-                other.close()
-        except _FAULTS as error:
-            raise _translated(error, path) from error
 
     def _keep_log(self, keep: bool) -> None:
         """Whether the last connection to close leaves the log where it is.
