@@ -220,12 +220,19 @@ def test_nothing_waits_for_a_look_and_a_change_of_a_repair_is_a_part_of_it(path,
         assert len(manager.find("meanwhile")) == 2
 
 
-def test_the_kernel_is_looked_at_after_a_mend(path):
+@pytest.mark.parametrize(
+    ("sabotage", "dirty"),
+    [
+        (lambda tx: tx.bitmap("addresses/1", 65533).reserve(900), False),
+        (lambda tx: tx.table(Publication).add([Publication(1, 900, 0, "tcp", 80, 1, 80)]), True),
+    ],
+)
+def test_the_kernel_is_looked_at_where_its_part_may_differ(path, sabotage, dirty):
     with SqliteStore(path) as store:
-        store.run("sabotage", lambda tx: tx.bitmap("addresses/1", 65533).reserve(900))
+        store.run("sabotage", sabotage)
         assert not store.needs_recovery(1)
         repair(path)
-        assert store.needs_recovery(1)
+        assert store.needs_recovery(1) is dirty
 
 
 def test_the_copy_is_the_store_as_it_was(path):

@@ -28,6 +28,11 @@ from netalloc.store.sqlite.writer_record import WriterRecord
 NETWORK = Network(1, "br0", "br0", "bridge", "10.0.0.1/16", None, "", "null", "80-90", 0, 0, 0)
 
 
+def anew(path):
+    """A repair by a new file, also where the one that is there is whole."""
+    return make_anew(path, 10.0)
+
+
 @pytest.fixture
 def path(tmp_path):
     path = tmp_path / "store.db"
@@ -132,7 +137,7 @@ def test_what_a_process_opens_takes_no_locks_of_its_own_away(path):
         assert again.check() == []
 
 
-@pytest.mark.parametrize("repair", [repair, make_anew])
+@pytest.mark.parametrize("repair", [repair, anew])
 def test_a_repair_in_a_process_that_has_it_open_loses_nothing(path, repair):
     with SqliteStore(path) as store, Other(path) as other:
         add(store, 1)
@@ -192,7 +197,7 @@ def test_death_at_any_step_of_a_repair_loses_nothing(path, tmp_path):
             die.watch(Connection, "execute", "many", "rows")
             die.watch(WriteLock, "enter", "write")
             die.watch(Path, "unlink", "replace")
-            make_anew(copy)
+            anew(copy)
 
         status = in_child(work)
         assert status in (0, -signal.SIGKILL)
@@ -711,7 +716,7 @@ def test_a_store_without_its_lock_file_has_everything_looked_at(path):
 # ---- the view
 
 
-@pytest.mark.parametrize("repair", [repair, make_anew])
+@pytest.mark.parametrize("repair", [repair, anew])
 def test_a_view_sees_what_was_committed_last_while_others_write(path, repair):
     with open_view(path) as view, Other(path) as other:
         assert ordinals(view) == []

@@ -63,6 +63,11 @@ def take(steps: list[Step], tx: Transaction) -> list[str]:
     return [said for step in steps if (said := step(tx)) is not None]
 
 
+def changes_mappings(steps: list[Step]) -> bool:
+    """Whether one of them may change which mappings the kernel should have."""
+    return any(getattr(step, "func", step) in (_drop, _count, _rebuild_ports) for step in steps)
+
+
 # ---- records
 
 

@@ -8,7 +8,6 @@ import sys
 
 from netalloc._alloc import FilePlace, SqlRunner
 from netalloc.errors import StoreError
-from netalloc.store.sqlite.place import create
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -118,18 +117,6 @@ class Connection(SqlRunner):
             self._raw.close()
         except _FAULTS as error:
             raise _translated(error, self.path) from error
-
-    def copy_to(self, path: StrPath) -> None:
-        """Write what the transaction that is under way sees of the file into a new one."""
-        create(path)
-        try:
-            other = sqlite3.connect(path)
-            try:
-                self._raw.backup(other)
-            finally:
-                other.close()
-        except _FAULTS as error:
-            raise _translated(error, path) from error
 
     def _keep_log(self, keep: bool) -> None:
         """Whether the last connection to close leaves the log where it is.

@@ -277,10 +277,6 @@ class SqliteStore(FileTurn, Closing):
 
         return self._surveying("check", lambda session: damage(session) or damaged_rows(session))
 
-    def copy_to(self, path: str | os.PathLike[str]) -> None:
-        """Write one moment of it into a new file, while others go on with it; O(file)."""
-        self._surveying("copy", lambda session: session.copy_to(path))
-
     def close(self) -> None:
         """Close it, when what other threads are at is done; a second time is no error.
 
