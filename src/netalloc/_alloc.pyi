@@ -832,7 +832,7 @@ class StoredSpans:
     _runs: int
     _last: tuple[bool, int, int] | None
     def __len__(self) -> int: ...
-    def __contains__(self, ordinal: int) -> bool: ...
+    def __contains__(self, ordinal: int, /) -> bool: ...
     @property
     def cursor(self) -> int:
         """Where the next search begins."""
@@ -939,14 +939,14 @@ class FileChangeState:
     _target: int
     _touched: frozenset[int]
     _written: int
-    def __init__(
-        self,
+    def __new__(
+        cls,
         path: object,
         connection: object,
         lock: object,
         owner: object,
         end_of_boot: Callable[[Any], None] | None = None,
-    ) -> None: ...
+    ) -> Self: ...
     @property
     def committed(self) -> bool:
         """Whether the change is in the file, even where commit() was interrupted after."""
