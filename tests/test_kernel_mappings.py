@@ -216,8 +216,8 @@ def test_what_the_kernel_refuses_is_said_in_words(nft_lab, monkeypatch):
         raise NetlinkError(errno.ENOBUFS)
 
     with PortMapper("nftables") as mapper:
-        monkeypatch.setattr(NetlinkSocket, "transact", refuse)
-        monkeypatch.setattr(NetlinkSocket, "dump", refuse)
+        for method in ("transact", "transact_one", "dump"):
+            monkeypatch.setattr(NetlinkSocket, method, refuse)
         for call in (
             lambda: mapper.map(8080, ("10.200.0.2", 80)),
             mapper.backend.mappings,

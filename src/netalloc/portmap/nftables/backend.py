@@ -77,6 +77,7 @@ class Nftables:
         self._table = NftTable(name)
         self._structure = Structure(self._table)
         self._changes = Changes(self._table)
+        self._pack_one = batch.addition_of_one(name)
         self._register = Register(self._table, me, self._emptying)
         self._own = Ownership(me)
         settings = f"nftables {owner or f'{name} {network}'}"
@@ -163,22 +164,18 @@ class Nftables:
         The kernel itself checks that it is the very same: a late removal never takes away the
         mapping of the key's next owner.
         """
-        if len(add) == 1 and not remove and self._add_one(add[0]):
-            return
+        if len(add) == 1 and not remove:
+            (mapping,) = add
+            if mapping.count == 1 and self._own.has(mapping.dest_number):
+                # By a fifth of the general way, which also explains what the kernel refuses.
+                try:
+                    self._table.socket.get().transact_one(self._pack_one, mapping)
+                except NetlinkError as error:
+                    if not error.seq:  # of the socket itself: whether it was made is not known
+                        raise error.explained(self._explaining.what) from error
+                else:
+                    return
         self._apply(add, remove)
-
-    def _add_one(self, mapping: PortMapping) -> bool:
-        """Add one mapping by the shortest way: a third of the time of the general one.
-
-        False where that does not apply, or the kernel refuses, which the general way explains.
-        """
-        if mapping.count != 1 or not self._own.has(int(mapping.dest[0])):
-            return False
-        try:
-            batch.send_one(self._table.netlink, self.table, mapping)
-        except NetlinkError:
-            return False
-        return True
 
     @locked
     def _apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping]) -> None:

@@ -94,6 +94,9 @@ BLOCK_IP: Final = _map_type("block_ip", True, True)
 BLOCK_ANY: Final = _map_type("block_any", False, True)
 MAP_TYPES: Final = {map_.name: map_ for map_ in (DNAT_IP, DNAT_ANY, BLOCK_IP, BLOCK_ANY)}
 
+USUAL_DATA: Final = DNAT_ANY.data_header  # of the usual mapping: one port at every host address
+_USUAL_KEY: Final = DNAT_ANY.key_header
+
 BLOCKS: Final = {name for name, map_ in MAP_TYPES.items() if map_.block}
 
 _ELEMENT_HEADER: Final = {
@@ -136,21 +139,17 @@ Held = dict[str, dict[bytes, PortMapping]]
 
 
 def entries(mappings: Iterable[PortMapping]) -> Held:
-    """The mappings by map and entry; about a microsecond each for the usual kind.
+    """The mappings by map and entry; 0.3 µs each for the usual kind.
 
     Raises InUseError when two are the very same.
     """
-    pack, key, data = DNAT_ANY.pack.pack, DNAT_ANY.key_header, DNAT_ANY.data_header
     usual: dict[bytes, PortMapping] = {}
     found: Held = {DNAT_ANY.name: usual}
     count = 0
     for mapping in mappings:
         count += 1
         if mapping.count == 1 and mapping.host_ip is None:
-            ip, port = mapping.dest
-            usual[pack(key, NUMBERS[mapping.protocol], mapping.host_port, data, int(ip), port)] = (
-                mapping
-            )
+            usual[_USUAL_KEY + mapping.packed(USUAL_DATA)] = mapping
         elif mapping.shifted:
             count += mapping.count - 1
             held = found.setdefault(map_type_of(mapping).name, {})
@@ -221,7 +220,9 @@ def element(entry: bytes, comment: str | None = None, data: bytes = b"") -> byte
 
 def _printable(owner: str, limit: int) -> bytes:
     """The owner as nft can print it and read it back: it has no way to quote a quote."""
-    clean = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
+    clean = owner
+    if '"' in owner or not owner.isprintable():
+        clean = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
     short = clean.encode(errors="replace")[:limit]
     return short.decode(errors="ignore").encode() + b"\0"
 
@@ -245,23 +246,10 @@ def body(table: str, set_name: str, elements: Iterable[bytes]) -> bytes:
     return head(table, set_name) + attribute(_LIST_ELEMENTS, b"".join(elements))
 
 
-def body_of_one(table: str, mapping: PortMapping) -> bytes:
-    """The body of a message about one mapping that is no block, with its owner."""
-    if mapping.host_ip is None and mapping.owner is None:  # nearly all: half of the time
-        ip, port = mapping.dest
-        number = NUMBERS[mapping.protocol]
-        pack, key, data = DNAT_ANY.pack.pack, DNAT_ANY.key_header, DNAT_ANY.data_header
-        return _head_of_one(table) + pack(key, number, mapping.host_port, data, int(ip), port)
-    map_ = map_type_of(mapping)
-    return body(table, map_.name, encode({entry(mapping): mapping}, map_))
-
-
-@lru_cache
-def _head_of_one(table: str) -> bytes:
-    """What comes before the entry of a plain element."""
-    empty = b"\0" * DNAT_ANY.pack.size
-    whole = body(table, DNAT_ANY.name, [_ELEMENT_HEADER[DNAT_ANY.name] + empty])
-    return whole[: -len(empty)]
+def of_one(mapping: PortMapping) -> tuple[str, bytes]:
+    """The map and the element of a mapping that is no block, with its owner."""
+    map_ = DNAT_ANY if mapping.host_ip is None else DNAT_IP
+    return map_.name, element(entry(mapping), mapping.owner)
 
 
 def listed(body: bytes, map_: MapType, found: dict[bytes, bytes]) -> int:
