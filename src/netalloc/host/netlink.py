@@ -24,7 +24,6 @@ from netalloc.host.netlink_messages import (
     message,
     messages,
 )
-from netalloc.host.netns import HomeNamespace
 from netalloc.locks import locked
 
 T = TypeVar("T")
@@ -200,6 +199,23 @@ class NetlinkSocket:
             except RuntimeError:
                 pass  # the interrupt came while waiting
 
+    @locked
+    def ask_one(self, pack: Callable[[int, T], bytes], what: T) -> bytes:
+        """Send the question that `pack(number, what)` makes; the body of its one answer.
+
+        It asks for no ACK. Raises NetlinkError when the kernel refuses.
+        """
+        self._seq = number = self._seq % _NUMBERS + 1
+        self._send(pack(number, what))
+        while True:
+            data = self._receive()
+            for kind, flags, seq, start, stop in messages(data):
+                if seq == number and kind != ERROR:
+                    return data[start:stop]
+                failure = _failure(data, flags, seq, start, stop) if seq == number else None
+                if failure is not None:
+                    raise failure
+
     def _settle(self, answer: bytes, first: int, last: int) -> None:
         """Read on until there is what the kernel says of messages first to last."""
         failure: NetlinkError | None = None
@@ -343,43 +359,6 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, forced, size)
         except PermissionError:
             self._socket.setsockopt(socket.SOL_SOCKET, polite, size)
-
-
-class LazySocket:
-    """Opens a socket at the first use and keeps it; a child process gets its own.
-
-    It belongs to the network namespace in which this was made: a thread in another one can
-    use the socket while it is open, and gets a NetallocError where one would be opened.
-    Keeping is no luxury: the kernel ends a nftables transaction in the background, and a
-    netfilter socket that is closed meanwhile waits for it, 10 ms and more.
-    """
-
-    def __init__(self, protocol: int) -> None:
-        self._kept: NetlinkSocket | None = None
-        self._protocol = protocol
-        self._home = HomeNamespace()
-
-    def get(self) -> NetlinkSocket:
-        """The socket, opened if it is not; NetlinkError or NetallocError when it cannot be."""
-        kept = self._kept
-        if kept is not None and kept.pid != forks.process:  # the parent would read our answers
-            kept.close()
-            kept = None
-        if kept is None:
-            self._home.check()
-            kept = self._kept = NetlinkSocket(self._protocol)
-        return kept
-
-    def close(self) -> None:
-        """Close it; the next call opens another one."""
-        if self._kept is not None:
-            self._kept.close()
-            self._kept = None
-
-    def __del__(self) -> None:
-        # No caller asked for this socket, so none has to be warned that it was not closed.
-        if hasattr(self, "_kept"):
-            self.close()
 
 
 def _failure(data: bytes, flags: int, seq: int, start: int, stop: int) -> NetlinkError | None:

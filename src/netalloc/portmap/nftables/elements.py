@@ -94,8 +94,7 @@ BLOCK_IP: Final = _map_type("block_ip", True, True)
 BLOCK_ANY: Final = _map_type("block_any", False, True)
 MAP_TYPES: Final = {map_.name: map_ for map_ in (DNAT_IP, DNAT_ANY, BLOCK_IP, BLOCK_ANY)}
 
-USUAL_DATA: Final = DNAT_ANY.data_header  # of the usual mapping: one port at every host address
-_USUAL_KEY: Final = DNAT_ANY.key_header
+_KEY_ANY, _DATA_ANY = DNAT_ANY.key_header, DNAT_ANY.data_header
 
 BLOCKS: Final = {name for name, map_ in MAP_TYPES.items() if map_.block}
 
@@ -149,7 +148,7 @@ def entries(mappings: Iterable[PortMapping]) -> Held:
     for mapping in mappings:
         count += 1
         if mapping.count == 1 and mapping.host_ip is None:
-            usual[_USUAL_KEY + mapping.packed(USUAL_DATA)] = mapping
+            usual[_KEY_ANY + mapping.packed(_DATA_ANY)] = mapping
         elif mapping.shifted:
             count += mapping.count - 1
             held = found.setdefault(map_type_of(mapping).name, {})
@@ -244,12 +243,6 @@ def head(table: str, set_name: str, family: bytes = INET) -> bytes:
 def body(table: str, set_name: str, elements: Iterable[bytes]) -> bytes:
     """The body of a message about these elements."""
     return head(table, set_name) + attribute(_LIST_ELEMENTS, b"".join(elements))
-
-
-def of_one(mapping: PortMapping) -> tuple[str, bytes]:
-    """The map and the element of a mapping that is no block, with its owner."""
-    map_ = DNAT_ANY if mapping.host_ip is None else DNAT_IP
-    return map_.name, element(entry(mapping), mapping.owner)
 
 
 def listed(body: bytes, map_: MapType, found: dict[bytes, bytes]) -> int:

@@ -4,7 +4,8 @@ import errno
 from collections.abc import Sequence
 
 from netalloc.errors import CommandError
-from netalloc.host.netlink import NETLINK_NETFILTER, LazySocket, NetlinkError, NetlinkSocket
+from netalloc.host.lazy_socket import LazySocket
+from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from netalloc.model import PortMapping
 from netalloc.portmap.nftables import batch, elements
 
