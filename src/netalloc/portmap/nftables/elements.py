@@ -211,18 +211,28 @@ def _with_userdata(entry: bytes, mapping: PortMapping) -> bytes:
 def element(entry: bytes, comment: str | None = None, data: bytes = b"") -> bytes:
     """An element of this entry, with userdata and a comment that nft shows."""
     if comment is not None:
-        printable = _printable(comment, MAX_USERDATA - len(data) - 3)
-        data += bytes((_COMMENT, len(printable))) + printable
-    body = entry + attribute(_USERDATA, data) if data else entry
+        return headed(entry + commented(comment, data))
+    return headed(entry + attribute(_USERDATA, data) if data else entry)
+
+
+def headed(body: bytes) -> bytes:
+    """An element with its header."""
     return _pair(4 + len(body), _ELEMENT) + body
+
+
+def commented(comment: str, data: bytes = b"") -> bytes:
+    """Userdata with a comment, to go behind an entry."""
+    text = _printable(comment, MAX_USERDATA - len(data) - 3)
+    return attribute(_USERDATA, data + bytes((_COMMENT, len(text))) + text)
 
 
 def _printable(owner: str, limit: int) -> bytes:
     """The owner as nft can print it and read it back: it has no way to quote a quote."""
-    clean = owner
     if '"' in owner or not owner.isprintable():
-        clean = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
-    short = clean.encode(errors="replace")[:limit]
+        owner = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
+    if len(owner) <= limit and owner.isascii():  # nearly all: a third of the time
+        return owner.encode() + b"\0"
+    short = owner.encode(errors="replace")[:limit]
     return short.decode(errors="ignore").encode() + b"\0"
 
 

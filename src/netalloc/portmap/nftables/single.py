@@ -36,19 +36,18 @@ def entry(mapping: PortMapping) -> Entry:
 
 def adding(table: str) -> Callable[[int, PortMapping], bytes]:
     """Packs the transaction that adds a mapping with its owner; a key that is present ends it."""
-    key, data = DNAT_ANY.key_header, DNAT_ANY.data_header
-    size = DNAT_ANY.pack.size - len(key)
-    before, between = _addition(table, DNAT_ANY.name, 4 + DNAT_ANY.pack.size)
-    between += elements.encode_plain([key + bytes(size)], DNAT_ANY)[0][:-size]
-    usual = struct.Struct(f"={len(before)}sI{len(between)}s{size}s{len(ENDING)}s").pack
+    data, rest = DNAT_ANY.data_header, DNAT_ANY.pack.size - len(DNAT_ANY.key_header)
+    before, between = _addition(table, DNAT_ANY.name, 0)
+    usual = struct.Struct(f"={len(before)}sI{len(between)}s{rest}s{len(ENDING)}s").pack
 
     def pack(number: int, mapping: PortMapping) -> bytes:
         if mapping.owner is None and mapping.host_ip is None:
             return usual(before, number, between, mapping.packed(data), ENDING)
-        map_, plain = entry(mapping)
-        element = elements.element(plain, mapping.owner)
-        start, middle = _addition(table, map_.name, len(element))
-        return b"".join((start, number.to_bytes(4, byteorder), middle, element, ENDING))
+        map_ = DNAT_ANY if mapping.host_ip is None else DNAT_IP
+        comment = b"" if mapping.owner is None else elements.commented(mapping.owner)
+        start, middle = _addition(table, map_.name, len(comment))
+        entry = mapping.packed(map_.data_header)
+        return b"".join((start, number.to_bytes(4, byteorder), middle, entry, comment, ENDING))
 
     return pack
 
@@ -89,9 +88,13 @@ def removing(table: str) -> Callable[[int, Entry], bytes]:
 
 
 @lru_cache
-def _addition(table: str, name: str, size: int) -> tuple[bytes, bytes]:
+def _addition(table: str, name: str, comment: int) -> tuple[bytes, bytes]:
+    """What of such a transaction is before the number, and from there to the key itself."""
+    map_ = elements.MAP_TYPES[name]
+    varies = map_.pack.size - len(map_.key_header) + comment
+    element = elements.headed(map_.key_header + bytes(varies))
     flags = CREATE | EXCLUSIVE | ACK
-    start, middle = _around(NEW_ELEMENT, flags, table, name, bytes(size), size)
+    start, middle = _around(NEW_ELEMENT, flags, table, name, element, varies)
     return BEGINNING + start, middle
 
 
