@@ -20,7 +20,7 @@ from netalloc.host.netlink import NETLINK_NETFILTER
 from netalloc.host.netlink_messages import ACK, CREATE, EXCLUSIVE, message
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
-from netalloc.portmap.nftables import elements
+from netalloc.portmap.nftables import elements, single
 from netalloc.portmap.nftables.backend import Nftables, batch
 
 pytestmark = pytest.mark.root
@@ -67,8 +67,8 @@ def one_by_one(mapper: PortMapper) -> Timed:
 
     def turn() -> float:
         start = perf_counter()
-        for single in SINGLES:
-            mapper.map(single.host_port, ("10.200.0.2", 80))
+        for one in SINGLES:
+            mapper.map(one.host_port, ("10.200.0.2", 80))
         return (perf_counter() - start) / len(SINGLES)
 
     return then(turn, lambda: mapper.unmap_many(SINGLES))
@@ -78,8 +78,8 @@ def bare(sock: socket.socket, mapper: PortMapper) -> Timed:
     """The least it takes: a finished batch of one element sent, the acknowledgement read."""
     begin, end = (message(kind, 0, 1, b"\0\0\0\x0a") for kind in (0x10, 0x11))
     batches = []
-    for single in SINGLES:
-        (element,) = elements.encode_plain([elements.entry(single)], elements.DNAT_ANY)
+    for one in SINGLES:
+        (element,) = elements.encode_plain([elements.entry(one)], elements.DNAT_ANY)
         body = elements.body("netalloc", "dnat_any", [element])
         flags = CREATE | EXCLUSIVE | ACK
         batches.append(begin + message(batch.NEW_ELEMENT, flags, 1, body) + end)
@@ -103,8 +103,42 @@ def test_one_mapping_costs_a_few_round_trips_however_many_there_are(lab: Lab) ->
         sock.bind((0, 0))
         full.map_many(BATCH)
         check("map() with none present", 4, (one_by_one(few), bare(sock, few)), 100)
+        check("map() beside a bare round trip", 2.2, (one_by_one(few), bare(sock, few)), 100)
         check(f"map() with {FULL} present", 4, (one_by_one(full), bare(sock, few)), 100)
         check(f"map() with {FULL} to none", 1.3, (one_by_one(full), one_by_one(few)), 100)
+
+
+def test_one_removal_costs_a_few_round_trips(lab: Lab) -> None:
+    """Beside the bare question what is there, and the bare transaction that removes it."""
+    asking, removing = single.asking("netalloc"), single.removing("netalloc")
+    what = [single.entry(mapping) for mapping in SINGLES]
+    messages = [make(1, one) for one in what for make in (asking, removing)]
+    with (
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as sock,
+        mapper(lab) as ours,
+    ):
+        sock.bind((0, 0))
+        apply = ours.backend.apply
+
+        def work() -> None:
+            for mapping in SINGLES:
+                apply((), (mapping,))
+
+        def bare() -> None:
+            for one in messages:
+                sock.send(one)
+                sock.recv(4096)
+
+        def turn(remove: Callable[[], object]) -> Timed:
+            timed = once(remove, len(SINGLES))
+
+            def turn() -> float:
+                apply(SINGLES)
+                return timed()
+
+            return turn
+
+        check("one removal", 3, (turn(work), turn(bare)), 100)
 
 
 def test_a_full_range_in_one_batch(lab: Lab) -> None:

@@ -24,6 +24,7 @@ _alloc/ that is included here is one idea, and the order is that of reading:
     journaled_bitmap    a Bitmap whose changes are noted, and undone
     record_table        records in memory, by key and by index, with the same journal
     call_objects        what every allocation makes: a record, a change, an interface
+    mapping_state       what a port mapping says
     memory_state        a store in memory, and changing it in turns
     rows                a record as a row of a file, with its checksum
     stored_bitmap       of a bitmap in a file, what every call does
@@ -73,6 +74,7 @@ include "_alloc/allocator_codec.pxi"
 include "_alloc/journaled_bitmap.pxi"
 include "_alloc/record_table.pxi"
 include "_alloc/call_objects.pxi"
+include "_alloc/mapping_state.pxi"
 include "_alloc/memory_state.pxi"
 include "_alloc/rows.pxi"
 include "_alloc/stored_bitmap.pxi"

@@ -152,6 +152,51 @@ def test_answers_of_a_call_that_was_interrupted_confuse_nobody(nft):
     assert tables(nft) == {"one"}
 
 
+def one(number, step):
+    """A transaction of one message, packed for transact_one."""
+    kind, flags, body = step
+    begin, end = (
+        netlink_messages.message(enclosing, 0, 0, SUBSYSTEM)
+        for enclosing in (BATCH_BEGIN, BATCH_END)
+    )
+    return begin + netlink_messages.message(kind, flags | netlink_messages.ACK, number, body) + end
+
+
+@pytest.mark.root
+def test_a_transaction_of_one_is_made_or_refused(nft):
+    again = table("one", netlink_messages.CREATE | netlink_messages.EXCLUSIVE)
+    nft.transact_one(one, table("one"))
+    with pytest.raises(NetlinkError, match="File exists") as refused:
+        nft.transact_one(one, again)
+    assert (refused.value.errno, refused.value.seq) == (errno.EEXIST, nft._seq)
+    # What another call left to be read, an ACK and an error, is passed over.
+    nft._send(netlink_messages.message(GET_GENERATION, netlink_messages.ACK, nft.sequence(), IPV4))
+    nft._send(one(nft.sequence(), again))
+    nft.transact_one(one, table("two"))
+    nft._seq = 0x7FFFFFFF - 1
+    for name in ("three", "four"):
+        nft.transact_one(one, table(name))
+    assert nft._seq == 1
+    assert tables(nft) == {"one", "two", "three", "four"}
+
+
+@pytest.mark.root
+def test_a_transaction_of_one_without_an_answer_is_an_error(nft):
+    def silent(number, step):
+        return one(number + 1, step)
+
+    with pytest.raises(NetlinkError, match="no acknowledgement"):
+        nft.transact_one(silent, table("one"))
+    with pytest.raises(NetlinkError) as failed:
+        nft.transact_one(lambda *_: bytes(16), None)
+    assert failed.value.errno in (errno.EAGAIN, errno.EIO)
+    nft.close()
+    with pytest.raises(NetlinkError) as failed:
+        nft.transact_one(one, table("one"))
+    assert (failed.value.errno, failed.value.seq) == (errno.EBADF, 0)
+    assert not nft._lock.locked()
+
+
 @pytest.mark.root
 def test_threads_get_their_own_answers(nft):
     names = [f"t{i}" for i in range(4)]

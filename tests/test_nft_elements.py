@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from netalloc.errors import InUseError
-from netalloc.host.netlink_messages import attributes
+from netalloc.host.netlink_messages import ACK, attributes, message
 from netalloc.model import PortMapping
-from netalloc.portmap.nftables import elements
+from netalloc.portmap.nftables import batch, elements
+from netalloc.portmap.nftables import single as singly
 from netalloc.values import PROTOCOLS
 
 # Little-endian, by hand from linux/netfilter/nf_tables.h; test_nftables.py has nft itself
@@ -165,3 +166,20 @@ def test_a_message_never_outgrows_its_nesting():
     pieces = list(elements.split(elements.encode(held, elements.DNAT_ANY)))
     assert sum(map(len, pieces)) == len(longest)
     assert max(len(elements.body("netalloc", "dnat_any", piece)) for piece in pieces) < 65_000
+
+
+@given(single, st.integers(1, 0x7FFFFFFF))
+def test_the_messages_about_one_are_those_of_a_batch(mapping, number):
+    what = map_, entry = singly.entry(mapping)
+    assert (map_, entry) == (elements.map_type_of(mapping), elements.entry(mapping))
+    held = elements.entries([mapping])
+    for made, steps in (
+        (singly.adding("web")(number, mapping), batch.additions("web", held)),
+        (singly.removing("web")(number, what), batch.removals("web", held)),
+    ):
+        messages = [message(step.kind, step.flags, number, step.body) for step in steps[:-1]]
+        last = steps[-1]
+        messages.append(message(last.kind, last.flags | ACK, number, last.body))
+        assert made == batch.BEGINNING + b"".join(messages) + batch.ENDING
+    question = elements.body("web", map_.name, elements.encode_keys([entry], map_))
+    assert singly.asking("web")(number, what) == message(batch.GET_ELEMENT, 0, number, question)

@@ -219,6 +219,28 @@ def test_the_kernel_itself_refuses_a_stale_removal(nft, monkeypatch):
         assert len(nft.mappings()) == count + 1
 
 
+def test_one_that_got_its_next_owner_after_we_had_looked_stays(nft, make, monkeypatch):
+    """The same for one by itself, which goes another way."""
+    ask = NetlinkSocket.ask_one
+
+    def overtaken(self, *arguments):
+        answer = ask(self, *arguments)
+        other.apply([moved], [mapping])
+        return answer
+
+    other = make()
+    other.setup()
+    for mapping in [one for one in OURS if one.count == 1]:
+        moved = mapping.replace(dest=("10.200.0.4", 80))
+        nft.apply([mapping])
+        with monkeypatch.context() as patch:
+            patch.setattr(NetlinkSocket, "ask_one", overtaken)
+            with pytest.raises(NotAllocatedError, match=r"leads to .*10\.200\.0\.4"):
+                nft.apply((), [mapping])
+        assert nft.mappings() == [moved]
+        nft.apply((), [moved])
+
+
 @pytest.mark.parametrize("count", [2, 100, 1500])
 def test_a_batch_that_removes_what_is_not_there_removes_nothing(nft, count):
     batch = many(count)

@@ -26,11 +26,11 @@ from typing import NamedTuple
 
 from netalloc.closing import Closing
 from netalloc.host import netns
+from netalloc.host.lazy_socket import LazySocket
 from netalloc.host.local_addresses import addresses, is_local
 from netalloc.host.netlink import (
     NETLINK_NETFILTER,
     NETLINK_ROUTE,
-    LazySocket,
     NetlinkError,
     explaining,
 )

@@ -155,7 +155,7 @@ class Publications:
     def mapping(self, row: Publication, owner: str | None = None) -> PortMapping:
         """What the kernel is told of a publication."""
         _, ordinal, host_ip, protocol, host_port, port_count, container_port = row
-        return PortMapping.plain(
+        return PortMapping(
             host_port,
             (as_ipv4(self._subnet.address(ordinal), "destination"), container_port),
             protocol,

@@ -37,14 +37,14 @@ class ExclusiveMappings:
         What another program has taken away already is gone, which is what we want.
         """
         try:
-            self._kernel.change(add, remove)
+            self._kernel.apply(add, remove, flush=False)
         except NotAllocatedError as error:
             there = set(self.present())
             present = [mapping for mapping in remove if mapping in there]
             if len(present) == len(remove):
                 raise
             logger.warning("%s", error)
-            self._kernel.change(add, present)
+            self._kernel.apply(add, present, flush=False)
 
     def reconcile(self, desired: list[PortMapping]) -> ReconcileResult:
         """Make the kernel agree with the desired mappings."""

@@ -123,27 +123,19 @@ class KernelMappings:
             self._flows.close()
         self.backend.close()
 
-    def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
+    def apply(
+        self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = (), flush: bool = True
+    ) -> None:
         """Remove, then add, in one batch: all of it, with the flows flushed, or nothing.
 
+        Without `flush` the caller flushes the flows itself, as soon as the change is made.
         Raises InUseError where a key to add is present, NotAllocatedError where a mapping to
         remove is not there as given, CommandError. When undoing fails as well, both are
         raised as an ExceptionGroup. An interrupt (Ctrl-C) in the middle undoes it, too.
         """
-        flushes = bool(remove) or any(mapping.protocol == "udp" for mapping in add)
+        flushes = flush and (bool(remove) or _has_udp(add))
         if flushes and self._flows is not None:
             self._flows.open()  # what the flush needs is there before anything has changed
-        self._apply(add, remove, flushes)
-        if self._stale:
-            self._flush_stale()
-
-    def change(self, add: Sequence[PortMapping], remove: Sequence[PortMapping]) -> None:
-        """The same for a caller that flushes the flows itself, as soon as the change is made."""
-        self._apply(add, remove, False)
-
-    def _apply(
-        self, add: Sequence[PortMapping], remove: Sequence[PortMapping], flushes: bool
-    ) -> None:
         applied = False
         try:
             self.backend.apply(add, remove)
@@ -154,6 +146,8 @@ class KernelMappings:
             if applied or not isinstance(error, Exception):
                 self._undo(add, remove, error, applied=applied)
             raise
+        if self._stale and flush:
+            self._flush_stale()
 
     def present(self) -> list[PortMapping]:
         """What the kernel has now."""
@@ -277,6 +271,12 @@ class KernelMappings:
         except Exception as failure:
             return failure
         return None
+
+
+def _has_udp(mappings: Sequence[PortMapping]) -> bool:
+    if len(mappings) == 1:
+        return mappings[0].protocol == "udp"
+    return any(mapping.protocol == "udp" for mapping in mappings)
 
 
 def _forget(number: int) -> "Callable[[ref[KernelMappings]], None]":

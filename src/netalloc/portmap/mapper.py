@@ -130,7 +130,20 @@ count=1, owner=None)
         the port is mapped, both before anything has changed.
         """
         mapping = PortMapping(port, dest, protocol, host_ip, count, owner)
-        self._add([mapping])
+        lock = self._lock  # without a wrapper, which would be a tenth of all of it
+        try:
+            lock.acquire()
+            self._table.add_one(mapping)
+            try:
+                self._kernel.apply((mapping,))
+            except BaseException:
+                self._table.remove((mapping,))
+                raise
+        finally:
+            try:
+                lock.release()
+            except RuntimeError:
+                pass  # the interrupt came while waiting
         return mapping
 
     @locked

@@ -26,7 +26,7 @@ from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.bridge_settings import BridgeSettings
-from netalloc.portmap.nftables import batch, elements, ruleset
+from netalloc.portmap.nftables import batch, elements, ruleset, single
 from netalloc.portmap.nftables.changes import PRESENT, Changes
 from netalloc.portmap.nftables.earlier import Earlier
 from netalloc.portmap.nftables.members import Member
@@ -77,6 +77,8 @@ class Nftables:
         self._table = NftTable(name)
         self._structure = Structure(self._table)
         self._changes = Changes(self._table)
+        self._adding = single.adding(name)
+        self._asking, self._removing = single.asking(name), single.removing(name)
         self._register = Register(self._table, me, self._emptying)
         self._own = Ownership(me)
         settings = f"nftables {owner or f'{name} {network}'}"
@@ -163,20 +165,33 @@ class Nftables:
         The kernel itself checks that it is the very same: a late removal never takes away the
         mapping of the key's next owner.
         """
-        if len(add) == 1 and not remove and self._add_one(add[0]):
+        if len(add) + len(remove) == 1 and self._apply_one(add, remove):
             return
         self._apply(add, remove)
 
-    def _add_one(self, mapping: PortMapping) -> bool:
-        """Add one mapping by the shortest way: a third of the time of the general one.
+    def _apply_one(self, add: Sequence[PortMapping], remove: Sequence[PortMapping]) -> bool:
+        """Add or remove one mapping by the shortest way: a fifth of the time of the general one.
 
-        False where that does not apply, or the kernel refuses, which the general way explains.
+        False where that does not apply, or where something else is present, which the general
+        way explains.
         """
-        if mapping.count != 1 or not self._own.has(int(mapping.dest[0])):
+        (mapping,) = add or remove
+        if mapping.count != 1 or not self._own.has(mapping.dest_number):
             return False
         try:
-            batch.send_one(self._table.netlink, self.table, mapping)
-        except NetlinkError:
+            netlink = self._table.socket.get()
+            if add:
+                netlink.transact_one(self._adding, mapping)
+                return True
+            map_, entry = what = single.entry(mapping)
+            found: dict[bytes, bytes] = {}
+            elements.listed(netlink.ask_one(self._asking, what), map_, found)
+            if elements.mark_of(found.get(entry, b"")):
+                return False  # it is a part of a shifted block
+            netlink.transact_one(self._removing, what)
+        except NetlinkError as error:
+            if not error.seq:  # of the socket itself: whether it was made is not known
+                raise error.explained(self._explaining.what) from error
             return False
         return True
 

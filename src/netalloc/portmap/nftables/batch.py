@@ -1,6 +1,5 @@
 """nftables transactions: several messages that the kernel takes together or not at all."""
 
-import struct
 from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Mapping as MappingView
 from typing import Any, Final, NamedTuple
@@ -10,12 +9,10 @@ from netalloc.host.netlink_messages import (
     ACK,
     CREATE,
     EXCLUSIVE,
-    REQUEST,
     attribute,
     attributes,
     message,
 )
-from netalloc.model import PortMapping
 from netalloc.portmap.nftables import elements
 
 SUBSYSTEM: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
@@ -25,8 +22,8 @@ _GET_GENERATION: Final = SUBSYSTEM | 16
 _GENERATION_ID = 1
 _BEGIN, _END = 0x10, 0x11
 _ENVELOPE: Final = b"\0\0\0\x0a"  # struct nfgenmsg: the subsystem, in network order
-_OPENING, _CLOSING = struct.Struct("=IHHII4sIHHII"), struct.Struct("=IHHII4s")
-_ADD: Final = REQUEST | CREATE | EXCLUSIVE | ACK
+# Around a transaction of which nobody asks where in it an error was.
+BEGINNING, ENDING = message(_BEGIN, 0, 0, _ENVELOPE), message(_END, 0, 0, _ENVELOPE)
 
 # Of each map by its name: the entries that a change is about.
 Entries = MappingView[str, Collection[bytes]]
@@ -126,33 +123,6 @@ def send(netlink: NetlinkSocket, steps: Sequence[Step], seen: int | None = None)
             raise RefusedError(error, None, None) from None
         refused = steps[error.seq - begin - 1]
         raise RefusedError(error, refused, _culprit(refused, error.offset)) from None
-
-
-def send_one(netlink: NetlinkSocket, table: str, mapping: PortMapping) -> None:
-    """Add the one element of a mapping that is no block, as `additions` and `send` would.
-
-    Raises NetlinkError; then nothing has changed.
-    """
-    body = elements.body_of_one(table, mapping)
-    first = netlink.sequence(3)
-    transaction = (
-        _OPENING.pack(
-            20,
-            _BEGIN,
-            REQUEST,
-            first,
-            0,
-            _ENVELOPE,
-            16 + len(body),
-            NEW_ELEMENT,
-            _ADD,
-            first + 1,
-            0,
-        )
-        + body
-        + _CLOSING.pack(20, _END, REQUEST, first + 2, 0, _ENVELOPE)
-    )
-    netlink.transact(transaction, first, first + 1)
 
 
 def _culprit(step: Step, offset: int | None) -> bytes | None:

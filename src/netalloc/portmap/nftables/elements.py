@@ -97,6 +97,8 @@ BLOCK_IP: Final = _map_type("block_ip", True, True)
 BLOCK_ANY: Final = _map_type("block_any", False, True)
 MAP_TYPES: Final = {map_.name: map_ for map_ in (DNAT_IP, DNAT_ANY, BLOCK_IP, BLOCK_ANY)}
 
+_KEY_ANY, _DATA_ANY = DNAT_ANY.key_header, DNAT_ANY.data_header
+
 BLOCKS: Final = {name for name, map_ in MAP_TYPES.items() if map_.block}
 
 _ELEMENT_HEADER: Final = {
@@ -160,21 +162,17 @@ Held = dict[str, dict[bytes, PortMapping]]
 
 
 def entries(mappings: Iterable[PortMapping]) -> Held:
-    """The mappings by map and entry; about a microsecond each for the usual kind.
+    """The mappings by map and entry; 0.3 µs each for the usual kind.
 
     Raises InUseError when two are the very same.
     """
-    pack, key, data = DNAT_ANY.pack.pack, DNAT_ANY.key_header, DNAT_ANY.data_header
     usual: dict[bytes, PortMapping] = {}
     found: Held = {DNAT_ANY.name: usual}
     count = 0
     for mapping in mappings:
         count += 1
         if mapping.count == 1 and mapping.host_ip is None:
-            ip, port = mapping.dest
-            usual[pack(key, NUMBERS[mapping.protocol], mapping.host_port, data, int(ip), port)] = (
-                mapping
-            )
+            usual[_KEY_ANY + mapping.packed(_DATA_ANY)] = mapping
         elif divided(mapping):
             count += mapping.count - 1
             held = found.setdefault(map_type_of(mapping).name, {})
@@ -197,8 +195,8 @@ def encode(held: dict[bytes, PortMapping], map_: MapType) -> list[bytes]:
             continue
         tail = tails.get(id(mapping))
         if tail is None:
-            tail = tails[id(mapping)] = _userdata(mapping.owner, mark(mapping))
-        found.append(_pair(4 + len(entry) + len(tail), _ELEMENT) + entry + tail)
+            tail = tails[id(mapping)] = userdata(mapping.owner, mark(mapping))
+        found.append(headed(entry + tail))
     return found
 
 
@@ -236,11 +234,16 @@ def mark_of(rest: bytes) -> bytes:
 
 def element(entry: bytes, comment: str | None = None, data: bytes = b"") -> bytes:
     """An element of this entry, with userdata and a comment that nft shows."""
-    body = entry + _userdata(comment, data)
+    return headed(entry + userdata(comment, data))
+
+
+def headed(body: bytes) -> bytes:
+    """An element with its header."""
     return _pair(4 + len(body), _ELEMENT) + body
 
 
-def _userdata(comment: str | None, data: bytes) -> bytes:
+def userdata(comment: str | None, data: bytes = b"") -> bytes:
+    """What goes behind an entry: data of ours and a comment that nft shows, if there are any."""
     if comment is not None:
         printable = _printable(comment, MAX_USERDATA - len(data) - 3)
         data += bytes((_COMMENT, len(printable))) + printable
@@ -249,8 +252,11 @@ def _userdata(comment: str | None, data: bytes) -> bytes:
 
 def _printable(owner: str, limit: int) -> bytes:
     """The owner as nft can print it and read it back: it has no way to quote a quote."""
-    clean = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
-    short = clean.encode(errors="replace")[:limit]
+    if '"' in owner or not owner.isprintable():
+        owner = "".join(c if c.isprintable() and c != '"' else "?" for c in owner)
+    if len(owner) <= limit and owner.isascii():  # nearly all: a third of the time
+        return owner.encode() + b"\0"
+    short = owner.encode(errors="replace")[:limit]
     return short.decode(errors="ignore").encode() + b"\0"
 
 
@@ -271,25 +277,6 @@ def head(table: str, set_name: str, family: bytes = INET) -> bytes:
 def body(table: str, set_name: str, elements: Iterable[bytes]) -> bytes:
     """The body of a message about these elements."""
     return head(table, set_name) + attribute(_LIST_ELEMENTS, b"".join(elements))
-
-
-def body_of_one(table: str, mapping: PortMapping) -> bytes:
-    """The body of a message about one mapping that is no block, with its owner."""
-    if mapping.host_ip is None and mapping.owner is None:  # nearly all: half of the time
-        ip, port = mapping.dest
-        number = NUMBERS[mapping.protocol]
-        pack, key, data = DNAT_ANY.pack.pack, DNAT_ANY.key_header, DNAT_ANY.data_header
-        return _head_of_one(table) + pack(key, number, mapping.host_port, data, int(ip), port)
-    map_ = map_type_of(mapping)
-    return body(table, map_.name, encode({entry(mapping): mapping}, map_))
-
-
-@lru_cache
-def _head_of_one(table: str) -> bytes:
-    """What comes before the entry of a plain element."""
-    empty = b"\0" * DNAT_ANY.pack.size
-    whole = body(table, DNAT_ANY.name, [_ELEMENT_HEADER[DNAT_ANY.name] + empty])
-    return whole[: -len(empty)]
 
 
 def listed(body: bytes, map_: MapType, found: dict[bytes, bytes]) -> int:

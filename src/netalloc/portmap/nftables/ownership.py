@@ -22,16 +22,19 @@ class Ownership:
         self._not = f"not into {me.network}" if me.network else "into another one's network"
         self._starts = [a for a, _ in kept]
         self._ends = [b for _, b in kept]
+        self._first, self._last = kept[0] if len(kept) == 1 else (1, 0)  # nearly always one
 
     def has(self, address: int) -> bool:
         """Whether it is one of them; O(log networks)."""
+        if self._first <= address <= self._last:
+            return True
         at = bisect_right(self._starts, address) - 1
         return at >= 0 and address <= self._ends[at]
 
     def check(self, mappings: Iterable[PortMapping]) -> None:
         """OutOfRangeError for one that leads elsewhere."""
         for mapping in mappings:
-            if not self.has(int(mapping.dest[0])):
+            if not self.has(mapping.dest_number):
                 raise OutOfRangeError(
                     f"{describe(mapping)} leads to {mapping.dest[0]}, {self._not}"
                 )

@@ -4,7 +4,8 @@ import errno
 from collections.abc import Sequence
 
 from netalloc.errors import CommandError
-from netalloc.host.netlink import NETLINK_NETFILTER, LazySocket, NetlinkError, NetlinkSocket
+from netalloc.host.lazy_socket import LazySocket
+from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from netalloc.model import PortMapping
 from netalloc.portmap.nftables import batch, elements
 
@@ -20,16 +21,16 @@ class NftTable:
     def __init__(self, name: str, family: bytes = elements.INET) -> None:
         self.name = name
         self.family = family
-        self._socket = LazySocket(NETLINK_NETFILTER)
+        self.socket = LazySocket(NETLINK_NETFILTER)
 
     @property
     def netlink(self) -> NetlinkSocket:
         """The kept socket."""
-        return self._socket.get()
+        return self.socket.get()
 
     def close(self) -> None:
         """Close the socket; the next call opens another one."""
-        self._socket.close()
+        self.socket.close()
 
     def list(self) -> dict[str, dict[bytes, bytes]]:
         """The entries of every map, each with what is behind it."""
