@@ -25,9 +25,11 @@ _alloc/ that is included here is one idea, and the order is that of reading:
     record_table        records in memory, by key and by index, with the same journal
     call_objects        what every allocation makes: a record, a change, an interface
     memory_state        a store in memory, and changing it in turns
+    doorbell            sleeping at a file until another process rings
 
-No method releases the GIL: the longest, a million addresses at once, takes about a
-millisecond, and giving it up would cost every short call a lock (29 ns on Python 3.11).
+No method releases the GIL but the one that sleeps: the longest, a million addresses at once,
+takes about a millisecond, and giving it up would cost every short call a lock (29 ns on
+Python 3.11).
 """
 
 cimport cython
@@ -76,3 +78,4 @@ include "_alloc/journaled_bitmap.pxi"
 include "_alloc/record_table.pxi"
 include "_alloc/call_objects.pxi"
 include "_alloc/memory_state.pxi"
+include "_alloc/doorbell.pxi"
