@@ -12,11 +12,11 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from connects import CONNECTS, connecting, listening
 from lab import Lab
 from netalloc import NetworkManager
 from netalloc.host import namespaces
@@ -26,7 +26,6 @@ from tables import markdown
 BRIDGE_PORTS = 1_023
 LINKS = 200  # made in earnest; more would take minutes
 ALONE = 20  # containers that come and go one by one
-CONNECTS = 200
 SAMPLES = 5  # points at which one process per rule is timed, and processes at each
 FIRST_PORT = 49_153
 
@@ -89,23 +88,10 @@ def duration(seconds: float) -> str:
     return f"{seconds * 1e6:.3g} us"
 
 
-def connecting(lab: Lab, port: int) -> float:
+def connect_once(lab: Lab, port: int) -> float:
     """Median seconds for a new connection from outside through a published port."""
-    with lab.socket(lab.containers[0], "tcp") as server:
-        # Nobody accepts until all are there: the kernel alone answers.
-        server.bind((lab.containers[0].ip, 80))
-        server.listen(CONNECTS)
-        clients = [lab.socket(lab.outside, "tcp") for _ in range(CONNECTS)]
-        seconds = []
-        for client in clients:
-            client.settimeout(5)
-            start = perf_counter()
-            client.connect((lab.address, port))
-            seconds.append(perf_counter() - start)
-        for client in clients:
-            client.close()
-            server.accept()[0].close()
-    return median(seconds)
+    with listening(lab) as server:
+        return connecting(lab, server, port)
 
 
 def fill(table: Table, column: str) -> None:
@@ -119,13 +105,13 @@ def fill(table: Table, column: str) -> None:
         manager = NetworkManager(lab.bridge, network=f"{lab.gateway}/16", backend=backend)
         table.put(SET_UP, column, perf_counter() - start)
         ours = manager.allocate(ip=lab.containers[0].ip)
-        only = connecting(lab, ours.allocate_port(80))
+        only = connect_once(lab, ours.allocate_port(80))
         with table.timed(START, column):
             manager.allocate_many(table.count - ALONE - 1, ports=(80,), owner="guests")
         start = perf_counter()
         guests = [manager.allocate(ports=(80,)) for _ in range(ALONE)]
         table.put(ONE_MORE, column, (perf_counter() - start) / ALONE)
-        last = connecting(lab, ours.allocate_port(80))
+        last = connect_once(lab, ours.allocate_port(80))
         start = perf_counter()
         for guest in guests:
             guest.release()
@@ -179,13 +165,13 @@ def fill_processes(table: Table) -> None:
             remove.append(each("-D", extra))
             if sample == 0:
                 lab.run("iptables", "-t", "nat", *rule("-A", 1))
-                table.put(ONLY, PROCESSES, connecting(lab, 1))
+                table.put(ONLY, PROCESSES, connect_once(lab, 1))
                 lab.run("iptables", "-t", "nat", *rule("-D", 1))
         table.put(START, PROCESSES, mean(add) * table.count, guess=True)
         table.put(ONE_MORE, PROCESSES, add[-1])
         table.put(ONE_LESS, PROCESSES, remove[-1])
         table.put(END, PROCESSES, mean(remove) * table.count, guess=True)
-        table.put(LAST, PROCESSES, connecting(lab, FIRST_PORT + table.count - 1))
+        table.put(LAST, PROCESSES, connect_once(lab, FIRST_PORT + table.count - 1))
 
 
 def mean(samples: Sequence[float]) -> float:

@@ -33,6 +33,17 @@ def taking_the_only_port(at: Place) -> Timed:
     return turn(1, lambda _: one.allocate_port(80), before, last.extend)
 
 
+def releasing_one_of_all(at: Place) -> Timed:
+    """One of the ports of an interface that publishes them all."""
+    (one,) = at.found
+    last = [one.ports()[7].host_port]
+
+    def after(_: object) -> None:
+        last.append(one.allocate_port(80))
+
+    return turn(1, lambda _: one.release_port(last.pop()), after=after)
+
+
 def taking_the_only_gap(at: Place) -> Timed:
     one = at.manager.allocate()
 
@@ -68,6 +79,7 @@ NO_PORT_LEFT: dict[str, Operation] = {
         ExhaustedError, lambda at: lambda: at.found[0].allocate_ports(2)
     ),
     "allocate_port, the only free one": taking_the_only_port,
+    "release_port of an interface that has all": releasing_one_of_all,
 }
 
 NO_GAP: dict[str, Operation] = {

@@ -67,6 +67,10 @@ class Host(AbstractContextManager["Host"]):
 
     def _open(self) -> Place:
         self.lab = self._opened.enter_context(Lab(containers=0))
+        # As many on every host, beside the few of its own multicast: with none nothing is flushed.
+        flows = FlowTable(200)
+        self._opened.callback(flows.close)
+        flows.fill()
         with Links() as links:
             links.add_address("uplink", f"{HOST_IP}/24")
         manager = self._opened.enter_context(
@@ -142,12 +146,13 @@ def _flows(count: int) -> list[bytes]:
     batches = []
     for first in range(0, count, 500):
         batch = b""
-        for i in range(first, first + 500):
+        last = min(first + 500, count) - 1
+        for i in range(first, last + 1):
             client, port = IPv4Address("203.0.113.0") + i // 1_000, 20_000 + i % 1_000
             body = _tuple(1, client, outside, port, 9) + _tuple(2, outside, client, 9, port)
             body += attribute(7, struct.pack(">I", 3_600))  # seconds to live
-            last = ACK if i == first + 499 else 0
-            batch += message(_NEW, CREATE | EXCLUSIVE | last, i + 1, _IPV4 + body)
+            flags = CREATE | EXCLUSIVE | (ACK if i == last else 0)
+            batch += message(_NEW, flags, i + 1, _IPV4 + body)
         batches.append(batch)
     return batches
 

@@ -4,8 +4,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 
 import pytest
 
@@ -13,6 +11,7 @@ from gate import Promise, Timed, measure, once
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from connects import connecting, listening
 from lab import VARIANTS, Lab, require_kernel
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
@@ -20,7 +19,6 @@ from netalloc.portmap.mapper import PortMapper
 pytestmark = pytest.mark.root
 
 FULL = 16_382
-CONNECTS = 200
 BATCH = [PortMapping(49153 + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(FULL)]
 
 
@@ -81,32 +79,12 @@ def test_nothing_to_do(lab: Lab) -> None:
 def test_a_connection_through_the_last_mapping(lab: Lab) -> None:
     """A new connection through the last of a full range, and through an only mapping."""
     container = lab.containers[0]
-    with (
-        lab.socket(container, "tcp") as server,
-        mapper(lab, "only") as one,
-        mapper(lab) as full,
-    ):
-        # Nobody accepts: the kernel alone answers, and no thread of ours is in the way.
-        server.bind((container.ip, 80))
-        server.listen(CONNECTS)
-        server.setblocking(False)
+    with listening(lab) as server, mapper(lab, "only") as one, mapper(lab) as full:
         one.map(8080, (container.ip, 80))
         full.map_many([*BATCH[:-1], PortMapping(BATCH[-1].host_port, (container.ip, 80))])
 
         def turn(port: int) -> Timed:
-            def work() -> float:
-                clients = [lab.socket(lab.outside, "tcp") for _ in range(CONNECTS)]
-                seconds = []
-                for client in clients:
-                    start = perf_counter()
-                    client.connect((lab.address, port))
-                    seconds.append(perf_counter() - start)
-                for client in clients:
-                    client.close()
-                    server.accept()[0].close()
-                return median(seconds)
-
-            return work
+            return lambda: connecting(lab, server, port)
 
         sides = turn(BATCH[-1].host_port), turn(8080)
         check(Promise(f"connect through {FULL}, {lab.variant}", 1.6, lambda *_: sides, turns=20))

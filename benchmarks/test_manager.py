@@ -1,10 +1,8 @@
 """The manager's speed: what it adds to the core, to the kernel and to what is held already."""
 
-import gc
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -13,41 +11,12 @@ import pytest
 
 from netalloc import IPAllocator, NetworkManager, PortMapping
 from netalloc.portmap.nftables.backend import Nftables
+from promised import check, ratio, timed
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from lab import Lab
 
 EVERY_PORT = range(1024, 65536)
-
-
-def best(step: Callable[[], object], rounds: int) -> float:
-    """Seconds of the fastest round, the collector paused."""
-    times = []
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(rounds):
-            begin = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - begin)
-    finally:
-        gc.enable()
-    return min(times)
-
-
-def ratio(ours: Callable[[], object], base: Callable[[], object], rounds: int = 7) -> float:
-    """Ours over base, each at its best of interleaved rounds."""
-    pairs = [(best(ours, 1), best(base, 1)) for _ in range(rounds)]
-    return min(one for one, _ in pairs) / min(two for _, two in pairs)
-
-
-def check(what: str, measure: Callable[[], float], limit: float) -> None:
-    """Fail when a ratio is beyond its limit twice in a row."""
-    found = measure()
-    if found > limit:
-        found = min(found, measure())
-    sys.stdout.write(f"{what:60} {found:6.2f}  of {limit:g}\n")
-    assert found <= limit, f"{what}: {found:.2f} x; the promise is {limit:g} x"
 
 
 class Bare:
@@ -117,9 +86,9 @@ def test_1000_interfaces_with_two_ports(lab: Lab, tmp_path: Path, kind: str) -> 
         def measure() -> float:
             ours, base = [], []
             for _ in range(5):
-                base.append(best(lambda: bare.apply(mappings), 1))
+                base.append(timed(lambda: bare.apply(mappings)))
                 bare.apply((), mappings)
-                ours.append(best(lambda: manager.allocate_many(1000, (80, 443), owner="x"), 1))
+                ours.append(timed(lambda: manager.allocate_many(1000, (80, 443), owner="x")))
                 manager.release("x")
             return min(ours) / min(base)
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from netalloc import ExhaustedError, InUseError, IPAllocator, NetworkInterface, NetworkManager
-from test_manager import check, ratio
+from promised import check, ratio
 
 CALLS = 200  # less than a millisecond a turn
 MANY = 500_000

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import pytest
@@ -19,6 +18,7 @@ from test_nftables import check
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from connects import CONNECTS, connecting
 from lab import Lab, require_kernel
 from netalloc.host.links import Links
 from netalloc.model import PortMapping
@@ -28,7 +28,6 @@ from netalloc.portmap.nftables.backend import Nftables
 
 pytestmark = pytest.mark.root
 
-CONNECTS = 50
 MANY = 100
 THROUGH, PAST = 8080, 22  # a mapped port, and one on which the host itself listens
 # What has the kernel track connections, as on every host with a container engine.
@@ -82,19 +81,7 @@ class Host:
 
     def connects(self, port: int) -> Timed:
         """A turn of new connections from outside."""
-        return lambda: self.do(lambda: self._connect(port))
-
-    def _connect(self, port: int) -> float:
-        clients = [self.lab.socket(self.lab.outside, "tcp") for _ in range(CONNECTS)]
-        seconds = []
-        for client in clients:
-            start = perf_counter()
-            client.connect((self.lab.address, port))
-            seconds.append(perf_counter() - start)
-        for client in clients:
-            client.close()
-            self.servers[port].accept()[0].close()
-        return median(seconds)
+        return lambda: self.do(lambda: connecting(self.lab, self.servers[port], port))
 
     def comes_again(self, number: int) -> Timed:
         """The set-up of a network that is not there among all the others."""

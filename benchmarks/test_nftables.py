@@ -6,7 +6,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from statistics import median
 from time import perf_counter
 
 import pytest
@@ -15,6 +14,7 @@ from gate import Promise, Sides, Timed, measure, once
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
+from connects import connecting, listening
 from lab import Lab, require_kernel
 from netalloc.host.netlink import NETLINK_NETFILTER
 from netalloc.host.netlink_messages import ACK, CREATE, EXCLUSIVE, message
@@ -28,7 +28,6 @@ pytestmark = pytest.mark.root
 FULL = 16_382
 BATCH = [PortMapping(49153 + i, (f"10.200.{i >> 7}.{2 + i % 128}", 80)) for i in range(FULL)]
 SINGLES = [PortMapping(100 + i, ("10.200.0.2", 80)) for i in range(50)]
-CONNECTS = 100
 
 
 @pytest.fixture
@@ -134,28 +133,14 @@ def test_nothing_to_do(lab: Lab) -> None:
 
 def test_a_connection_through_the_last_mapping(lab: Lab) -> None:
     """A new connection through the last of a full range, and through an only mapping."""
-    container = lab.containers[0]
-    with lab.socket(container, "tcp") as server, closing(mapper(lab)) as ours:
-        # Nobody accepts: the kernel alone answers, and no thread of ours is in the way.
-        server.bind((container.ip, 80))
-        server.listen(CONNECTS)
-        server.setblocking(False)
-        last = PortMapping(BATCH[-1].host_port, (container.ip, 80))
+    with listening(lab) as server, closing(mapper(lab)) as ours:
+        last = PortMapping(BATCH[-1].host_port, (lab.containers[0].ip, 80))
         ours.setup()
 
         def turn(mappings: list[PortMapping]) -> Timed:
             def work() -> float:
                 ours.reconcile(mappings)
-                clients = [lab.socket(lab.outside, "tcp") for _ in range(CONNECTS)]
-                seconds = []
-                for client in clients:
-                    start = perf_counter()
-                    client.connect((lab.address, last.host_port))
-                    seconds.append(perf_counter() - start)
-                for client in clients:
-                    client.close()
-                    server.accept()[0].close()
-                return median(seconds)
+                return connecting(lab, server, last.host_port)
 
             return work
 

@@ -19,6 +19,7 @@ from netalloc.manager.host_checks import host_probe
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
 from lab import Private
+from promised import check
 
 EVERY_PORT = range(1024, 65536)
 LAST = EVERY_PORT[-1]
@@ -51,15 +52,6 @@ def ratio(ours: Timed, base: Timed, rounds: int) -> float:
     quarter = max(1, rounds // 4)
     fast = [sum(sorted(side)[:quarter]) for side in zip(*pairs, strict=True)]
     return fast[0] / fast[1]
-
-
-def check(what: str, measure: Callable[[], float], limit: float = LIMIT) -> None:
-    """Fail when a ratio is beyond its limit twice in a row."""
-    found = measure()
-    if found > limit:
-        found = min(found, measure())
-    sys.stdout.write(f"{what:60} {found:6.2f}  of {limit:g}\n")
-    assert found <= limit, f"{what}: {found:.2f} x; the promise is {limit:g} x"
 
 
 def refused(call: Step) -> Step:
@@ -126,6 +118,7 @@ def test_a_port_costs_the_same_whatever_is_held() -> None:
         check(
             f"{what} : 1,000 addresses and {HELD:,} ports to one, none",
             lambda ours=ours, base=base: ratio(ours, base, 2000),
+            LIMIT,
         )
 
 
@@ -188,6 +181,7 @@ def test_a_publication_costs_the_same_whatever_is_held(tmp_path: Path, kind: str
             check(
                 f"{what}, {kind} : 1,000 addresses and {HELD:,} ports to one, none",
                 lambda ours=ours, base=base: ratio(ours, base, 100),
+                LIMIT,
             )
 
 
@@ -221,4 +215,5 @@ def test_a_pick_among_foreign_ports_costs_one_look_at_them() -> None:
         check(
             "a pick where 16,383 ports are foreign : one look at all sockets",
             lambda: ratio((pick, give_back), (look, nothing), 7),
+            LIMIT,
         )

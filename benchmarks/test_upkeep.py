@@ -1,7 +1,5 @@
 """Upkeep is linear in what is held, and no change of it grows with that."""
 
-import gc
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ from netalloc import NetworkManager
 from netalloc.manager.host_store import callbacks
 from netalloc.manager.repair import repair
 from netalloc.store.sqlite.store import SqliteStore
+from promised import check, timed
 
 FEW, MANY = 4_000, 32_000
 
@@ -25,27 +24,6 @@ def filled(path: Path | None, held: int, ports: tuple[int, ...] = ()) -> Network
     for i in range(10):
         manager.allocate_many(held // 10, ports, owner=f"owner{i}")
     return manager
-
-
-def timed(step: Callable[[], object]) -> float:
-    """Seconds of one step, the collector paused."""
-    gc.collect()
-    gc.disable()
-    try:
-        begin = time.perf_counter()
-        step()
-        return time.perf_counter() - begin
-    finally:
-        gc.enable()
-
-
-def check(what: str, measure: Callable[[], float], limit: float) -> None:
-    """Fail when a ratio is beyond its limit twice in a row."""
-    found = measure()
-    if found > limit:
-        found = min(found, measure())
-    sys.stdout.write(f"{what:60} {found:6.2f}  of {limit:g}\n")
-    assert found <= limit, f"{what}: {found:.2f} x; the promise is {limit:g} x"
 
 
 def test_a_repair_is_linear(tmp_path: Path) -> None:

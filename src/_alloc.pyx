@@ -2,7 +2,7 @@
 # cython: boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
 # cython: embedsignature=True, embedsignature.format=clinic, autotestdict=False
 # cython: freethreading_compatible=True
-"""The core: sets of ordinals and of addresses, and the conversions. No I/O.
+"""The core: sets of ordinals and of addresses, and the conversions. No I/O but to look at a path.
 
 `binding=False` and `always_allow_keywords=False` are worth 27 % of a call. Each file of
 _alloc/ that is included here is one idea, and the order is that of reading:
@@ -25,6 +25,10 @@ _alloc/ that is included here is one idea, and the order is that of reading:
     record_table        records in memory, by key and by index, with the same journal
     call_objects        what every allocation makes: a record, a change, an interface
     memory_state        a store in memory, and changing it in turns
+    rows                a record as a row of a file, with its checksum
+    stored_bitmap       of a bitmap in a file, what every call does
+    file_place          whether a path still leads to the file that was opened
+    file_change         a transaction of a file, its statements, and making it alone
     doorbell            sleeping at a file until another process rings
 
 No method releases the GIL but the one that sleeps: the longest, a million addresses at once,
@@ -42,15 +46,9 @@ from cpython.mem cimport PyMem_RawCalloc, PyMem_RawFree, PyMem_RawMalloc, PyMem_
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from array import array
-from copyreg import __newobj_ex__
-from ipaddress import (
-    IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network, ip_address,
-    ip_interface,
-)
 from operator import index
+from os import getpid
 from reprlib import Repr
-from struct import error as StructError, iter_unpack, pack, unpack
 from sys import byteorder as _byteorder
 from time import monotonic
 from zlib import crc32
@@ -78,4 +76,8 @@ include "_alloc/journaled_bitmap.pxi"
 include "_alloc/record_table.pxi"
 include "_alloc/call_objects.pxi"
 include "_alloc/memory_state.pxi"
+include "_alloc/rows.pxi"
+include "_alloc/stored_bitmap.pxi"
+include "_alloc/file_place.pxi"
+include "_alloc/file_change.pxi"
 include "_alloc/doorbell.pxi"

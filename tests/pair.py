@@ -64,6 +64,16 @@ class Pair:
     def acquire_block(self, n: int) -> Any:
         return self.agree(lambda: self.core.acquire_block(n), lambda: self.oracle.acquire_block(n))
 
+    def next_block(self, n: int, start: int) -> Any:
+        return self.agree(
+            lambda: self.core.next_block(n, start), lambda: self.oracle.next_block(n, start)
+        )
+
+    def previous_set(self, start: int) -> Any:
+        return self.agree(
+            lambda: self.core.previous_set(start), lambda: self.oracle.previous_set(start)
+        )
+
     def release_many(self, ordinals: list[int], code: str | None = None) -> Any:
         given = array(code, ordinals) if code else ordinals
         return self.agree(

@@ -55,6 +55,16 @@ class Bitmap:
                 return start
         raise ExhaustedError
 
+    def next_block(self, n: int, start: int) -> int | None:
+        for first, stop in [*self.runs(), (self.size, self.size)]:
+            if first - start >= n:
+                return start
+            start = max(start, stop)
+        return None
+
+    def previous_set(self, start: int) -> int | None:
+        return max((i for i in self.taken if i <= start), default=None)
+
     def release_many(self, ordinals: Iterable[int]) -> None:
         ordinals = list(ordinals)
         for i in ordinals:

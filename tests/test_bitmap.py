@@ -75,6 +75,17 @@ class Machine(RuleBasedStateMachine):
     def move_cursor(self, share: float) -> None:
         self.pair.move_cursor(self.ordinal(share))
 
+    @rule(share=st.floats(0, 1), n=st.integers(1, 300) | st.integers(1, 5000))
+    def look(self, share: float, n: int) -> None:
+        for start in (
+            0,
+            self.ordinal(share),
+            self.pair.size - 1,
+            min(self.pair.size + n, 2**64 - 1),
+        ):
+            self.pair.next_block(n, start)
+            self.pair.previous_set(start)
+
     @rule()
     def through_bytes(self) -> None:
         self.pair.through_bytes()
@@ -297,6 +308,29 @@ def test_next_free_and_next_set() -> None:
     assert bitmap.next_set(2**20) is None
     bitmap.acquire_ranges(2**20 - 5000)
     assert bitmap.next_free(0) is None
+
+
+def test_next_block_and_previous_set() -> None:
+    bitmap = Bitmap(2**20)
+    for i in (7, 64, 5000, 2**20 - 1):
+        bitmap.reserve(i)
+    before = bitmap.to_bytes()
+    assert [bitmap.next_block(n, 0) for n in (7, 8, 57, 5000)] == [0, 8, 65, 5001]
+    assert bitmap.next_block(2**20 - 5002, 0) == 5001
+    assert bitmap.next_block(2**20 - 5001, 0) is None
+    assert bitmap.next_block(1, 2**20 - 1) is None
+    assert bitmap.next_block(2**64 - 1, 0) is None
+    assert [bitmap.previous_set(i) for i in (6, 7, 63, 4999, 2**20 - 2)] == [None, 7, 7, 64, 5000]
+    assert bitmap.previous_set(2**64 - 1) == 2**20 - 1
+    for n, start in ((0, 0), (-1, 0), (1, -1)):
+        with pytest.raises(OutOfRangeError):
+            bitmap.next_block(n, start)
+    assert bitmap.to_bytes() == before
+    empty, full = Bitmap(70), Bitmap(70)
+    full.acquire_ranges(70)
+    assert (empty.next_block(70, 0), empty.next_block(70, 1)) == (0, None)
+    assert (full.next_block(1, 0), full.previous_set(99)) == (None, 69)
+    assert empty.previous_set(69) is None
 
 
 # ---- bytes

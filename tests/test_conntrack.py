@@ -10,9 +10,10 @@ from ipaddress import IPv4Address
 import pytest
 
 from netalloc.errors import CommandError, InterfaceError
-from netalloc.host import conntrack, neighbours
+from netalloc.host import conntrack, neighbours, netns
 from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from netalloc.host.netlink_messages import attributes
+from netalloc.host.shown_flows import shown_flows
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
 
@@ -99,9 +100,11 @@ def mapper(request, nft_lab):
         yield mapper
 
 
-@pytest.fixture(params=["filtered", "listed", "older kernel"])
+@pytest.fixture(params=["shown", "filtered", "listed", "older kernel"])
 def way(request, monkeypatch):
-    """Each way to find the flows: the kernel's filter, a listing, no filter in deletions."""
+    """Each way to find the flows: /proc, the kernel's filter, a listing, no filter in deletions."""
+    if request.param != "shown":
+        monkeypatch.setattr(conntrack, "_SHOWN", -1)
     if request.param == "listed":
         monkeypatch.setattr(conntrack.Flows, "_walks", lambda *_: False)
     if request.param == "older kernel":
@@ -295,6 +298,60 @@ def test_the_quick_look_and_the_whole_one_agree(nft_lab, flow):
 def flows(nft_lab):
     with closing(conntrack.Flows()) as flows:
         yield flows
+
+
+def test_what_proc_shows_is_what_is_listed(nft_lab, flows, flow):
+    lab = nft_lab
+    c0 = lab.containers[0]
+    lab.serve(lab.host, "tcp", 80)
+    with PortMapper("nftables", bridge=lab.bridge, network=lab.network) as mapper:
+        mapper.map(8080, (c0.ip, 80), "udp")
+        assert lab.ask(lab.outside, "tcp", (lab.address, 80))
+        for to in ((lab.address, 8080), (lab.address, 9000), (lab.second_address, 9000)):
+            assert flow(lab.outside, to).silent()
+        netlink = NetlinkSocket(NETLINK_NETFILTER)
+        bodies = netlink.dump(conntrack._GET, conntrack._IPV4)[0]
+        netlink.close()
+        listed = filter(None, map(conntrack._parse, bodies))
+        wanted = {(one.number, one.ip, one.port, one.server[0]) for one in listed}
+        assert {port for _, _, port, _ in wanted} == {80, 8080, 9000}
+        assert {server for *_, server in wanted} >= {IPv4Address(c0.ip).packed}
+        assert set(shown_flows(netns.current())) == wanted
+        assert flows.count() == len(bodies)
+    elsewhere = netns.current()._replace(inode=1)
+    assert shown_flows(elsewhere) is None
+
+
+def test_where_there_are_few_flows_it_makes_no_difference_how_many_addresses(
+    nft_lab, flow, monkeypatch
+):
+    """A mapping asks the kernel as often with 2 addresses of the host as with 60."""
+    lab = nft_lab
+    asked = []
+
+    def counted(way):
+        def count(self, kind, *rest):
+            asked.append(kind)
+            return way(self, kind, *rest)
+
+        return count
+
+    for name in ("call", "dump"):
+        monkeypatch.setattr(NetlinkSocket, name, counted(getattr(NetlinkSocket, name)))
+
+    def questions(port):
+        asked.clear()
+        mapper.map(port, (lab.containers[0].ip, 80), "udp")
+        return list(asked)
+
+    with PortMapper("nftables", bridge=lab.bridge, network=lab.network) as mapper:
+        mapper.setup()
+        assert flow(lab.outside, (lab.address, 9000)).silent()
+        few = questions(8080)
+        for i in range(60):
+            lab.run("ip", "address", "add", f"198.18.0.{i + 1}/32", "dev", "uplink")
+        assert questions(8081) == few
+        assert questions(9000) == [*few, 26, conntrack._DELETE]  # is it our own; its flows
 
 
 def test_a_kernel_without_a_flow_table_is_no_error(flows, monkeypatch, caplog):

@@ -347,9 +347,12 @@ def calls() -> Iterator[Call]:
     for make in (bitmap, words):
         for name in (
             "reserve", "release", "discard", "acquire_into", "acquire_ranges", "acquire_block",
-            "release_many", "next_free", "next_set",
+            "release_many", "next_free", "next_set", "previous_set",
         ):  # fmt: skip
             yield method(make, name)
+        name = f"{make.__name__}.next_block"
+        yield Call(f"{name} n", make, lambda t, v: t.next_block(v, 0), state_of)
+        yield Call(f"{name} start", make, lambda t, v: t.next_block(3, v), state_of)
         yield Call(f"{make.__name__}.cursor", make, lambda t, v: setattr(t, "cursor", v), state_of)
     for make in (allocator, cooling, wide):
         for name in (

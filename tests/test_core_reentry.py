@@ -239,6 +239,9 @@ def look(ledger: Ledger) -> None:
     core = ledger.core
     assert len(core) <= core.size
     assert core.available <= core.size
+    if isinstance(core, Bitmap):
+        assert core.next_block(1, 0) == core.next_free(0) or ledger.inside
+        assert (core.previous_set(core.size) is None) == (core.next_set(0) is None)
     assert len(list(core.runs())) <= len(ledger.held) or ledger.inside
     assert next(iter(core), None) is not None or not ledger.held
     repr(core)
@@ -395,7 +398,9 @@ class Number:
 def test_an_index_and_an_iterator_that_come_back(state: str) -> None:
     cases = 0
     for back in STEPS[state]:
-        for method in ("reserve", "release", "discard", "acquire_block", "release_many", "drain"):
+        for method in (
+            "reserve", "release", "discard", "acquire_block", "release_many", "drain", "next_block",
+        ):  # fmt: skip
             ledger = STATES[state]()
             core = ledger.core
             come_back = come_back_to(ledger, back)
@@ -411,6 +416,10 @@ def test_an_index_and_an_iterator_that_come_back(state: str) -> None:
                 elif method == "acquire_block":
                     first = int(core.acquire_block(Number(3, come_back)))
                     ledger.got(range(first, first + 3))
+                elif method == "next_block":
+                    if isinstance(core, Bitmap):
+                        first = core.next_block(Number(3, come_back), Number(0, come_back))
+                        assert first is None or first not in core
                 elif method == "release_many":
                     with giving(ledger, [held]):
                         core.release_many([Number(held, come_back)])
@@ -425,7 +434,7 @@ def test_an_index_and_an_iterator_that_come_back(state: str) -> None:
                         core.release_many(items())
             ledger.agree(f"{state}: {back.__name__} within {method}")
             cases += 1
-    assert cases == 6 * len(STEPS[state])
+    assert cases == 7 * len(STEPS[state])
 
 
 def test_a_weak_reference_that_comes_back() -> None:

@@ -14,7 +14,7 @@ import pytest
 from faults import DieAt, FileKernel, in_child, write_back
 from netalloc.errors import NetallocError, StoreError
 from netalloc.manager.manager import NetworkManager
-from netalloc.manager.repair import QUARANTINE, repair
+from netalloc.manager.repair import QUARANTINE, make_anew, repair
 from netalloc.model import PortRequest
 from netalloc.store.records import Reservation
 from netalloc.store.sqlite.connection import Connection
@@ -274,7 +274,8 @@ def test_what_a_lost_row_said_is_quarantined(original, tmp_path):
     assert (folder / "store.db.damaged-1").exists()
 
 
-def test_repair_of_what_is_whole_changes_nothing_and_others_go_on(original, tmp_path):
+@pytest.mark.parametrize("repair", [repair, make_anew])
+def test_repair_of_what_is_whole_changes_nothing_and_others_go_on(original, tmp_path, repair):
     source, held = original
     folder = tmp_path / "copy"
     shutil.copytree(source, folder)

@@ -2,7 +2,7 @@
 
 import random
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable
 from functools import partial
 
@@ -32,6 +32,13 @@ class Walk:
         while start in self.held:
             start += 1
         return start if start < self.size else None
+
+    def next_block(self, n: int, start: int, behind: list[int]) -> int | None:
+        for held in [*behind, self.size]:
+            if held - start >= n:
+                return start
+            start = held + 1
+        return None
 
     def reserve(self) -> None:
         i = self.any()
@@ -94,6 +101,10 @@ class Walk:
         assert (i in self.bitmap) == (i in self.held)
         assert self.bitmap.next_set(i) == (behind[0] if behind else None)
         assert self.bitmap.next_free(i) == self.next_free(i)
+        before = ordered[: bisect_right(ordered, i)]
+        assert self.bitmap.previous_set(i) == (before[-1] if before else None)
+        n = self.chance.choice((1, 3, 100, 1 << 20))
+        assert self.bitmap.next_block(n, i) == self.next_block(n, i, behind)
 
 
 @pytest.mark.parametrize("size", SIZES)

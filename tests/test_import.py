@@ -1,12 +1,20 @@
 """What `import netalloc` gives, and what it must not cost."""
 
+import collections
+import copy
+import gc
 import json
+import pickle
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import pytest
+
 import netalloc
+from netalloc.light import NamedTuple, loaded
+from netalloc.store.sqlite.writer_record import WriterRecord
 
 # A CNI plugin is started once per container: these are loaded where they are used.
 # pyroute2 alone costs 160 ms.
@@ -83,12 +91,17 @@ with NetworkManager.open("br0", sys.argv[1]) as manager:
 print(" ".join(set(sys.modules) - before))
 """
 NOT_FOR_ONE_ADDRESS = {
+    "_struct",
+    "array",
     "ast",
+    "contextlib",
+    "copyreg",
     "dataclasses",
     "enum",
     "hashlib",
     "importlib.abc",
     "inspect",
+    "ipaddress",
     "logging",
     "pathlib",
     "pyroute2",
@@ -102,14 +115,19 @@ NOT_FOR_ONE_ADDRESS = {
     "typing",
     "urllib",
     "weakref",
+    "netalloc.address_values",
     "netalloc.host.conntrack",
     "netalloc.host.links",
     "netalloc.host.netlink",
     "netalloc.ipam.check",
     "netalloc.ipam.history",
+    "netalloc.ipam.publications",
+    "netalloc.manager.host_checks",
     "netalloc.manager.repair",
     "netalloc.manager.statement",
+    "netalloc.model",
     "netalloc.portmap.kernel",
+    "netalloc.ports",
     "netalloc.store.memory",
     "netalloc.store.protocol",
     "netalloc.store.sqlite.migrations",
@@ -158,3 +176,60 @@ def test_every_error_is_a_netalloc_error_and_its_built_in() -> None:
     assert issubclass(netalloc.NotAllocatedError, KeyError)
     assert issubclass(netalloc.OutOfRangeError, ValueError)
     assert str(netalloc.NotAllocatedError("10.0.0.2 is free")) == "10.0.0.2 is free"
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_the_collector_is_as_it_was_after_a_load(enabled: bool) -> None:
+    def load() -> bool:
+        return gc.isenabled()
+
+    def fail() -> None:
+        raise ImportError("no")
+
+    before = gc.isenabled()
+    try:
+        gc.enable() if enabled else gc.disable()
+        assert loaded(load) is False
+        assert gc.isenabled() is enabled
+        with pytest.raises(ImportError):
+            loaded(fail)
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable() if before else gc.disable()
+
+
+def test_a_named_tuple_is_like_those_of_the_standard_library() -> None:
+    class Ours(NamedTuple):
+        """Its text."""
+
+        a: int
+        b: int = 2
+        c: int = 3
+
+        @property
+        def all(self) -> int:
+            return self.a + self.b + self.c
+
+    theirs = collections.namedtuple("Ours", "a b c", defaults=(2, 3))
+    for kind in (Ours, theirs):
+        one = kind(1, c=5)
+        assert one == (1, 2, 5) and (one.a, one.b, one.c) == (1, 2, 5)
+        assert repr(one) == "Ours(a=1, b=2, c=5)" and hash(one) == hash((1, 2, 5))
+        assert one._replace(b=7) == kind(1, 7, 5) and type(one._replace(b=7)) is kind
+        assert kind._make([4, 5, 6]) == (4, 5, 6) and one._asdict() == {"a": 1, "b": 2, "c": 5}
+        assert kind._fields == kind.__match_args__ == ("a", "b", "c")
+        assert kind._field_defaults == {"b": 2, "c": 3}
+        assert copy.deepcopy(one) == copy.copy(one) == one and one.__getnewargs__() == (1, 2, 5)
+        for wrong in ((), (1, 2, 3, 4)):
+            with pytest.raises(TypeError):
+                kind(*wrong)
+        with pytest.raises(TypeError):
+            kind(1, d=1)
+        with pytest.raises(ValueError):
+            one._replace(d=1)
+        with pytest.raises(TypeError):
+            kind._make([1, 2])
+        with pytest.raises(AttributeError):
+            one.a = 3
+    assert Ours(1).all == 6 and Ours.__doc__ == "Its text." and not hasattr(Ours(1), "__dict__")
+    assert pickle.loads(pickle.dumps(WriterRecord(7))) == WriterRecord(7)

@@ -35,7 +35,7 @@ from netalloc.store.memory import MemoryStore
 from netalloc.store.records import Label, Reservation
 
 PATIENCE = 20  # seconds after which another thread counts as held up
-PLACES = 45  # of each operation in the normal run; all of them in the long one
+PLACES = 36  # of each operation in the normal run; all of them in the long one
 ERRORS = (Interrupted, CommandError, InUseError, StoreError, ExhaustedError)
 
 

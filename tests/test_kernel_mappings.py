@@ -326,10 +326,11 @@ def test_a_shifted_block_leads_each_port_to_its_own(make_lab, backend, protocol)
 
 
 @pytest.mark.root
-def test_a_shifted_block_and_single_ports_are_told_apart(nft_lab):
+@pytest.mark.parametrize("to", [80, 7000])
+def test_a_divided_block_and_single_ports_are_told_apart(nft_lab, to):
     """They lead to the same places, and are not the same mappings."""
-    block = PortMapping(7000, ("10.200.0.2", 80), count=3)
-    singles = [PortMapping(7000 + i, ("10.200.0.2", 80 + i)) for i in range(3)]
+    block = PortMapping(7000, ("10.200.0.2", to), count=3)
+    singles = [PortMapping(7000 + i, ("10.200.0.2", to + i)) for i in range(3)]
     with PortMapper("nftables", bridge=nft_lab.bridge, network=nft_lab.network) as mapper:
         for wanted, there in (([block], singles), (singles, [block])):
             mapper.reconcile(there)

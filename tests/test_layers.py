@@ -16,6 +16,7 @@ ROWS = (
     {"errors", "light"},
     {"_alloc", "locks", "closing", "forks", "logs"},
     {"values"},
+    {"address_values"},
     {"family", "model", "port_bitmaps"},
     {"host"},
     {"portmap", "store", "ports"},

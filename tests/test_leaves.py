@@ -1,10 +1,12 @@
 """The bitmap that lives in a store by leaves, beside the core's."""
 
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from netalloc._alloc import Bitmap
+from netalloc._alloc import Bitmap, Span
 from netalloc.errors import (
     ExhaustedError,
     InUseError,
@@ -13,7 +15,6 @@ from netalloc.errors import (
     StoreError,
 )
 from netalloc.store.sqlite.leaf_bitmap import LEAF, LeafBitmap
-from netalloc.store.sqlite.spans import Span
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -56,7 +57,36 @@ def test_leaves_agree_with_the_core(size, steps):
         for start in (0, number % size, min(number, size - 1)):
             assert core.next_free(start) == leaves.next_free(start)
             assert core.next_set(start) == leaves.next_set(start)
+            for n in (1, 2, number % 300 + 1, LEAF, number + 1):
+                assert core.next_block(n, start) == leaves.next_block(n, start)
             assert (start in core) == (start in leaves)
+
+
+@pytest.mark.parametrize("every", [2, 3, 61, 4096])
+def test_a_block_may_reach_over_leaves_and_over_none(every):
+    size = 4 * LEAF + 100
+    core, leaves = Bitmap(size), LeafBitmap(size, lambda n: None)
+    gap = range(LEAF - 50, 3 * LEAF + 10)
+    for ordinal in range(0, size, every):
+        if ordinal not in gap:
+            core.reserve(ordinal)
+            leaves.reserve(ordinal)
+    for n in (every, 100, 2 * LEAF, len(gap), len(gap) + every, size, size + 1):
+        for start in (0, 1, LEAF, 2 * LEAF + 5, 3 * LEAF, size - 1, size):
+            assert core.next_block(n, start) == leaves.next_block(n, start)
+
+
+def test_following_a_journal_goes_by_runs_and_not_by_ordinals():
+    """As a cold process does: of a long run it took a millisecond a leaf."""
+    leaves = LeafBitmap(8 * LEAF, lambda n: None)
+    calls = []
+    sys.setprofile(lambda frame, event, arg: calls.append(event))
+    leaves.follow(0, f"+0:{6 * LEAF} -10:{5 * LEAF} ")
+    sys.setprofile(None)
+    assert len(calls) < 1_000
+    assert (len(leaves), leaves.next_free(0)) == (LEAF + 10, 10)
+    assert leaves.next_set(10) == 5 * LEAF + 1
+    assert leaves.journal == f"+0:{6 * LEAF} -10:{5 * LEAF} "
 
 
 def test_of_a_full_bitmap_the_first_one_released_is_the_next():

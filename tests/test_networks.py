@@ -18,7 +18,7 @@ from netalloc import (
 )
 from netalloc.ipam.networks import NetworkInfo
 from netalloc.manager import assembly
-from netalloc.manager.repair import repair
+from netalloc.manager.repair import make_anew, repair
 
 CONFIGURATION = {
     "network": "10.88.0.1/24",
@@ -404,7 +404,8 @@ def test_a_removal_that_is_cut_off_in_the_kernel_is_mended_by_the_next_change(
         assert not store.needs_recovery(number)
 
 
-def test_a_manager_sees_after_a_repair_that_its_network_was_removed(path):
+@pytest.mark.parametrize("repair", [repair, make_anew])
+def test_a_manager_sees_after_a_repair_that_its_network_was_removed(path, repair):
     with Networks(path) as host:
         old = host.create("web", "10.88.0.1/24", bridge="br0", backend="null")
         host.create("api", "10.89.0.1/24", bridge="br1", backend="null")

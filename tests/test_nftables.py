@@ -74,8 +74,8 @@ def test_nft_writes_the_same_elements(nft, nft_lab):
     added = {
         "dnat_any": "tcp . 8080 : 10.200.0.2 . 80",
         "dnat_ip": "192.0.2.1 . udp . 53 : 10.200.0.2 . 5353",
-        "block_any": "tcp . 9000-9099 : 10.200.0.3",
-        "block_ip": "192.0.2.1 . sctp . 9000-9001 : 10.200.0.3",
+        "block_any": "tcp . 9000-9299 : 10.200.0.3",
+        "block_ip": "192.0.2.1 . sctp . 9000-9299 : 10.200.0.3",
     }
     for name, element in added.items():
         nft_lab.run("nft", "add", "element", "inet", "netalloc", name, f"{{ {element} }}")
@@ -86,10 +86,10 @@ def test_nft_writes_the_same_elements(nft, nft_lab):
 
 
 def test_nft_shows_ours_with_their_owners(nft, nft_lab):
-    nft.apply([WEB, PortMapping(9000, (FIRST, 9000), "udp", "192.0.2.1", 100, 'game "one"')])
+    nft.apply([WEB, PortMapping(9000, (FIRST, 9000), "udp", "192.0.2.1", 300, 'game "one"')])
     shown = ruleset(nft_lab)
     assert 'tcp . 8080 comment "web" : 10.200.0.2 . 80' in shown
-    assert '192.0.2.1 . udp . 9000-9099 comment "game ?one?" : 10.200.0.2' in shown
+    assert '192.0.2.1 . udp . 9000-9299 comment "game ?one?" : 10.200.0.2' in shown
     # What nft prints it can read back.
     nft_lab.run("nft", "flush", "ruleset")
     nft_lab.run("nft", "-f", "-", input=shown)
@@ -343,7 +343,7 @@ CHANGED_ELEMENTS = {
     "delete element inet netalloc dnat_any { tcp . 8080 }; "
     "add element inet netalloc dnat_any { tcp . 8080 : 10.6.6.6 . 80 }": (1, 1),
     "add element inet netalloc dnat_ip { 1.2.3.4 . tcp . 7 : 10.200.9.9 . 80 }": (0, 1),
-    "delete element inet netalloc block_any { tcp . 9000-9099 }; "
+    "delete element inet netalloc block_any { tcp . 9000-9299 }; "
     "add element inet netalloc block_any { tcp . 9000-9049 : 10.200.0.2 }": (1, 1),
 }
 
@@ -354,7 +354,7 @@ def test_reconcile_mends_what_others_broke_and_says_so(nft, make, nft_lab, fresh
     lab.serve(lab.containers[0], "tcp", 80)
     desired = [
         WEB,
-        PortMapping(9000, (FIRST, 9000), count=100),
+        PortMapping(9000, (FIRST, 9000), count=300),
         PortMapping(53, (FIRST, 53), "udp"),
     ]
     nft.reconcile(desired)

@@ -23,6 +23,8 @@ STEPS: dict[str, Callable[[Bitmap], Any]] = {
     "discard": lambda b: b.discard(9000),
     "acquire_ranges": lambda b: b.acquire_ranges(70_000),
     "acquire_block": lambda b: b.acquire_block(70_000),
+    "next_block": lambda b: b.next_block(70_000, 0),
+    "previous_set": lambda b: b.previous_set(2**24 - 1),
     "to_bytes": lambda b: b.to_bytes(),
     "from_bytes": lambda b: Bitmap.from_bytes(BYTES),
     "cursor": lambda b: setattr(b, "cursor", 7),

@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 from contextlib import ExitStack
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
@@ -255,7 +255,7 @@ def test_what_leads_into_no_network_stays_unless_it_is_in_the_way(host, make):
         host.run("nft", "add", "element", "inet", "netalloc", *element.split(" ", 1))
     assert one.mappings() == []
     assert not one.reconcile([])
-    block = PortMapping(8990, ("10.200.0.2", 8990), "udp", count=20)
+    block = PortMapping(8990, ("10.200.0.2", 8990), "udp", count=300)
     found = one.reconcile([web("br0"), block])
     assert sorted(m.host_port for m in found.removed) == [8080, 9000]
     assert set(one.mappings()) == {web("br0"), block}
@@ -483,7 +483,7 @@ def test_a_block_comes_in_between_the_look_and_the_change(host, make, monkeypatc
         backend.setup()
     changes = type(one._changes)
     check = changes._check_free
-    races = [lambda: two.apply([PortMapping(9002, ("10.201.0.2", 9002), count=2)])]
+    races = [lambda: two.apply([PortMapping(9002, ("10.201.0.2", 9002), count=300)])]
 
     def raced(self, *arguments):
         check(self, *arguments)
@@ -491,9 +491,43 @@ def test_a_block_comes_in_between_the_look_and_the_change(host, make, monkeypatc
             races.pop()()
 
     monkeypatch.setattr(changes, "_check_free", raced)
-    with pytest.raises(InUseError, match="9002-9003/tcp"):
-        one.apply([PortMapping(9000, ("10.200.0.2", 9000), count=9)])
+    with pytest.raises(InUseError, match="9002-9301/tcp"):
+        one.apply([PortMapping(9000, ("10.200.0.2", 9000), count=400)])
     assert one.mappings() == []
+
+
+SINGLE = PortMapping(9005, ("10.200.0.2", 9005))
+SMALL = PortMapping(9000, ("10.200.0.2", 9000), count=10)
+LARGE = PortMapping(8900, ("10.200.0.2", 8900), count=500)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (SMALL, LARGE),
+        (LARGE, SMALL),
+        (SMALL.replace(host_port=8895, dest=("10.200.0.2", 8895)), LARGE),
+        (LARGE, SMALL.replace(host_port=9399, dest=("10.200.0.2", 80))),
+        (SMALL, SMALL.replace(host_port=9009, dest=("10.200.0.2", 9009))),
+        (SMALL, SINGLE),
+        (SINGLE, SMALL),
+        (SINGLE, LARGE),
+        (LARGE, LARGE.replace(host_port=8000, dest=("10.200.0.2", 8000), count=1500)),
+    ],
+)
+@pytest.mark.parametrize("at", [None, "192.0.2.1"])
+def test_blocks_of_two_networks_exclude_each_other(host, make, first, second, at):
+    one, two = make("br0"), make("br1")
+    for backend in (one, two):
+        backend.setup()
+    first, second = first.replace(host_ip=at), second.replace(host_ip=at)
+    elsewhere = (IPv4Address("10.201.0.2"), second.dest[1])
+    one.apply([first])
+    with pytest.raises(InUseError, match=f":{first.host_port}"):
+        two.apply([second.replace(dest=elsewhere)])
+    assert two.mappings() == []
+    one.apply([second], [first])  # what goes in the same change is in no way
+    assert one.mappings() == [second]
 
 
 # ---- managers

@@ -13,7 +13,7 @@ from netalloc.host import opened, runtime_dir
 from netalloc.host.own_descriptors import close_own, open_own
 from netalloc.host.watch_turn import WatchTurn
 
-FORKS = 100
+FORKS = 40
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 
 from netalloc import NetworkManager
 from netalloc._alloc import JournaledBitmap, RecordMaker, RecordTable
-from netalloc.errors import StoreError
+from netalloc.errors import NetallocError, StoreError
 from netalloc.store.records import TABLES, Cooldown, EndedLease, Lease, Publication
 
 Journal = list[tuple[Any, ...]]
@@ -22,7 +22,8 @@ Journal = list[tuple[Any, ...]]
 
 def table_of(kind: type[Any]) -> tuple[RecordTable[Any], Journal]:
     journal: Journal = []
-    return RecordTable(kind, TABLES[kind].key, TABLES[kind].indexes, journal), journal
+    key, indexes, descending = TABLES[kind]
+    return RecordTable(kind, key, indexes, journal, descending), journal
 
 
 def undo(journal: Journal, keep: int = 0) -> None:
@@ -85,6 +86,15 @@ def compare(table: RecordTable[Any], model: Model, chance: random.Random) -> Non
                 ):
                     assert found == wanted
                     assert table.where(*fields, equal=equal, limit=2) == wanted[:2]
+        for fields in shape.descending:
+            first, last = [getattr(record, field) for field in fields]
+            same = [r for r in model.records if getattr(r, fields[0]) == first]
+            values = sorted([getattr(r, fields[1]) for r in same], reverse=True)
+            at_most = [value for value in values if value <= last]
+            for limit in (0, 1, 3, 99):
+                found = table.up_to(*fields, equal=(first, last), limit=limit)
+                assert [getattr(r, fields[1]) for r in found] == at_most[:limit]
+                assert set(found) <= set(same) and len(set(found)) == len(found)
     oldest = sorted(model.records, key=model.key)
     assert table.oldest(3) == oldest[:3]
 
@@ -142,6 +152,13 @@ def test_what_is_not_plain_is_refused() -> None:
         table.where("network", equal=(1, 2))
     with pytest.raises(KeyError):
         table.where("ordinal", equal=(1,))
+    with pytest.raises(KeyError):
+        table.up_to("network", "ordinal", equal=(1, 2), limit=1)
+    ports, noted = table_of(Publication)
+    for port in (-1, 2**64, None, "80"):
+        with pytest.raises(NetallocError):
+            ports.add([Publication(1, 2, 0, "tcp", port, 1, 80)])  # type: ignore[arg-type]
+    assert noted == [] and ports.all() == []
     with pytest.raises(TypeError):
         RecordMaker(Cooldown).make((1, 2))
     with pytest.raises(TypeError):

@@ -96,6 +96,42 @@ def test_a_released_address_cools_down_over_a_restart(reopen, clock):
     assert manager.check() == []
 
 
+def test_however_many_are_wanted_a_few_that_cool_are_looked_at(reopen, clock, monkeypatch):
+    manager = reopen("10.0.0.1/20", cooldown=30)
+    capacity = manager.subnet.capacity
+    manager.allocate_many(1_000, owner="gone")
+    manager.release("gone")
+    asked = []
+    original = addresses_module.expire_cooldowns
+
+    def counting(tx, *arguments):
+        class Counted:
+            table = staticmethod(lambda kind: Table(tx.table(kind)))
+
+        class Table:
+            def __init__(self, table):
+                self.get, self.remove, self.of = table.get, table.remove, table
+
+            def where(self, *fields, **options):
+                found = self.of.where(*fields, **options)
+                asked.append(len(found))
+                return found
+
+        original(Counted, *arguments)
+
+    monkeypatch.setattr(addresses_module, "expire_cooldowns", counting)
+    for many in (capacity + 1, 10 * capacity, capacity):
+        with pytest.raises(ExhaustedError, match="more than 10 are cooling down"):
+            manager.allocate_many(many)
+    assert sum(asked) < 10
+    clock.sleep(30)
+    del asked[:]
+    manager.allocate_many(100)  # as many come back as are taken, so that they never pile up
+    assert 100 <= sum(asked) < 300
+    assert len(manager.allocate_many(capacity - 100)) == capacity - 100
+    assert manager.check() == []
+
+
 def test_the_wall_clock_has_no_say_in_cooling(reopen, clock, monkeypatch):
     manager = reopen(cooldown=30)
     manager.allocate_many(5)[0].release()

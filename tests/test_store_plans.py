@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from netalloc import NetallocError, Networks, NetworkView, PortRequest
+from netalloc import InUseError, NetallocError, Networks, NetworkView, PortRequest
 from netalloc.manager.manager import NetworkManager
 from netalloc.store.records import TABLES
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
@@ -31,6 +31,9 @@ WHOLE = {"state", "network", "bitmap"}
 
 HINT = re.compile(r" INDEXED BY \w+")
 VALUE = re.compile(r"[xX]?'(?:[^']|'')*'|\bNULL\b|(?<![\w\"?])-?\d+(?!\w)")
+# Compared with the one row that the whole key has found, and with no other.
+COMPARED = re.compile(r"\+\"(\w+)\"")
+KEYS = {table_name(kind): set(spec.key) for kind, spec in TABLES.items()}
 CONDITION = re.compile(r"\"?(\w+)\"? *(?:IS|IN|BETWEEN|[=<>]=?)")
 
 
@@ -49,7 +52,11 @@ def complaint(connection: sqlite3.Connection, sql: str) -> str | None:
     """What is wrong with how SQLite finds the rows of a statement."""
     steps = plan(connection, sql)
     where = re.split(r" ORDER BY | LIMIT | RETURNING ", sql.partition(" WHERE ")[2])[0]
+    compared = set(COMPARED.findall(where))
     wanted = set(CONDITION.findall(where)) - {"crc"}  # to be sure of the row that the key found
+    if compared:
+        table = re.split(r"DELETE FROM |UPDATE ", sql)[1].split()[0]
+        wanted = (wanted - compared) | KEYS[table]
     for step in steps:
         if step.startswith("SCAN"):
             first_ones = " LIMIT ?" in sql and len(steps) == 1
@@ -185,6 +192,7 @@ def test_no_index_hint_can_be_taken_away(stated):
         ("SELECT * FROM lease WHERE owner IS ?", "every row is read"),
         ("SELECT * FROM lease WHERE network IS ? AND since_ns > ?", "differ in {'since_ns'}"),
         ("SELECT * FROM lease WHERE network IS ? ORDER BY since_ns", "sorted"),
+        ('DELETE FROM lease WHERE network IS ? AND +"owner" IS ?', "differ in {'ordinal'}"),
     ],
 )
 def test_the_assertion_sees_what_is_wrong(stated, sql, reason):
@@ -210,6 +218,29 @@ def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
         (step,) = plan(connection, asked[0])
     assert step.startswith("SEARCH"), step
     assert step.count("=?") == len(fields), step
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [(kind, shape) for kind, spec in TABLES.items() for shape in spec.descending],
+    ids=str,
+)
+def test_a_look_downward_is_a_search_in_that_order(tmp_path, kind, fields):
+    SqliteStore(tmp_path / "store.db").close()
+    asked = []
+
+    class Noted(Connection):
+        def rows(self, sql, values=()):
+            asked.append(sql)
+            return []
+
+    with closing(Noted(tmp_path / "store.db")) as noted:
+        SqliteTable(kind, noted).up_to(*fields, equal=(1, 2), limit=1)
+    with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
+        assert complaint(connection, asked[0]) is None
+        (step,) = plan(connection, asked[0])
+    first, last = fields
+    assert step.endswith(f"({first}=? AND {last}<?)"), step
 
 
 def test_what_one_allocation_costs(tmp_path, monkeypatch):
@@ -251,3 +282,45 @@ def test_bitmaps_are_read_once_while_no_other_process_writes(tmp_path, monkeypat
             manager.allocate(f"web-{i}", ports=[80])
         manager.release("web-3")
         assert read == []
+
+
+def test_a_refusal_leaves_what_it_only_read(tmp_path, monkeypatch):
+    """What it changed is read anew, and after an interrupt all of it is."""
+    read, original = [], SqliteBitmaps._read
+    monkeypatch.setattr(
+        SqliteBitmaps, "_read", lambda self, name: (read.append(name), original(self, name))[1]
+    )
+    with NetworkManager(
+        "br0", network="10.0.0.1/16", backend="null", store=tmp_path / "store.db"
+    ) as manager:
+        one = manager.allocate("first", ports=[PortRequest(80, host_port=5000)])
+        manager.allocate("second")
+
+        def interrupted(protocol, port, ip):
+            raise KeyboardInterrupt
+
+        def again():
+            with pytest.raises(InUseError):
+                one.allocate_port(80, host_port=5000)
+
+        again()
+        read.clear()
+        again()
+        again()
+        assert read == []
+        with pytest.raises(InUseError):
+            manager.allocate("third", ports=[PortRequest(80, host_port=5000)])
+        again()
+        assert str(manager.allocate("third").ip) == "10.0.0.4"
+        assert read == ["addresses/1"]
+        read.clear()
+        probe, manager._leases.publications.ports.probe = (
+            manager._leases.publications.ports.probe,
+            interrupted,
+        )
+        with pytest.raises(KeyboardInterrupt):
+            manager.allocate("fourth", ports=[80])
+        manager._leases.publications.ports.probe = probe
+        assert str(manager.allocate("fourth", ports=[80]).ip) == "10.0.0.5"
+        assert set(read) == {"addresses/1", "ports/tcp/used", "ports/tcp/every"}
+        assert manager.check() == []

@@ -16,8 +16,9 @@ import pytest
 from faults import DieAt, in_child
 from netalloc.errors import ClosedError, InvalidValueError, OutOfRangeError, StoreError
 from netalloc.manager.manager import NetworkManager
-from netalloc.manager.repair import repair
+from netalloc.manager.repair import make_anew, repair
 from netalloc.store.records import Network, Reservation
+from netalloc.store.sqlite.alone import alone
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.view import open_view
@@ -131,7 +132,8 @@ def test_what_a_process_opens_takes_no_locks_of_its_own_away(path):
         assert again.check() == []
 
 
-def test_a_repair_in_a_process_that_has_it_open_loses_nothing(path):
+@pytest.mark.parametrize("repair", [repair, make_anew])
+def test_a_repair_in_a_process_that_has_it_open_loses_nothing(path, repair):
     with SqliteStore(path) as store, Other(path) as other:
         add(store, 1)
         assert other.tell("add 2") == "done"
@@ -166,7 +168,7 @@ def test_a_repair_keeps_a_process_that_closes_from_rolling_the_log_in(path):
     with raw, SqliteStore(path) as store:
         add(store, 1)
         assert raw.stdout.readline() == b"in\n"
-        with store._file.alone(1.0):
+        with alone(store._file, 1.0):
             size = path.stat().st_size, Path(f"{path}-wal").stat().st_size
             raw.stdin.write(b"\n")
             raw.stdin.flush()
@@ -190,7 +192,7 @@ def test_death_at_any_step_of_a_repair_loses_nothing(path, tmp_path):
             die.watch(Connection, "execute", "many", "rows")
             die.watch(WriteLock, "enter", "write")
             die.watch(Path, "unlink", "replace")
-            repair(copy)
+            make_anew(copy)
 
         status = in_child(work)
         assert status in (0, -signal.SIGKILL)
@@ -709,7 +711,8 @@ def test_a_store_without_its_lock_file_has_everything_looked_at(path):
 # ---- the view
 
 
-def test_a_view_sees_what_was_committed_last_while_others_write(path):
+@pytest.mark.parametrize("repair", [repair, make_anew])
+def test_a_view_sees_what_was_committed_last_while_others_write(path, repair):
     with open_view(path) as view, Other(path) as other:
         assert ordinals(view) == []
         for i in range(5):

@@ -16,10 +16,10 @@ import pytest
 from faults import in_child
 from netalloc import ClosedError, InUseError, NetworkManager, Networks
 from netalloc.host.links import Links
+from second_manager import BRIDGES, outcome, taken, use
 
 pytestmark = pytest.mark.root
 
-BRIDGES = {"br0": "10.200.0.1/16", "br1": "10.201.0.1/16"}
 STORES = [
     ("memory", "memory"),
     ("memory", "A"),
@@ -32,36 +32,6 @@ CASES = list(
 )
 
 
-def use(store, bridge, backend):
-    """Open a manager and take two addresses with a port each; (manager, what it holds)."""
-    manager = NetworkManager(
-        bridge, network=BRIDGES[bridge], backend=backend, store=store, ports=range(8000, 8100)
-    )
-    try:
-        return manager, taken(manager)
-    except BaseException:
-        manager.close()
-        raise
-
-
-def taken(manager):
-    found = []
-    for _ in range(2):
-        one = manager.allocate("x")
-        found.append((str(one.ip), one.allocate_port(80)))
-    return found
-
-
-def outcome(store, bridge, backend):
-    """What a second manager gets, as JSON can hold it; a refusal is its text."""
-    try:
-        manager, found = use(store, bridge, backend)
-    except InUseError as error:
-        return str(error)
-    manager.close()
-    return [list(pair) for pair in found]
-
-
 def elsewhere(where, store, bridge, backend, report):
     arguments = (None if store is None else str(store), bridge, backend)
     if where == "same":
@@ -70,7 +40,7 @@ def elsewhere(where, store, bridge, backend, report):
         status = in_child(lambda: report.write_text(json.dumps(outcome(*arguments))))
         assert status == 0
         return json.loads(report.read_text())
-    code = f"import json, test_two_truths as t; print(json.dumps(t.outcome(*{arguments!r})))"
+    code = f"import json, second_manager as t; print(json.dumps(t.outcome(*{arguments!r})))"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

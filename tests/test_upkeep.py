@@ -101,49 +101,53 @@ def test_within_another_call_of_the_thread_there_is_no_survey_of_a_file(tmp_path
         assert store.survey(held) == []
 
 
+class Survey:
+    """A survey of a store in another thread, that goes on when it is let."""
+
+    def __init__(self, store):
+        self._begun, self._go, self._found = threading.Event(), threading.Event(), []
+        self._store = store
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+        assert self._begun.wait(PATIENCE)
+
+    def _run(self):
+        self._found.append(self._store.survey(self._look))
+
+    def _look(self, tx):
+        self._begun.set()
+        assert self._go.wait(PATIENCE)
+        return held(tx)
+
+    def go_on(self):
+        self._go.set()
+
+    def found(self):
+        self._thread.join(PATIENCE)
+        return self._found
+
+
 def test_closing_and_repairing_wait_for_a_survey(tmp_path):
     manager = opened("file", tmp_path)
     store = manager._leases.committer.store
-    begun, go = threading.Event(), threading.Event()
-
-    def look(tx):
-        begun.set()
-        assert go.wait(PATIENCE)
-        return held(tx)
-
-    found = []
-    thread = threading.Thread(target=lambda: found.append(store.survey(look)))
-    thread.start()
-    assert begun.wait(PATIENCE)
+    survey = Survey(store)
     with pytest.raises(StoreError, match="waited"):
         repair(store.path, timeout=0.01)
-    go.set()
+    survey.go_on()
     manager.close()
-    thread.join(PATIENCE)
-    assert found == [[]]
+    assert survey.found() == [[]]
 
 
 def test_a_fork_waits_for_a_survey_and_both_sides_go_on(tmp_path):
     with opened("file", tmp_path) as manager:
         manager.allocate("x")
         store = manager._leases.committer.store
-        begun, go = threading.Event(), threading.Event()
-
-        def look(tx):
-            begun.set()
-            assert go.wait(PATIENCE)
-            return held(tx)
-
-        found = []
-        thread = threading.Thread(target=lambda: found.append(store.survey(look)))
-        thread.start()
-        assert begun.wait(PATIENCE)
-        threading.Timer(0.05, go.set).start()
+        survey = Survey(store)
+        threading.Timer(0.05, survey.go_on).start()
         child = os.fork()
         if not child:
             os._exit(0 if store.survey(held) == ["x"] and manager.check() == [] else 1)
-        thread.join(PATIENCE)
-        assert found == [["x"]]
+        assert survey.found() == [["x"]]
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
         assert manager.check() == []
 

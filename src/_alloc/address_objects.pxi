@@ -103,12 +103,30 @@ cdef extern from *:
     void give_v6 "na_give_v6"(object address, object n)
     bint read_v4 "na_read_v4"(object o, word *number) noexcept
 
-cdef object V4 = IPv4Address
-cdef object V6 = IPv6Address
-learn(V4, V6)
+cdef object V4, V6                                  # the classes; None until they are needed
+cdef object Address, Interface, Network, ipaddress  # pairs of classes, and the module
+
+cdef int know() except -1:
+    """Load `ipaddress`, at the first need: one that only opens and allocates has none.
+
+    With what it loads itself it takes a tenth of such a process's time. Where this is called,
+    any code may run.
+    """
+    global V4, V6, Address, Interface, Network, ipaddress
+    if V4 is None:
+        import ipaddress
+        Address = (ipaddress.IPv4Address, ipaddress.IPv6Address)
+        Interface = (ipaddress.IPv4Interface, ipaddress.IPv6Interface)
+        Network = (ipaddress.IPv4Network, ipaddress.IPv6Network)
+        learn(ipaddress.IPv4Address, ipaddress.IPv6Address)
+        V6 = ipaddress.IPv6Address
+        V4 = ipaddress.IPv4Address              # the last one, as it says that all are there
+    return 0
 
 cdef inline object v4_address(uint32_t n):
     """IPv4Address(n), at a third of the price."""
+    if not quick_v4:
+        know()
     if not quick_v4:
         return V4(n)
     address = blank_v4()
@@ -117,13 +135,15 @@ cdef inline object v4_address(uint32_t n):
 
 cdef inline object v6_address(object n):
     if not quick_v6:
+        know()
+    if not quick_v6:
         return V6(n)
     address = blank_v6()
     give_v6(address, n)
     return address
 
 cdef inline object blank_address(bint v4):
-    """An address without its number, or None where that has to be made with it.
+    """An address without its number, or None where that has to be made with it: for allocators.
 
     Making it may run the collector, and with it any code; giving it its number runs none.
     """

@@ -39,6 +39,7 @@ cdef class IPAllocator(Subnet):
     cdef double period           # the cool-down in seconds
 
     def __cinit__(self, network, *, exclude=(), cooldown=0.0, clock=monotonic):
+        know()                                  # not in between searching and taking
         self.period = as_float(cooldown, "cooldown")
         if not 0.0 <= self.period < INFINITY:
             raise OutOfRangeError(f"a cooldown of {shown(cooldown)} s is not 0 or more, or endless")
@@ -253,6 +254,8 @@ cdef class IPAllocator(Subnet):
 
         Equal allocators give equal bytes.
         """
+        from struct import pack
+
         parts = encoded_parts(self)
         body = b"NAIP" + pack("<HH5I", ALLOCATOR_VERSION, 0, *map(len, parts)) + b"".join(parts)
         return body + pack("<I", crc32(body))
@@ -531,6 +534,8 @@ cdef bytes own_ordinals(IPAllocator self, object ips):
     cdef bytes copy
     cdef word *at
     if not PyObject_CheckBuffer(ips):
+        from array import array
+
         numbers = array("Q")
         iterator = opened(ips, "addresses")
         while (ip := next_of(iterator, "addresses")) is not END:

@@ -11,8 +11,11 @@ cdef enum:
 
 cdef tuple encoded_parts(IPAllocator self):
     """The state at one moment: no other code runs between looking at its parts."""
-    cdef double now = now_if_cooling(self)
+    cdef double now
     cdef uint32_t place
+    from struct import pack     # which may run any code: before the first look
+
+    now = now_if_cooling(self)
     network, exclusions = text_of(self).encode(), " ".join(self.exclude).encode()
     times = bytearray()
     cdef bint collector = PyGC_Disable()
@@ -31,6 +34,8 @@ cdef tuple encoded_parts(IPAllocator self):
 cdef list allocator_parts(bytes data):
     """The five parts, once magic, version, lengths and checksum are right."""
     cdef Py_ssize_t head = 8 + 5 * 4, end
+    from struct import unpack
+
     if len(data) < head + TRAILER or data[:4] != b"NAIP":
         raise StoreError(f"{len(data)} bytes that are no allocator, or only its beginning")
     version, _, *sizes = unpack("<HH5I", data[4:head])
@@ -48,6 +53,8 @@ cdef list allocator_parts(bytes data):
     return parts
 
 cdef object decoded_allocator(bytes data):
+    from struct import error as StructError, unpack
+
     network, exclusions, cooldown, bits, times = allocator_parts(data)
     try:
         self = IPAllocator(
@@ -65,6 +72,8 @@ cdef int restore(IPAllocator self, Bitmap bits, bytes times) except -1:
     cdef Status status
     cdef double now
     cdef word i
+    from struct import iter_unpack
+
     if bits.tree.last != self.last:
         raise ValueError(f"bits for {bits.size} addresses of {self.size}")
     for start, stop in self.excluded():

@@ -271,6 +271,33 @@ cdef class Bitmap:
             return from_word(i)
         return None
 
+    @cython.critical_section
+    def previous_set(self, start, /):
+        """The last taken ordinal at or before `start`, or None."""
+        cdef word i
+        as_word(start, &i)
+        if previous_set(&self.tree, min(i, self.tree.last), &i):
+            return from_word(i)
+        return None
+
+    @cython.critical_section
+    def next_block(self, n, start, /):
+        """Where the first n free ordinals in a row at or after `start` begin, or None.
+
+        Looks at every word at worst, as acquire_block does, and takes nothing.
+
+        >>> b = Bitmap(100)
+        >>> b.reserve(5)
+        >>> b.next_block(8, 0), b.next_block(2, 0), b.next_block(95, 0)
+        (6, 0, None)
+        """
+        cdef word count, i
+        as_count(n, &count)
+        as_word(start, &i)
+        if i <= self.tree.last and find_run(&self.tree, i, self.tree.last, count, &i):
+            return from_word(i)
+        return None
+
     @property
     def size(self):
         """How many ordinals there are."""

@@ -146,6 +146,8 @@ cdef word find_block(Bitmap self, word n) except? 0:
 cdef object words_of(Bitmap self, object values):
     """An iterable of integers as a buffer of 64-bit ones."""
     cdef word i
+    from array import array
+
     out = array("Q")
     iterator = opened(values, "ordinals")
     while (value := next_of(iterator, "ordinals")) is not END:

@@ -41,8 +41,25 @@ cdef object plain_text(object text):
     """An exact str, or an empty one where it is longer than anything that is meant."""
     return PyUnicode_FromObject(text) if PyUnicode_GET_LENGTH(text) <= TEXT else ""
 
+cdef bint is_of(object o, object kinds) except -1:
+    """isinstance(), where an object that will not say of which class it is, is of none."""
+    try:
+        return isinstance(o, kinds)
+    except MemoryError:
+        raise
+    except Exception:
+        return False
+
+cdef bint is_address(object o) except -1:
+    """Whether it is text, which may be an address, or an address object."""
+    if isinstance(o, str):
+        return True
+    know()
+    return is_of(o, Address)
+
 cdef tuple number_of(object address):
     """(whether it is IPv4, the number) of an address object, None of anything else."""
+    know()
     if isinstance(address, V4):
         n = plain_int(V4.__int__(address), "the number of an address")
         return (True, n) if 0 <= n < 2**32 else None
@@ -62,7 +79,8 @@ cdef tuple parse_address(object ip, str what="an IP address"):
         if isinstance(ip, str):
             if parse_v4(ip, &number, &prefix) == 1:
                 return True, number
-            found = number_of(ip_address(plain_text(ip)))
+            know()
+            found = number_of(ipaddress.ip_address(plain_text(ip)))
         else:
             found = number_of(ip)
     except (NetallocError, MemoryError):
@@ -83,10 +101,12 @@ cdef tuple parse_network(object network):
         if isinstance(network, str):
             if parse_v4(network, &number, &length):
                 return True, number, length
-            one = ip_interface(plain_text(network))
-        if isinstance(one, (IPv4Interface, IPv6Interface)):
+            know()
+            one = ipaddress.ip_interface(plain_text(network))
+        know()
+        if isinstance(one, Interface):
             found, prefix = number_of(one), one.network.prefixlen
-        elif isinstance(one, (IPv4Network, IPv6Network)):
+        elif isinstance(one, Network):
             found, prefix = number_of(one.network_address), one.prefixlen
         if found is not None:
             prefix = plain_int(prefix, "a prefix length")
@@ -103,12 +123,14 @@ cdef tuple parse_block(object item):
 
     An interface object is refused: it may be meant as either. So are host bits that are set.
     """
-    if isinstance(item, (IPv4Interface, IPv6Interface)):
+    if not isinstance(item, str):
+        know()
+    if V4 is not None and is_of(item, Interface):
         raise InvalidValueError(f"{shown(item)} is an address in a network: name either of them")
-    if isinstance(item, (V4, V6)):
+    if V4 is not None and is_of(item, Address):
         v4, number = parse_address(item)
         return v4, number, 32 if v4 else 128
-    if isinstance(item, (str, IPv4Network, IPv6Network)):
+    if isinstance(item, str) or is_of(item, Network):
         v4, number, prefix = parse_network(item)
         host_bits = (32 if v4 else 128) - prefix
         if number & (1 << host_bits) - 1:
@@ -138,7 +160,7 @@ def ip_to_int(ip, /):
         packed = private_bytes(ip)
         if len(packed) == 4:
             return int.from_bytes(packed, "big")
-    elif isinstance(ip, (str, V4)):
+    elif is_address(ip) and not is_of(ip, V6):
         v4, number = parse_address(ip, "an IPv4 address")
         if v4:
             return number
@@ -182,7 +204,8 @@ def network_size(mask, /):
         if bits & bits + 1:
             raise InvalidValueError(f"mask {shown(mask)} is not contiguous")
         return bits + 1
-    if isinstance(mask, (str, IPv4Interface, IPv6Interface, IPv4Network, IPv6Network)):
+    know()
+    if isinstance(mask, str) or is_of(mask, Interface) or is_of(mask, Network):
         if isinstance(mask, str) and "/" not in plain_text(mask):
             raise InvalidValueError(f"{shown(mask)} is neither a mask nor a network")
         v4, number_, prefix = parse_network(mask)

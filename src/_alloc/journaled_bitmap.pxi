@@ -12,13 +12,14 @@ cdef class JournaledBitmap:
 
     cdef Bitmap bits
     cdef list journal
-    cdef readonly object next_free, next_set
+    cdef readonly object next_free, next_set, next_block
 
     def __init__(self, size, list journal):
         self.bits = Bitmap(size)
         self.journal = journal
         self.next_free = self.bits.next_free
         self.next_set = self.bits.next_set
+        self.next_block = self.bits.next_block
 
     @property
     def size(self):

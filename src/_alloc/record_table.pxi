@@ -14,6 +14,9 @@
 # remembers its neighbours: changes are undone from the last to the first, so that it finds
 # them as it left them.
 #
+# Of an index that is gone through downward as well, the numbers that its last field has are in a
+# Bitmap besides, for dicts know no order.
+#
 # A change is noted in the journal before it is made. No Python code runs in between, for the
 # values are of exact types, and so no interrupt comes either.
 
@@ -49,6 +52,17 @@ cdef class _Link:             # a record in a chain
 cdef class _Chain:
     cdef void *first
     cdef void *last
+
+
+@cython.final
+@cython.no_gc
+cdef class _Order:
+    cdef _Path path          # of an index of two fields
+    cdef dict at             # value of the first -> Bitmap of the numbers of the second
+
+    def __cinit__(self, _Path path):
+        self.path = path
+        self.at = {}
 
 
 @cython.final
@@ -160,8 +174,12 @@ cdef object find_first(_Path path, tuple values, int n):
             return one
         branch = <_Branch>one
 
-cdef object same_path(_Path path, object record):
+cdef inline object same_path(_Path path, object record):
     """The entry whose path has the same values as that of a record, or None."""
+    return same_start(path, record, path.n)
+
+cdef object same_start(_Path path, object record, int n):
+    """What has the same first n values as a record: a _Branch, the one entry, or None."""
     cdef _Branch branch = path.root
     cdef int depth = 0, i
     while True:
@@ -171,13 +189,32 @@ cdef object same_path(_Path path, object record):
         one = <object>found
         depth += 1
         if type(one) is _Branch:
+            if depth == n:
+                return one
             branch = <_Branch>one
             continue
         other = record_of(one)
-        for i in range(depth, path.n):
+        for i in range(depth, n):
             if item(other, path.fields[i]) != item(record, path.fields[i]):
                 return None
         return one
+
+cdef int put_in_order(_Order order, object record) except -1:
+    """Make the numbers agree with the path, to which a record has come or which it has left."""
+    cdef Bitmap numbers = order.at.get(item(record, order.path.fields[0]))
+    cdef Status status = OK
+    cdef word i
+    as_word(item(record, order.path.fields[1]), &i)
+    if same_start(order.path, record, 2) is None:
+        if numbers is not None:
+            status = tree_release(&numbers.tree, i)
+    else:
+        if numbers is None:
+            numbers = order.at[item(record, order.path.fields[0])] = Bitmap(2**64)
+        status = tree_reserve(&numbers.tree, i)
+    if status == NO_MEMORY:
+        raise MemoryError
+    return 0
 
 cdef bint gather_records(_Branch branch, list into, Py_ssize_t limit) except -1:
     """Add the records of a branch to a list, until it has as many; whether there is room."""
@@ -201,17 +238,21 @@ cdef class RecordTable:
     cdef list journal
     cdef list paths          # that of the key first
     cdef dict by             # names of fields -> (path, how many of its fields), or a field's place
+    cdef dict downward       # names of fields -> _Order
+    cdef list orders         # all of these
     cdef int time            # the field that the chains are ordered by, or -1
     cdef int group           # the field that tells the chains apart; -1 for one of all records
     cdef dict chains
 
-    def __init__(self, kind, tuple key, tuple indexes, list journal):
+    def __init__(self, kind, tuple key, tuple indexes, list journal, tuple descending=()):
         fields = kind._fields
         self.kind = kind
         self.width = len(fields)
         self.journal = journal
         self.paths = []
         self.by = {}
+        self.downward = {}
+        self.orders = []
         self.chains = {}
         self.time = fields.index(key[0]) if len(key) == 1 else -1
         self.group = -1
@@ -225,6 +266,10 @@ cdef class RecordTable:
             self.paths.append(path)
             for n in range(1, len(index) + 1):
                 self.by.setdefault(index[:n], (path, n))
+            if index in descending:
+                assert len(index) == 2
+                self.downward[index] = _Order(path)
+                self.orders.append(self.downward[index])
 
     # ---- looking
 
@@ -255,6 +300,28 @@ cdef class RecordTable:
             gather_records(<_Branch>one, found, limit)
         elif one is not None:
             found.append(record_of(one))
+        return found
+
+    def up_to(self, *fields, tuple equal, Py_ssize_t limit):
+        """Those with the first value, and the other at most; the greatest first. O(found)."""
+        cdef _Order order = self.downward[fields]
+        cdef Bitmap numbers
+        cdef list found = []
+        cdef word i
+        first, number = equal
+        numbers = order.at.get(first)
+        as_word(number, &i)
+        if numbers is None:
+            return found
+        while len(found) < limit and previous_set(&numbers.tree, i, &i):
+            one = find_first(order.path, (first, from_word(i)), 2)
+            if type(one) is _Branch:
+                gather_records(<_Branch>one, found, limit)
+            else:
+                found.append(record_of(one))
+            if i == 0:
+                break
+            i -= 1
         return found
 
     def oldest(self, Py_ssize_t limit):
@@ -306,20 +373,33 @@ cdef class RecordTable:
     def remove(self, records):
         """Take records out. Raises StoreError where one is not there."""
         for record in records:
-            self.remove_one(record)
+            if not self.discard_one(record):
+                raise StoreError(f"there is no {record}")
+
+    def discard(self, record, /):
+        """Take a record out that is there as given; whether it was."""
+        return self.discard_one(record)
+
+    def replace(self, old, new, /):
+        """Put another record in the place of one that is there as given; whether it was."""
+        self.check(new)
+        if not self.discard_one(old):
+            return False
+        self.add_one(new)
+        return True
 
     def clear(self):
         """Take all records out. O(records)."""
         self.remove(self.all())
 
-    cdef int remove_one(self, record) except -1:
+    cdef bint discard_one(self, record) except -1:
         self.check_shape(record)
         entry = same_path(self.paths[0], record)
         if entry is None or (record_of(entry) is not record and record_of(entry) != record):
-            raise StoreError(f"there is no {record}")
+            return False
         self.journal.append((self, entry, False))
         self.leave_everywhere(entry)
-        return 0
+        return True
 
     def restore(self, tuple note, /):
         """Undo what a note is of, as far as it was done: nothing of it is no error."""
@@ -338,11 +418,16 @@ cdef class RecordTable:
         for value in <tuple>record:
             if value is not None and type(value) is not int and type(value) is not str:
                 raise TypeError(f"{shown(value)} in a {self.kind.__name__} is not int, str or None")
+        cdef word number
+        for order in self.orders:
+            as_word(item(record, (<_Order>order).path.fields[1]), &number)
         return 0
 
     cdef int enter_everywhere(self, entry, Py_ssize_t first) except -1:
         for i in range(first, len(self.paths)):
             enter_path(<_Path>self.paths[i], entry)
+        for order in self.orders:
+            put_in_order(<_Order>order, record_of(entry))
         if self.time >= 0:
             self.link(<_Link>entry)
         return 0
@@ -355,6 +440,8 @@ cdef class RecordTable:
                 self.unlink(link)
         for path in self.paths:
             leave_path(<_Path>path, entry)
+        for order in self.orders:
+            put_in_order(<_Order>order, record_of(entry))
         return 0
 
     # ---- in order

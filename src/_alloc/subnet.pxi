@@ -157,6 +157,8 @@ cdef class Subnet:
         return f"Subnet({text_of(self)!r}, exclude=[{', '.join(map(repr, blocks[:4]))}{dots}])"
 
     def __reduce__(self):
+        from copyreg import __newobj_ex__
+
         return __newobj_ex__, (type(self), (text_of(self),), {"exclude": self.exclude})
 
     def __sizeof__(self):
@@ -177,7 +179,8 @@ cdef inline object capacity_of(Subnet self):
     return size if self.barred is None else size - used(&self.barred.tree)
 
 cdef object network_of(Subnet self):
-    return (IPv4Network if self.v4 else IPv6Network)((lowest_of(self), self.prefix))
+    know()
+    return Network[0 if self.v4 else 1]((lowest_of(self), self.prefix))
 
 cdef object text_of(Subnet self):
     """The network as its gateway would write it."""
@@ -227,7 +230,9 @@ cdef int lay_out(Subnet self) except -1:
 cdef int exclude_all(Subnet self, object items) except -1:
     """Bar addresses and networks, by runs: a /9 costs what an address does."""
     cdef Bitmap barred
-    if isinstance(items, (str, V4, V6, IPv4Network, IPv6Network)):
+    if type(items) is not tuple and type(items) is not list:
+        know()
+    if isinstance(items, str) or V4 is not None and (is_of(items, Address) or is_of(items, Network)):
         items = (items,)
     iterator = opened(items, "exclude")
     barred = None
@@ -334,7 +339,7 @@ cdef int parse_ordinal(Subnet self, object ip, word *out) except -1:
 
 cdef object number_in(Subnet self, object ip):
     """The number of an address, which is at least of the right version."""
-    if isinstance(ip, (str, V4, V6)):
+    if is_address(ip):
         v4, n = parse_address(ip)
         if v4 != self.v4:
             raise OutOfRangeError(f"{shown(ip)} is not of {network_of(self)}")

@@ -147,12 +147,17 @@ cdef inline void recycle(Tree *t, Node *node) noexcept nogil:
         t.nodes -= 1
         PyMem_RawFree(node)
 
-cdef Node *make_node(Tree *t, int level, word base, bint full) noexcept nogil:
-    """A uniform node out of the spare ones, for the block of this level at `base`."""
+cdef inline Node *spare_node(Tree *t) noexcept nogil:
+    """One of the spare ones, of which there must be one; with anything in it."""
     cdef Node *node = t.spare
-    cdef int k, bit
     t.spare = node.at.child[0]
     t.spares -= 1
+    return node
+
+cdef Node *make_node(Tree *t, int level, word base, bint full) noexcept nogil:
+    """A uniform node out of the spare ones, for the block of this level at `base`."""
+    cdef Node *node = spare_node(t)
+    cdef int k, bit
     if level > 0:
         node.full = ALL if full else padding(t, level, base)
         node.mixed = node.few = 0
@@ -501,6 +506,58 @@ cdef bint next_set(Tree *t, word i, word *found) noexcept nogil:
             level += 1
         k = ctz(bits)
         i = (i & ~span_mask(level)) | <word>k << child_shift(level)
+
+cdef bint previous_set(Tree *t, word i, word *found) noexcept nogil:
+    """The last ordinal at or before i that is set; i is none of the padding."""
+    cdef Few *few
+    cdef Node *path[10]
+    cdef Node *node = t.root
+    cdef int level = t.top, k
+    cdef word bits
+    if node == &EMPTY or node == &FULL:
+        found[0] = i
+        return node == &FULL
+    while True:
+        while level > 0:
+            path[level] = node
+            k = index_at(i, level)
+            if node.full >> k & 1:
+                found[0] = i
+                return True
+            if not (node.mixed >> k & 1):
+                if node.few >> k & 1:
+                    few = <Few *>node.at.child[k]
+                    if few_has(few, i):
+                        found[0] = i
+                        return True
+                    bits = few_search(few, i)
+                    if bits:
+                        found[0] = few.at[bits - 1]
+                        return True
+                break
+            node = node.at.child[k]
+            level -= 1
+        else:
+            k = <int>((i >> 6) & 63)
+            bits = node.at.words[k] & ~above(<int>(i & 63))
+            while bits == 0 and k > 0:
+                k -= 1
+                bits = node.at.words[k]
+            if bits:
+                found[0] = (i & ~<word>LEAF_MASK) | <word>k << 6 | <word>(63 - clz(bits))
+                return True
+            level = 1
+        while True:                             # up, until something to the left is set
+            if level > t.top:
+                return False
+            node = path[level]
+            k = index_at(i, level)
+            bits = (node.full | node.mixed | node.few) & ((<word>1 << k) - 1)
+            if bits:
+                break
+            level += 1
+        k = 63 - clz(bits)
+        i = (i & ~span_mask(level)) | <word>k << child_shift(level) | span_mask(level - 1)
 
 cdef void move_cursor(Tree *t, word taken) noexcept nogil:
     """Past what was just taken, round the end."""

@@ -77,8 +77,10 @@ def __getattr__(name: str) -> object:
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from netalloc.light import loaded
+
     # Not importlib's import_module: to load that takes half a millisecond.
-    value = getattr(__import__(f"{__name__}.{home}", fromlist=(name,)), name)
+    value = getattr(loaded(lambda: __import__(f"{__name__}.{home}", fromlist=(name,))), name)
     globals()[name] = value
     return value
 

@@ -13,6 +13,7 @@ from ipaddress import (
     IPv6Interface,
     IPv6Network,
 )
+from sqlite3 import Connection, Cursor
 from typing import Any, Generic, SupportsFloat, SupportsIndex, TypeVar, final
 
 from typing_extensions import Buffer, Self, disjoint_base
@@ -178,6 +179,21 @@ class Bitmap:
 
     def next_set(self, start: SupportsIndex, /) -> int | None:
         """The first taken ordinal at or after `start`, or None."""
+
+    def previous_set(self, start: SupportsIndex, /) -> int | None:
+        """The last taken ordinal at or before `start`, or None."""
+
+    def next_block(self, n: SupportsIndex, start: SupportsIndex, /) -> int | None:
+        """Where the first n free ordinals in a row at or after `start` begin, or None.
+
+        Looks at every word at worst, as acquire_block does, and takes nothing. Raises
+        OutOfRangeError for a block of 0.
+
+        >>> b = Bitmap(100)
+        >>> b.reserve(5)
+        >>> b.next_block(8, 0), b.next_block(2, 0), b.next_block(95, 0)
+        (6, 0, None)
+        """
 
     @property
     def size(self) -> int:
@@ -521,6 +537,7 @@ class JournaledBitmap:
 
     next_free: Callable[[int], int | None]
     next_set: Callable[[int], int | None]
+    next_block: Callable[[int, int], int | None]
     def __init__(self, size: int, journal: list[tuple[Any, ...]]) -> None: ...
     def acquire(self) -> int:
         """Take the first free ordinal at or after the cursor. Raises ExhaustedError."""
@@ -553,7 +570,9 @@ class RecordTable(Generic[_R]):
     A record is a named tuple of exact ints, texts and None. Entering, finding and removing one
     is O(fields), however many there are and share a value; a record takes one entry of a dict
     for the key and one for each index. `key` and `indexes` are names of fields; an index that
-    ends with a time keeps the records of its first field in that order. Neither the records nor
+    ends with a time keeps the records of its first field in that order, and one that is in
+    `descending`, of two fields of which the second is a number from 0 to 2**64 - 1, can be gone
+    through downward. Neither the records nor
     the dicts are known to the collector. Each change is noted in `journal` first.
 
     >>> from netalloc.store.records import Cooldown
@@ -575,6 +594,7 @@ class RecordTable(Generic[_R]):
         key: tuple[str, ...],
         indexes: tuple[tuple[str, ...], ...],
         journal: list[tuple[Any, ...]],
+        descending: tuple[tuple[str, ...], ...] = (),
     ) -> None: ...
     def __len__(self) -> int: ...
     def get(self, *key: int | str | None) -> _R | None:
@@ -585,6 +605,12 @@ class RecordTable(Generic[_R]):
 
         The oldest first, where an index goes on with a time. O(found). Raises KeyError for
         fields that are neither.
+        """
+
+    def up_to(self, *fields: str, equal: tuple[int | str | None, ...], limit: int) -> list[_R]:
+        """Those with the first value given, and the second or a smaller one; the greatest first.
+
+        O(found). Raises KeyError for fields that are no index of `descending`.
         """
 
     def oldest(self, limit: int) -> list[_R]:
@@ -601,6 +627,12 @@ class RecordTable(Generic[_R]):
 
     def remove(self, records: Iterable[_R]) -> None:
         """Take records out. Raises StoreError where one is not there."""
+
+    def discard(self, record: _R, /) -> bool:
+        """Take a record out that is there as given; whether it was."""
+
+    def replace(self, old: _R, new: _R, /) -> bool:
+        """Put another record in the place of one that is there as given; whether it was."""
 
     def clear(self) -> None:
         """Take all records out. O(records)."""
@@ -788,3 +820,259 @@ class Change:
         """What is called when it is made."""
 
     def __new__(cls, tx: Any = None) -> Self: ...
+
+def row_checksum(values: tuple[int | str | bytes | None, ...], seed: int, /) -> int:
+    """The CRC-32 of ascii(values), begun with `seed`.
+
+    >>> import zlib
+    >>> row_checksum((1, "web", None), 7) == zlib.crc32(b"(1, 'web', None)", 7)
+    True
+    """
+
+@final
+class RowMaker(Generic[_R]):
+    """Makes the rows of a kind of records, and records of rows, where that is a plain matter.
+
+    A row has the values of a record and behind them their checksum, begun with `seed`. What is
+    not plain, a text that is not of ASCII or a number of more than 63 bits, is left to the caller.
+    """
+
+    def __init__(self, kind: type[_R], seed: int) -> None: ...
+    def row(self, record: _R, /) -> tuple[Any, ...] | None:
+        """The row of a record; None where it is not plain, or cannot be stored."""
+
+    def rows(self, records: list[_R], /) -> list[tuple[Any, ...]] | None:
+        """The rows of records; None where not all are plain."""
+
+    def change(self, old: _R, new: _R, /) -> tuple[tuple[int, ...], tuple[Any, ...]] | None:
+        """At which places the rows of two records differ, and the new values there and the old row.
+
+        At one place at least. None where one of the two is not plain.
+        """
+
+    def record(self, row: tuple[Any, ...], /) -> _R | None:
+        """The record of a row; None where it is not plain, or damaged."""
+
+@final
+class Span:
+    """Leaves of a stored bitmap, from `first` to before `stop`, and where the next span begins.
+
+    One leaf, of which some ordinals are taken, has `bits`; all that are wholly taken have none.
+    """
+
+    first: int
+    stop: int
+    following: int
+    bits: Bitmap | None
+    def __init__(
+        self, first: int, stop: int, following: int, bits: Bitmap | None = None
+    ) -> None: ...
+
+@disjoint_base
+class StoredSpans:
+    """Of a bitmap in a file: its spans as far as they are read, and what every call does.
+
+    A class on top of it reads spans, divides and joins them: `_find(leaf)`, `_take(ordinal, n)`,
+    `_give(ordinal, n)`, `_fill(span)`, `_check(ordinal)`.
+    """
+
+    name: str
+    size: int
+    count: int
+    changes: int
+    written: int
+    dirty: set[int]
+    _leaves: int
+    _load: Callable[[int], Span | None]
+    _head: Span
+    _cursor: int
+    _by_first: dict[int, Span]
+    _starts: list[int]
+    _early: str
+    _runs: int
+    _last: tuple[bool, int, int] | None
+    def __len__(self) -> int: ...
+    def __contains__(self, ordinal: int) -> bool: ...
+    @property
+    def cursor(self) -> int:
+        """Where the next search begins."""
+
+    @cursor.setter
+    def cursor(self, ordinal: int) -> None:
+        """Raises OutOfRangeError."""
+
+    @property
+    def journal(self) -> str:
+        """What was taken (+) and given back (-) since the spans were written, in its order."""
+
+    def acquire(self) -> int:
+        """The first free ordinal at or after the cursor, or else the first one.
+
+        Raises ExhaustedError.
+        """
+
+    def reserve(self, ordinal: int, /) -> None:
+        """Take that ordinal; the cursor stays. Raises InUseError, OutOfRangeError."""
+
+    def release(self, ordinal: int, /) -> None:
+        """Give that ordinal back; if all were taken, it is the next one.
+
+        Raises NotAllocatedError, OutOfRangeError.
+        """
+
+    def next_free(self, start: int, /) -> int | None:
+        """The first free ordinal from start on."""
+
+    def _note(self, taken: bool, start: int, stop: int, /) -> None: ...
+
+@final
+class FilePlace:
+    """A path, and the file that it led to: its device and inode.
+
+    >>> import os
+    >>> found = os.stat("/")
+    >>> FilePlace(b"/", found.st_dev, found.st_ino).is_there()
+    True
+    """
+
+    def __init__(self, path: bytes, device: int, inode: int) -> None: ...
+    def is_there(self) -> bool:
+        """Whether the path leads to that file now. Raises OSError where it cannot be told."""
+
+@disjoint_base
+class SqlRunner:
+    """Statements over one cursor of a connection of sqlite3's; see store.sqlite.connection.
+
+    What is raised in `_faults` is raised as what `_translated(error)` makes of it.
+    """
+
+    full: bool | None  # whether commits sync, once that was said
+    _faults: tuple[type[BaseException], ...]
+    @property
+    def _raw(self) -> Connection: ...
+    @property
+    def _cursor(self) -> Cursor: ...
+    def _begin(self, raw: Connection, faults: tuple[type[BaseException], ...]) -> None: ...
+    def execute(self, sql: str, values: tuple[Any, ...] = (), /) -> None:
+        """Run a statement that answers nothing."""
+
+    def change(self, sql: str, values: tuple[Any, ...], /) -> int:
+        """Run a statement; how many rows it changed."""
+
+    def many(self, sql: str, values: Iterable[tuple[Any, ...]], /) -> int:
+        """Run a statement for each of the values; how many rows changed."""
+
+    def rows(self, sql: str, values: tuple[Any, ...] = (), /) -> list[tuple[Any, ...]]:
+        """All rows of a query."""
+
+    def commit(self, done: list[Any], /) -> None:
+        """Commit, and put something into `done`: one step, which no interrupt divides."""
+
+@disjoint_base
+class FileChangeState:
+    """What a transaction of a file knows; see store.sqlite.transaction.
+
+    `owner` is the store that it belongs to. Where it is made step by step, `ended` is called
+    when it is over.
+    """
+
+    owner: object
+    ended: Callable[[], None] | None
+    operation: str
+    boot: str
+    thread: int
+    dirty: frozenset[int]
+    sequence: int
+    bitmap: Callable[[str, int], Any]
+    names: Callable[[str], list[str]]
+    known: Callable[[str], bool]
+    drop: Callable[[str], None]
+    table: Callable[[type[Any]], Any]
+    over: bool
+    _abandoned: bool
+    _said: bool
+    _done: list[Any]
+    _connection: Any
+    _end_of_boot: Callable[[Any], None] | None
+    _lock: Any
+    _path: Any
+    _target: int
+    _touched: frozenset[int]
+    _written: int
+    def __init__(
+        self,
+        path: object,
+        connection: object,
+        lock: object,
+        owner: object,
+        end_of_boot: Callable[[Any], None] | None = None,
+    ) -> None: ...
+    @property
+    def committed(self) -> bool:
+        """Whether the change is in the file, even where commit() was interrupted after."""
+
+    def state(self, mark: Any, /) -> str:
+        """Read the state row; the boot it belongs to. Raises StoreError for an old file."""
+
+    def start(self, operation: str, mark: Any, boot: str, /) -> None:
+        """Read the state, say who is at it, and end the last boot if this is another one."""
+
+    def commit(self) -> None:
+        """Make the change last, and clean what it marked. On an error nothing of it is there."""
+
+    def _finish(self) -> None: ...
+    def next(self, counter: str, n: int = 1) -> int:
+        """The first of n numbers, from 1 up, that this counter never gave before."""
+
+    def last(self, counter: str, /) -> int:
+        """The last number that this counter gave, 0 before the first; of this transaction too."""
+
+@disjoint_base
+class FileTurn:
+    """A change of a file in its turn: the thread's, then the process's; see store.sqlite.store.
+
+    Its transaction is made by `_transaction(connection)`, and undone by `_undo(error)`. One step
+    for an interrupt, but for what it calls: so what was taken is given back.
+    """
+
+    timeout: float
+    boot: str
+    path: str
+    _file: Any
+    _end_of_boot: Callable[[Any], None]
+    _closed: bool
+    def _start(self, operation: str, durable: bool) -> Any: ...
+    def run(self, operation: str, work: Callable[[Any], _T], *, durable: bool = False) -> _T:
+        """Make a change, when those before are done; see Store."""
+
+def checked_line(text: str, length: int, /) -> bytes:
+    """A text with its checksum behind it, and spaces up to `length`: a line of bytes.
+
+    >>> checked_line("text", 20)
+    b'text|3b8ba7c7      \\n'
+    """
+
+def counters_text(counters: dict[str, int], /) -> str:
+    """Counters as the state row has them.
+
+    >>> counters_text({"store": 7, "generation": 2})
+    'store=7 generation=2'
+    """
+
+def journals_text(journals: dict[str, str], /) -> str:
+    """Journals of bitmaps, by name, as the state row has them."""
+
+def run_alone(
+    committer: Any,
+    calls: Any,
+    run: Callable[..., Any],
+    operation: str,
+    change: Callable[[Change], _T],
+    durable: bool,
+    /,
+) -> _T:
+    """What `change(made)` returns, in a transaction of its own that the store's `run` makes.
+
+    It is in `calls.inside` meanwhile, and until what is to be done after it is done. Raises
+    ClosedError where calls are closed. One step for an interrupt, but for what it calls.
+    """

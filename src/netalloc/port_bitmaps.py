@@ -28,21 +28,26 @@ class Ordinals(Protocol):
     def release(self, ordinal: int, /) -> None: ...
     def next_free(self, start: int, /) -> int | None: ...
     def next_set(self, start: int, /) -> int | None: ...
+    def next_block(self, n: int, start: int, /) -> int | None: ...
     def __contains__(self, ordinal: int, /) -> bool: ...
     def __len__(self) -> int: ...
 
 
-class Bitmaps(Protocol):
-    """Where bitmaps are kept by name."""
+class NamedBitmaps(Protocol):
+    """Bitmaps by name."""
 
     def bitmap(self, name: str, size: int) -> Ordinals:
         """The bitmap of that name, made empty when there is none."""
 
-    def holders(self, port: int, protocol: str) -> Iterable[str]:
-        """Addresses of the host that hold a port, as text; for an error, so a few will do."""
-
     def known(self, name: str) -> bool:
         """Whether there is a bitmap of that name."""
+
+
+class Bitmaps(NamedBitmaps, Protocol):
+    """Where bitmaps are kept by name."""
+
+    def holders(self, port: int, protocol: str) -> Iterable[str]:
+        """Addresses of the host that hold a port, as text; for an error, so a few will do."""
 
     def drop(self, name: str) -> None:
         """Forget the bitmap of that name."""
@@ -83,12 +88,28 @@ def bitmap_size(name: str) -> int:
     return SIZE * DIGITS if name.endswith("/more") else SIZE
 
 
-def next_free(pools: list[Ordinals], start: int) -> int | None:
-    """The first number from start on that is free in all of the bitmaps."""
+def addresses_with(bitmaps: NamedBitmaps, port: int, protocol: str) -> int:
+    """How many single addresses of the host hold a port, which one at least does."""
+    name = f"ports/{protocol}/more"
+    if not bitmaps.known(name):
+        return 1
+    more, first = bitmaps.bitmap(name, SIZE * DIGITS), port * DIGITS
+    found, digit = 1, more.next_set(first)
+    while digit is not None and digit < first + DIGITS:
+        found += 1 << digit - first
+        digit = more.next_set(digit + 1)
+    return found
+
+
+def next_free(pools: list[Ordinals], start: int, n: int = 1) -> int | None:
+    """The first of n numbers in a row, from start on, that are free in all of the bitmaps.
+
+    A step for each gap that one of them has and another has not.
+    """
     while start < SIZE:
         found = start
         for pool in pools:
-            free = pool.next_free(found)
+            free = pool.next_free(found) if n == 1 else pool.next_block(n, found)
             if free is None:
                 return None
             found = free

@@ -19,8 +19,8 @@ from __future__ import annotations
 from _thread import RLock
 from collections.abc import Callable
 from ipaddress import IPv4Address
-from itertools import islice
 
+from netalloc.address_values import as_host_ip
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
 from netalloc.port_bitmaps import (
@@ -30,16 +30,16 @@ from netalloc.port_bitmaps import (
     Bitmaps,
     MemoryBitmaps,
     Ordinals,
+    addresses_with,
     bitmap_of,
     next_free,
 )
-from netalloc.values import as_host_ip, as_int, as_port, as_protocol, shown
+from netalloc.values import PORTS, as_int, as_port, as_protocol, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-PORTS = range(49153, 65536)
 _REFUSALS = 8  # of the probe, from which a look at all that it refuses is cheaper: 2 µs each
 Probe = Callable[[int, str, IPv4Address | None], bool]
 
@@ -95,21 +95,21 @@ class PortAllocator:
     ) -> list[int]:
         """The next n free ports, or none of them: ExhaustedError."""
         protocol, ip = as_protocol(protocol), as_host_ip(host_ip)
-        n = as_int(n, "number of ports", 0, 65535)
-        pools = self._pools(protocol, ip)
+        if n != 1 or type(n) is not int:
+            n = as_int(n, "number of ports", 0, 65535)
         used = self._bitmap(protocol, "used")
+        pools = [used] if ip is None else self._pools(protocol, ip)
         picked: list[int] = []
         asked = _Asked(self.probe, protocol, ip)
-        for port in self._free(pools, used.cursor) if n else ():
-            if asked.refuses(port, pools):
-                continue
-            picked.append(port)
-            if len(picked) == n:
-                break
+        first = self._first(pools, used.cursor) if n == 1 else None
+        if first is not None and not asked.refuses(first, pools):
+            picked.append(first)
+        else:
+            self._pick(picked, n, pools, used.cursor, asked)
         if len(picked) < n:
             foreign = asked.foreign(self.ports, self._pools(protocol, ip))
             raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
-        self._hold(picked, protocol, ip)
+        self._hold(picked, protocol, ip, used)
         if picked:
             used.cursor = self._after(picked[-1])
         return picked
@@ -120,9 +120,11 @@ class PortAllocator:
     ) -> range:
         """The first n ports in a row at or after the cursor, as a range with this one's step.
 
-        O(held ports) at worst, as gaps that are too small are passed over one by one.
-        Raises ExhaustedError when no gap is that long, OutOfRangeError for n < 1 or more
-        than the range has.
+        Looks at 64 ports at a time, all of them at worst, and asks the probe about each of
+        the block; on one address, gaps that are another's there are passed one by one, and in
+        a range with a step or a descending one, blocks with a held port are. Raises
+        ExhaustedError when no gap is that long, OutOfRangeError for n < 1 or more than the
+        range has.
 
         >>> PortAllocator(range(8000, 8100)).acquire_block(10)
         range(8000, 8010)
@@ -205,10 +207,30 @@ class PortAllocator:
             return "every address"
         if ip is not None:
             return str(ip)
-        on = list(islice(self._bitmaps.holders(port, protocol), NAMED + 1))
+        on: list[str] = []
+        if addresses_with(self._bitmaps, port, protocol) <= NAMED:
+            on += self._bitmaps.holders(port, protocol)
         if not 0 < len(on) <= NAMED:
             return "single addresses of the host, so every address cannot be had"
         return f"{', '.join(on)}, so every address cannot be had"
+
+    def _first(self, pools: list[Ordinals], cursor: int) -> int | None:
+        """The first of the free ports, where one look can tell; else None."""
+        if len(pools) > 1 or self.ports.step != 1:
+            return None
+        port = pools[0].next_free(self._clamp(cursor))
+        return None if port is None or port >= self.ports.stop else port
+
+    def _pick(
+        self, picked: list[int], n: int, pools: list[Ordinals], cursor: int, asked: _Asked
+    ) -> None:
+        """Add free ports that the probe has nothing against, up to n of them."""
+        for port in self._free(pools, cursor) if n else ():
+            if asked.refuses(port, pools):
+                continue
+            picked.append(port)
+            if len(picked) == n:
+                return
 
     def _free(self, pools: list[Ordinals], cursor: int) -> Iterator[int]:
         """The free ports of the range, once round from the cursor."""
@@ -227,32 +249,40 @@ class PortAllocator:
                     yield port
 
     def _gap(self, pools: list[Ordinals], index: int, n: int, asked: _Asked) -> int | None:
-        """Where in the range n free ports in a row begin, at or after an index."""
-        while index + n <= len(self.ports):
-            block = self.ports[index : index + n]
-            last = self._last_held(pools, block)
-            if last is None:
-                # The next gap begins behind the last one that is refused.
-                last = next((port for port in reversed(block) if asked.refuses(port, pools)), None)
-                if last is None:
-                    return index
-            index = self.ports.index(last) + 1
-            if self.ports.step == 1:  # over all that is held, in one step
-                free = next_free(pools, last + 1)
-                if free is None or free not in self.ports:
-                    return None
-                index = self.ports.index(free)
+        """Where in the range n ports in a row begin that are to be had, at or after an index."""
+        while True:
+            found = self._free_gap(pools, index, n)
+            if found is None:
+                return None
+            block = self.ports[found : found + n]
+            refused = next((port for port in reversed(block) if asked.refuses(port, pools)), None)
+            if refused is None:
+                return found
+            index = self.ports.index(refused) + 1
+
+    def _free_gap(self, pools: list[Ordinals], index: int, n: int) -> int | None:
+        """The same of ports that are free."""
+        ports = self.ports
+        if ports.step == 1 and index < len(ports):
+            first = next_free(pools, ports[index], n)
+            return None if first is None or first + n > ports.stop else ports.index(first)
+        while index + n <= len(ports):
+            block = reversed(ports[index : index + n])
+            held = next((port for port in block if any(port in pool for pool in pools)), None)
+            if held is None:
+                return index
+            index = ports.index(held) + 1
         return None
 
-    def _last_held(self, pools: list[Ordinals], block: range) -> int | None:
-        if block.step == 1:
-            held = [pool.next_set(block[0]) for pool in pools]
-            first = min([port for port in held if port is not None], default=SIZE)
-            return first if first <= block[-1] else None
-        return next((port for port in reversed(block) if any(port in pool for pool in pools)), None)
-
-    def _hold(self, ports: Iterable[int], protocol: str, ip: IPv4Address | None) -> None:
-        used = self._bitmap(protocol, "used")
+    def _hold(
+        self,
+        ports: Iterable[int],
+        protocol: str,
+        ip: IPv4Address | None,
+        used: Ordinals | None = None,
+    ) -> None:
+        if used is None:
+            used = self._bitmap(protocol, "used")
         held = self._bitmap(protocol, "every" if ip is None else f"on/{ip}")
         for port in ports:
             held.reserve(port)
@@ -301,7 +331,10 @@ class PortAllocator:
 
     def _after(self, port: int) -> int:
         """The port of the range that follows, round and round."""
-        return self.ports[(self.ports.index(port) + 1) % len(self.ports)]
+        ports = self.ports
+        if ports.step == 1 and ports.start <= port < ports.stop - 1:
+            return port + 1
+        return ports[(ports.index(port) + 1) % len(ports)]
 
     def _is_full(self, pools: list[Ordinals], cursor: int) -> bool:
         # Once round from the cursor, where as a rule the first look finds a free one.
@@ -339,7 +372,11 @@ class _Asked:
 
     def refuses(self, port: int, pools: list[Ordinals]) -> bool:
         """Whether the port is not to be had; the pools get what else is not."""
-        if self._probe is None or self._probe(port, self._protocol, self._ip):
+        if self._probe is None:
+            return False
+        if port in self._refused:
+            return True
+        if self._probe(port, self._protocol, self._ip):
             return False
         self._refused.add(port)
         look = getattr(self._probe, "refused", None)

@@ -1,16 +1,14 @@
-"""Values as callers give them, made plain: exact int, str and address objects, or an error.
+"""Values as callers give them, made plain: exact int and str, or an error.
 
 What passes here is what is stored, compared and sent to the kernel, so a subclass (an IntEnum,
-a str Enum, an IPv4Interface) becomes the plain value it stands for, and what stands for none is
+a str Enum) becomes the plain value it stands for, and what stands for none is
 refused before anything has changed. Every error names the value, shortened, and the limit.
 """
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address, ip_address
 from operator import index
 
-from netalloc._alloc import int_to_ip, ip_to_int
 from netalloc.errors import InvalidValueError, NetallocError, OutOfRangeError
 
 TYPE_CHECKING = False
@@ -20,12 +18,10 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+PORTS = range(49153, 65536)  # where automatic picks of host ports come from, unless stated
 PROTOCOLS = ("tcp", "udp", "sctp")
 MAX_TEXT = 255  # bytes of an owner, a key, the name of a label or of a network
 MAX_LABEL = 4096  # bytes of a label's value
-ANY = IPv4Address(0)
-
-IP = IPv4Address | IPv6Address
 
 
 def shown(value: object) -> str:
@@ -131,45 +127,6 @@ def as_flag(value: object, what: str) -> bool:
     if value is True or value is False:
         return value
     raise InvalidValueError(f"{what} {shown(value)} is neither True nor False")
-
-
-def as_ip(value: object, what: str = "address") -> IP:
-    """An address, given as text or as an object; of an interface the address alone."""
-    kind = type(value)
-    if kind is IPv4Address or kind is IPv6Address:
-        return value  # type: ignore[return-value]
-    if isinstance(value, IPv4Address):
-        return IPv4Address(int(value))
-    if isinstance(value, IPv6Address):
-        return IPv6Address(int(value))
-    if isinstance(value, str) and len(value) < 100:
-        try:
-            return ip_address(str.__str__(value))
-        except ValueError:
-            pass
-    raise InvalidValueError(f"{what} {shown(value)} is not an IP address")
-
-
-def as_ipv4(value: object, what: str) -> IPv4Address:
-    """An IPv4 address, given as text or as an object."""
-    if type(value) is IPv4Address:
-        return value
-    if isinstance(value, IPv4Address):
-        return IPv4Address(int(value))
-    if isinstance(value, str) and len(value) < 100:
-        try:
-            return int_to_ip(ip_to_int(str.__str__(value)))  # a tenth of IPv4Address(text)'s time
-        except NetallocError:
-            pass
-    raise InvalidValueError(f"{what} {shown(value)} is not an IPv4 address")
-
-
-def as_host_ip(value: object) -> IPv4Address | None:
-    """The host address of a mapping; None and 0.0.0.0 both mean every address."""
-    if value is None:
-        return None
-    ip = as_ipv4(value, "host address")
-    return None if ip == ANY else ip
 
 
 def as_items(values: Iterable[T] | object, what: str) -> list[Any]:

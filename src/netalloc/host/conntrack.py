@@ -19,12 +19,13 @@ there are many flows.
 import errno
 import logging
 import struct
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from functools import partial
 from ipaddress import IPv4Address
-from pathlib import Path
 from typing import NamedTuple
 
 from netalloc.closing import Closing
+from netalloc.host import netns
 from netalloc.host.local_addresses import addresses, is_local
 from netalloc.host.netlink import (
     NETLINK_NETFILTER,
@@ -34,12 +35,13 @@ from netalloc.host.netlink import (
     explaining,
 )
 from netalloc.host.netlink_messages import attribute, attributes
+from netalloc.host.shown_flows import ShownFlow, shown_flows
 from netalloc.model import PortMapping
 
 logger = logging.getLogger(__name__)
 
 NUMBERS = {"tcp": 6, "udp": 17, "sctp": 132}
-_GET, _DELETE = (1 << 8 | kind for kind in (1, 2))  # NFNL_SUBSYS_CTNETLINK
+_GET, _DELETE, _STATISTICS = (1 << 8 | kind for kind in (1, 2, 5))  # NFNL_SUBSYS_CTNETLINK
 _IPV4 = b"\x02\0\0\0"  # struct nfgenmsg: family, version, resource
 _ORIGINAL, _REPLY, _STATUS, _ID, _ZONE, _FILTER, _STATUS_MASK = 1, 2, 3, 12, 18, 25, 26
 _IP, _PROTO, _SOURCE, _DESTINATION = 1, 2, 1, 2
@@ -54,10 +56,11 @@ _TRANSLATED = b"".join(attribute(kind, b"\0\0\0\x20") for kind in (_STATUS, _STA
 
 _OPENING = explaining("a socket to flush flows")
 _LOOPBACK = bytes((127, 0, 0, 1))
-_COUNT = Path("/proc/sys/net/netfilter/nf_conntrack_count")
+_ENTRIES = 1  # CTA_STATS_GLOBAL_ENTRIES
 # A deletion by filter, and a listing by filter, take the time of passing so many flows (0.2 µs
 # each) besides those that there are: 0.12 and 9 ms where there are none.
 _DELETION, _LISTING = 600, 45_000
+_SHOWN = 500  # flows up to which to read all of them takes no longer than some deletions
 _WALK_FROM = 1_000  # flows of one address: to delete each by itself takes as long as a walk
 
 # Where things are in the usual listed flow: one over IPv4, with ports.
@@ -82,6 +85,7 @@ class Flows(Closing):
     def __init__(self) -> None:
         self._socket = LazySocket(NETLINK_NETFILTER)
         self._routes = LazySocket(NETLINK_ROUTE)
+        self._home = netns.current()
         self._deletes_by_filter = True  # Linux can since 6.8
 
     def open(self) -> None:
@@ -103,7 +107,7 @@ class Flows(Closing):
         if added:
             mappings = [mapping for mapping in mappings if mapping.protocol == "udp"]
         if mappings:
-            self._explained(lambda: (self._added if added else self._removed)(mappings))
+            self._explained(partial(self._added if added else self._removed, mappings))
 
     def forget(self, servers: Collection[IPv4Address]) -> None:
         """Forget the flows that these addresses answer, as nothing is behind them any more.
@@ -111,16 +115,24 @@ class Flows(Closing):
         Raises CommandError without the privilege. O(flows), in one walk for one address.
         """
         if servers:
-            self._explained(lambda: self._forget({ip.packed for ip in servers}))
+            self._explained(partial(self._forget, {ip.packed for ip in servers}))
 
     def close(self) -> None:
         """Close the sockets; the next call opens others."""
         self._socket.close()
         self._routes.close()
 
-    def _explained(self, flush: Callable[[], None]) -> None:
+    def count(self) -> int:
+        """How many flows the network namespace has; 8 µs."""
+        (answer,) = self._socket.get().call(_STATISTICS, _IPV4)
+        return int.from_bytes(attributes(answer, 4)[_ENTRIES], "big")
+
+    def _explained(self, flush: Callable[[int], None]) -> None:
+        """Run what flushes some of so many flows; where there are none nothing is stale."""
         try:
-            flush()
+            flows = self.count()
+            if flows:
+                flush(flows)
         except NetlinkError as error:
             # EINVAL: no such subsystem; an older kernel's refusal of a filter was met below.
             if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
@@ -128,9 +140,12 @@ class Flows(Closing):
                 raise error.explained(what) from error
             logger.warning("this kernel lists no flows, so that none were flushed: %s", error)
 
-    def _removed(self, mappings: Collection[PortMapping]) -> None:
+    def _removed(self, mappings: Collection[PortMapping], flows: int) -> None:
         ports = [(mapping, port) for mapping in mappings for port in mapping.ports]
-        if self._walks(len(ports)) and self._deleted(_served(*one) for one in ports):
+        if len(ports) > 1 and (shown := self._shown(flows)) is not None:
+            there = {(flow.number, flow.port) for flow in shown}
+            ports = [(m, port) for m, port in ports if (NUMBERS[m.protocol], port) in there]
+        if self._walks(len(ports), flows) and self._deleted(_served(*one) for one in ports):
             return
         wanted = _by_port(mappings)
         listing = _translated({mapping.dest[0].packed for mapping in mappings})
@@ -138,13 +153,11 @@ class Flows(Closing):
             if any(_leads(flow, mapping) for mapping in wanted[flow.number, flow.port]):
                 self._delete(flow)
 
-    def _added(self, mappings: Collection[PortMapping]) -> None:
+    def _added(self, mappings: Collection[PortMapping], flows: int) -> None:
         ports = [(mapping, port) for mapping in mappings for port in mapping.ports]
-        if self._walks(len(ports)):
-            at = self._local() if any(one.host_ip is None for one in mappings) else []
-            sent = [body for mapping, port in ports for body in _sent(mapping, port, at)]
-            if self._walks(len(sent)) and self._deleted(sent):
-                return
+        sent = self._filters(ports, flows)
+        if sent is not None and self._walks(len(sent), flows) and self._deleted(sent):
+            return
         wanted, known = _by_port(mappings), dict[bytes, bool]()
         listing = _sent_to(ports[0][1] if len(ports) == 1 else None)
         for flow in _among(self._socket.get().dump(_GET, listing)[0], wanted):
@@ -156,8 +169,43 @@ class Flows(Closing):
                         self._delete(flow)
                     break
 
-    def _forget(self, servers: set[bytes]) -> None:
-        if self._walks(len(servers)) and self._deleted(map(_answered, servers)):
+    def _filters(self, ports: Sequence[tuple[PortMapping, int]], flows: int) -> list[bytes] | None:
+        """The filters for the udp flows to these ports; None where these are too many.
+
+        Where all flows are shown, one for each address that there are any to; otherwise for each
+        address that the host has.
+        """
+        shown = self._shown(flows)
+        if shown is None:
+            if not self._walks(len(ports), flows):
+                return None
+            at = self._local() if any(one.host_ip is None for one, _ in ports) else []
+            return [body for mapping, port in ports for body in _sent(mapping, port, at)]
+        places: dict[int, set[bytes]] = {}
+        for flow in shown:
+            if flow.number == NUMBERS["udp"]:
+                places.setdefault(flow.port, set()).add(flow.ip)
+        return [
+            body
+            for mapping, port in ports
+            for ip in places.get(port, ())
+            if self._reaches(mapping, ip)
+            for body in _sent(mapping, port, [(_DESTINATION, ip)])
+        ]
+
+    def _reaches(self, mapping: PortMapping, ip: bytes) -> bool:
+        if mapping.host_ip is not None:
+            return mapping.host_ip.packed == ip
+        return is_local(self._routes.get(), ip)
+
+    def _shown(self, flows: int) -> list[ShownFlow] | None:
+        """All flows, where they are few and shown."""
+        return shown_flows(self._home) if flows <= _SHOWN else None
+
+    def _forget(self, servers: set[bytes], flows: int) -> None:
+        if len(servers) > 1 and (shown := self._shown(flows)) is not None:
+            servers &= {flow.server for flow in shown}
+        if self._walks(len(servers), flows) and self._deleted(map(_answered, servers)):
             return
         found: dict[bytes, list[_Flow]] = {}
         for body in self._socket.get().dump(_GET, _translated(servers))[0]:
@@ -167,20 +215,15 @@ class Flows(Closing):
             flow = _parse(body)
             if flow is not None and flow.server[0] in servers:
                 found.setdefault(flow.server[0], []).append(flow)
-        for server, flows in found.items():
-            if len(flows) < _WALK_FROM or not self._deleted([_answered(server)]):
-                for flow in flows:
+        for server, some in found.items():
+            if len(some) < _WALK_FROM or not self._deleted([_answered(server)]):
+                for flow in some:
                     self._delete(flow)
 
-    def _walks(self, number: int) -> bool:
+    def _walks(self, number: int, flows: int) -> bool:
         """Whether so many deletions by filter are cheaper than a listing, and possible."""
-        if not self._deletes_by_filter or number < 2:
-            return self._deletes_by_filter
-        try:
-            flows = int(_COUNT.read_text())
-            return number * (flows + _DELETION) < flows + _LISTING
-        except (OSError, ValueError):  # no flow table, or one that is not shown
-            return True
+        cheaper = number < 2 or number * (flows + _DELETION) < flows + _LISTING
+        return number == 0 or (self._deletes_by_filter and cheaper)
 
     def _deleted(self, filters: Iterable[bytes]) -> bool:
         """Have the kernel delete by filters; false where it cannot."""
@@ -193,7 +236,8 @@ class Flows(Closing):
                 raise
             # An older one takes the tuple for a whole one: not found, or not complete.
             self._deletes_by_filter = False
-        return self._deletes_by_filter
+            return False
+        return True
 
     def _local(self) -> list[tuple[int, bytes]]:
         """What tells flows to the host itself: by where they go, or come from.

@@ -32,12 +32,12 @@ from netalloc.store.records import (
     Reservation,
     new_lease,
 )
-from netalloc.values import IP
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from netalloc.address_values import IP
     from netalloc.store.protocol import StoredBitmap, Transaction
 
 
@@ -177,7 +177,7 @@ class Addresses:
     ) -> list[Lease]:
         """The next n free addresses, or none of them: ExhaustedError."""
         bitmap = self.bitmap(tx)
-        if self._cooldown:
+        if self._cooldown and n <= self.subnet.capacity:
             expire_cooldowns(tx, self.number, self.clock(), bitmap, n)
         if n > bitmap.size - len(bitmap):
             raise exhausted(self, tx, f"{n} addresses", bitmap)
@@ -205,13 +205,12 @@ class Addresses:
         return held if held is not None and held.generation == lease.generation else None
 
     def end(self, tx: Transaction, leases: Sequence[Lease]) -> None:
-        """End leases as they are now: the addresses cool down, or are free at once."""
+        """What becomes of leases that were taken out: they cool down, or are free at once."""
         bitmap, number, table = self.bitmap(tx), self.number, tx.table
         labels, candidates, reservations = table(Label), table(GcCandidate), table(Reservation)
         cooldown, sticky = self._cooldown, self._sticky
         now = self.clock() if cooldown or sticky else 0
         cooling = []
-        table(Lease).remove(leases)
         for lease in leases:
             ordinal = lease.ordinal
             if labels:

@@ -169,12 +169,12 @@ def _addresses(tx: Transaction, addresses: Addresses) -> Iterator[str]:
         free = bitmap.next_free(start)
         if free is not None and free < stop:
             yield f"{subnet.address(free)} is never given, but is marked as free"
-    for ordinal in _outside(bitmap, never):
+    for ordinal in outside(bitmap, never):
         if ordinal not in wanted:
             yield f"{subnet.address(ordinal)} is marked as taken, but no record says by whom"
 
 
-def _outside(bitmap: Ordinals, runs: tuple[tuple[int, int], ...]) -> Iterator[int]:
+def outside(bitmap: Ordinals, runs: tuple[tuple[int, int], ...]) -> Iterator[int]:
     """The ordinals that are set outside of these runs, which may be huge."""
     start = 0
     for first, stop in (*runs, (1 << 64, 1 << 64)):

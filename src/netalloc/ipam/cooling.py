@@ -17,19 +17,20 @@ def expire_cooldowns(
     """Take back addresses that have cooled down: some, and more until as many are free.
 
     A bounded number of steps for each that is needed, but for reserved ones: these cool down
-    and stay taken.
+    and stay taken. Where the oldest one is not ready yet, none is, however many are needed.
     """
     cooling, reservations = tx.table(Cooldown), tx.table(Reservation)
-    limit = needed - 1 + _AT_ONCE
-    while True:
+    wanted, seen, limit = needed - 1 + _AT_ONCE, 0, _AT_ONCE
+    while seen < wanted or bitmap.size - len(bitmap) < needed:
         oldest = cooling.where("network", equal=(number,), limit=limit)
         ready = [record for record in oldest if record.ready_ns <= now]
         cooling.remove(ready)
         for record in ready:
             if reservations.get(number, record.ordinal) is None:
                 bitmap.release(record.ordinal)
-        if len(ready) < limit or bitmap.size - len(bitmap) >= needed:
+        if len(ready) < limit:
             return
+        seen, limit = seen + limit, 2 * limit
 
 
 def longest_cooling(tx: Transaction, number: int) -> int | None:

@@ -11,7 +11,6 @@ from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, InvalidValueError, NotAllocatedError
 from netalloc.ipam.clock import SECOND
 from netalloc.light import NamedTuple
-from netalloc.ports import PORTS
 from netalloc.store.records import (
     Cooldown,
     GcCandidate,
@@ -22,16 +21,18 @@ from netalloc.store.records import (
     Publication,
     Reservation,
 )
-from netalloc.values import as_text
+from netalloc.values import PORTS, as_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from ipaddress import IPv4Network, IPv6Network
     from typing import Any
 
     from netalloc.store.protocol import Transaction
 
 CONFIGURED = "networks"  # the counter that grows whenever a record of a network changes
+REPLACED = "replaced"  # the one that grows where another record is put in a network's place
 MODES = ("bridge",)
 
 # A network's name is the bridge's unless given, and chains and tables are called after it.
@@ -71,6 +72,13 @@ class NetworkInfo(NamedTuple):
     forward: bool
 
 
+class Nearby(NamedTuple):
+    """The numbers of networks that one is in the way of, as long as CONFIGURED is that."""
+
+    configured: int
+    numbers: tuple[int, ...]
+
+
 def as_network_name(name: object) -> str:
     """A name that chains and tables can be called after: 1 to 64 letters, digits and `_.:@-`."""
     plain = as_text(name, "network name", 64)
@@ -85,6 +93,13 @@ def subnet_of(network: Network) -> Subnet:
     if spec is None:
         raise InvalidValueError(f"network {network.name} has no subnet")
     return Subnet(spec, exclude=network.exclude.split(",") if network.exclude else ())
+
+
+def subnets_of(network: Network) -> list[IPv4Network | IPv6Network]:
+    """The network's subnets, one or one of each family."""
+    from ipaddress import ip_interface
+
+    return [ip_interface(spec).network for spec in (network.subnet, network.subnet6) if spec]
 
 
 def info(network: Network) -> NetworkInfo:
@@ -148,9 +163,14 @@ def find(tx: Transaction, name: str) -> Network | None:
     return found[0] if found else None
 
 
-def networks(tx: Transaction) -> list[Network]:
-    """All networks of the store, by name."""
-    return sorted(tx.table(Network).all(), key=lambda network: network.name)
+def networks(tx: Transaction, near: Nearby | None = None) -> list[Network]:
+    """All networks of the store, by name; only those that are near, where that is known."""
+    table = tx.table(Network)
+    if near is None or near.configured != tx.last(CONFIGURED):
+        found = table.all()
+    else:
+        found = [one for number in near.numbers if (one := table.get(number)) is not None]
+    return sorted(found, key=lambda network: network.name)
 
 
 def get(tx: Transaction, name: str) -> Network:
@@ -182,25 +202,25 @@ def check_agreement(network: Network, stated: Statement) -> None:
         )
 
 
-def enter(tx: Transaction, stated: Statement) -> Network:
-    """Enter a new network. Raises InUseError where it is in the way of another."""
-    from ipaddress import ip_interface, ip_network
+def enter(tx: Transaction, stated: Statement, near: Nearby | None = None) -> Network:
+    """Enter a new network. Raises InUseError where it is in the way of another.
 
-    subnet = _whole(stated)
-    for other in networks(tx):
-        if other.name == stated.name:
-            raise InUseError(f"network {stated.name} is registered already", stated.name)
-        if stated.bridge is not None and other.bridge == stated.bridge:
-            raise InUseError(f"bridge {stated.bridge} is of network {other.name}", other.name)
-        for spec in (other.subnet, other.subnet6):
-            theirs = None if spec is None else ip_interface(spec).network
-            if theirs is not None and theirs.version == subnet.version:
-                ours = ip_network(str(subnet.network))
-                if theirs.overlaps(ours):
+    `near`: where a view has looked for these already; where it is out of date, or None, all
+    networks are looked at.
+    """
+    network = record_of(0, stated)
+    if find(tx, network.name) is not None:
+        raise InUseError(f"network {network.name} is registered already", network.name)
+    for other in networks(tx, near):
+        if network.bridge is not None and other.bridge == network.bridge:
+            raise InUseError(f"bridge {network.bridge} is of network {other.name}", other.name)
+        for theirs in subnets_of(other):
+            for ours in subnets_of(network):
+                if theirs.version == ours.version and theirs.overlaps(ours):
                     raise InUseError(
-                        f"{ours} of {stated.name} overlaps {theirs} of {other.name}", other.name
+                        f"{ours} of {network.name} overlaps {theirs} of {other.name}", other.name
                     )
-    network = record_of(tx.next("network"), stated)
+    network = network._replace(number=tx.next("network"))
     tx.table(Network).add((network,))
     tx.next(CONFIGURED)
     return network
@@ -212,6 +232,7 @@ def replace(tx: Transaction, network: Network, fresh: Network) -> None:
     table.remove((network,))
     table.add((fresh,))
     tx.next(CONFIGURED)
+    tx.next(REPLACED)
 
 
 def remove(tx: Transaction, network: Network) -> None:

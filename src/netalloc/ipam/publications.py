@@ -6,13 +6,20 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 
 from netalloc._alloc import Subnet
-from netalloc.errors import InUseError, OutOfRangeError, StoreError
+from netalloc.address_values import as_ipv4
+from netalloc.errors import (
+    InUseError,
+    InvalidValueError,
+    NotAllocatedError,
+    OutOfRangeError,
+    StoreError,
+)
 from netalloc.ipam.change import Change
 from netalloc.logs import Log
 from netalloc.model import PortMapping, PortRequest
-from netalloc.port_bitmaps import NAMED, SIZE, Ordinals
+from netalloc.port_bitmaps import NAMED, SIZE, Ordinals, addresses_with
 from netalloc.ports import PortAllocator, Probe
-from netalloc.store.records import Lease, Publication
+from netalloc.store.records import Lease, Publication, new_lease, new_publication
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,15 +37,15 @@ class _InTransaction:
     """The store's bitmaps, as they are in the transaction that is under way."""
 
     tx: Transaction
+    bitmap: Callable[[str, int], Ordinals]
 
-    def bitmap(self, name: str, size: int) -> Ordinals:
-        return self.tx.bitmap(name, size)
+    def enter(self, tx: Transaction) -> None:
+        self.tx = tx
+        self.bitmap = tx.bitmap  # asked for several times a port
 
     def holders(self, port: int, protocol: str) -> Iterator[str]:
-        return (
-            str(IPv4Address(row.host_ip))
-            for row in holding(self.tx, port, protocol, limit=NAMED + 1)
-        )
+        rows = holding(self.tx, port, protocol, limit=NAMED + 1)
+        return (str(IPv4Address(row.host_ip)) for row in rows)
 
     def known(self, name: str) -> bool:
         return self.tx.known(name)
@@ -80,7 +87,7 @@ class Publications:
         adjacent ones, and what is picked automatically last, so that no pick takes what a
         later request names.
         """
-        self._bitmaps.tx = change.tx
+        self._bitmaps.enter(change.tx)
         host: list[int] = [0] * len(requests)
         picks: dict[tuple[str, IPv4Address | None], list[int]] = {}
         blocks: list[int] = []
@@ -105,14 +112,16 @@ class Publications:
                 host[i] = port
         rows, mappings = [], []
         for (lease, request), port in zip(requests, host, strict=True):
-            row = Publication(
-                lease.network,
-                lease.ordinal,
-                int(request.host_ip) if request.host_ip else 0,
-                request.protocol,
-                port,
-                request.count,
-                request.container_port or port,
+            row = new_publication(
+                (
+                    lease.network,
+                    lease.ordinal,
+                    int(request.host_ip) if request.host_ip else 0,
+                    request.protocol,
+                    port,
+                    request.count,
+                    request.container_port or port,
+                )
             )
             rows.append(row)
             mappings.append(self.mapping(row, lease.owner))
@@ -122,7 +131,7 @@ class Publications:
 
     def unpublish(self, change: Change, publications: Iterable[Publication]) -> list[PortMapping]:
         """Take the ports back, which must be published; the mappings that go."""
-        self._bitmaps.tx = change.tx
+        self._bitmaps.enter(change.tx)
         rows = list(publications)
         change.tx.table(Publication).remove(rows)
         gone = [self.mapping(row) for row in rows]
@@ -132,22 +141,26 @@ class Publications:
                 self.ports.release(port, row.protocol, mapping.host_ip)
         return gone
 
-    def count(self, change: Change, lease: Lease, more: int) -> None:
-        """Enter in a lease that it has so many publications more."""
-        leases = change.tx.table(Lease)
-        held = leases.get(lease.network, lease.ordinal)
-        if held is not None:
-            leases.remove((held,))
-            leases.add((held._replace(publications=held.publications + more),))
+    def count(self, change: Change, lease: Lease, more: int) -> Lease | None:
+        """Enter in a lease that it has so many publications more; the lease as it is then.
+
+        None, with nothing entered, where it is another one by now, or as it was not known.
+        """
+        network, ordinal, generation, publications, owner, key, since_ns = lease
+        counted = new_lease(
+            (network, ordinal, generation, publications + more, owner, key, since_ns)
+        )
+        return counted if change.tx.table(Lease).replace(lease, counted) else None
 
     def mapping(self, row: Publication, owner: str | None = None) -> PortMapping:
         """What the kernel is told of a publication."""
-        return PortMapping(
-            row.host_port,
-            (self._subnet.address(row.ordinal), row.container_port),  # type: ignore[arg-type]
-            row.protocol,
-            IPv4Address(row.host_ip) if row.host_ip else None,
-            row.port_count,
+        _, ordinal, host_ip, protocol, host_port, port_count, container_port = row
+        return PortMapping.plain(
+            host_port,
+            (as_ipv4(self._subnet.address(ordinal), "destination"), container_port),
+            protocol,
+            IPv4Address(host_ip) if host_ip else None,
+            port_count,
             owner,
         )
 
@@ -167,6 +180,31 @@ class Publications:
         if not rows:
             return rows
         return sorted(rows, key=lambda row: (row.host_port, row.protocol, row.host_ip))
+
+    def find_own(
+        self, tx: Transaction, lease: Lease, host_port: int, protocol: str, ip: IPv4Address | None
+    ) -> Publication:
+        """The publication of a lease that begins with that port; without `ip` on any address.
+
+        O(1) where it is on every address or `ip` is given. Raises NotAllocatedError, and
+        InvalidValueError where it is on several addresses.
+        """
+        table, own = tx.table(Publication), (lease.network, lease.ordinal)
+        row = table.get(*own, int(ip) if ip else 0, protocol, host_port)
+        if row is not None:
+            return row
+        begin = table.where("protocol", "host_port", equal=(protocol, host_port))
+        found = [row for row in begin if row[:2] == own and ip is None]
+        if not found:
+            self.of(tx, lease)  # raises where it may be one that cannot be read
+            where = self._subnet.address(lease.ordinal)
+            raise NotAllocatedError(f"{where} does not publish port {host_port}/{protocol}")
+        if len(found) > 1:
+            on = ", ".join(str(IPv4Address(row.host_ip)) for row in found)
+            raise InvalidValueError(
+                f"port {host_port}/{protocol} is published on {on}: name the host address"
+            )
+        return found[0]
 
     def desired(self, tx: Transaction, *, owners: bool = True) -> list[PortMapping]:
         """All that the kernel should have for this network, with the owners if they are wanted."""
@@ -234,33 +272,44 @@ class Publications:
 
     def _holder(self, tx: Transaction, port: int, protocol: str) -> str | None:
         """What holds a port, on whatever address; looked up only to name it in an error."""
-        for row in holding(tx, port, protocol, limit=1):
-            lease = tx.table(Lease).get(row.network, row.ordinal)
-            if lease is not None and lease.owner is not None:
-                return lease.owner
-            if row.network == self._number:
-                return f"the holder of {self._subnet.address(row.ordinal)}"
+        for limit in (1, NAMED):  # as a rule the first one has a name
+            for row in holding(tx, port, protocol, limit):
+                lease = tx.table(Lease).get(row.network, row.ordinal)
+                if lease is not None and lease.owner is not None:
+                    return lease.owner
+                if row.network == self._number:
+                    return f"the holder of {self._subnet.address(row.ordinal)}"
         return None
 
 
-def holding(tx: Transaction, port: int, protocol: str, limit: int = -1) -> Iterator[Publication]:
+def holding(tx: Transaction, port: int, protocol: str, limit: int = -1) -> list[Publication]:
     """The publications of a host port, on whatever address of the host and by any network.
 
-    Those that begin with it come first, then the blocks that it is in the middle of: these
-    begin further down, and all between is in use. `limit` is of those that begin at one port.
-    No block reaches over a publication on every address, so the walk ends at the first of
-    them: O(ports in use just below it, on single addresses).
+    At most `limit` of them, unless that is -1. Those that begin with it come first, then the
+    blocks that it is in the middle of: these begin further down. All between is in use, no
+    block reaches over a publication on every address, and how many addresses hold a port is
+    known. So the look downward ends as soon as there can be no more: O(found, and publications
+    on other single addresses that begin within the blocks found).
     """
     name, table = f"ports/{protocol}/used", tx.table(Publication)
-    used = tx.bitmap(name, SIZE) if tx.known(name) else ()
-    first = port
-    while first in used:
-        for row in table.where("protocol", "host_port", equal=(protocol, first), limit=limit):
-            if port < row.host_port + row.port_count:
-                yield row
-            if not row.host_ip:
-                return
-        first -= 1
+    if not tx.known(name) or port not in (used := tx.bitmap(name, SIZE)):
+        return []
+    wanted, n = 0, 1
+    while True:
+        rows = table.up_to("protocol", "host_port", equal=(protocol, port), limit=n)
+        found = [row for row in rows if port < row.host_port + row.port_count]
+        if len(found) == limit or len(rows) < n or not all(row.host_ip for row in rows):
+            break
+        if not wanted:
+            wanted = addresses_with(tx, port, protocol)
+            if limit >= 0:
+                wanted = min(wanted, limit)
+        free = used.next_free(rows[-1].host_port)
+        if len(found) >= wanted or (free is not None and free < port):
+            break
+        n = max(wanted, 4 * n)
+    found.sort(key=lambda row: (-row.host_port, row))
+    return found
 
 
 def _meets(row: Publication, request: PortRequest) -> bool:

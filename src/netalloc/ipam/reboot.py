@@ -46,6 +46,9 @@ class _Empty:
     def where(self, *fields: str, equal: tuple[Any, ...], limit: int = -1) -> list[Any]:
         return []
 
+    def up_to(self, *fields: str, equal: tuple[Any, ...], limit: int) -> list[Any]:
+        return []
+
     def all(self) -> list[Any]:
         return []
 

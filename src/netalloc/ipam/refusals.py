@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from netalloc.ipam.addresses import Addresses
     from netalloc.store.protocol import StoredBitmap, Transaction
 
-_COUNTED = 100  # of those that cool down: a refusal costs the same, however many there are
+_COUNTED = 10  # of those that cool down: a refusal costs the same, however many there are
 
 
 def explain(addresses: Addresses, tx: Transaction, ordinal: int) -> None:
@@ -31,7 +31,7 @@ def explain(addresses: Addresses, tx: Transaction, ordinal: int) -> None:
 def exhausted(
     addresses: Addresses, tx: Transaction, what: str, bitmap: StoredBitmap
 ) -> ExhaustedError:
-    """The error where nothing is free: how many are, and how many cool down, up to a hundred."""
+    """The error where nothing is free: how many are, and how many cool down, up to ten."""
     cooling = tx.table(Cooldown).where("network", equal=(addresses.number,), limit=_COUNTED + 1)
     free, subnet = bitmap.size - len(bitmap), addresses.subnet
     text = f"no {what} left in {subnet.network}: {free} of {subnet.capacity} are free"

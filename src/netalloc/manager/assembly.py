@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from functools import partial
-from ipaddress import IPv4Network
 
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, InvalidValueError
@@ -18,25 +16,26 @@ from netalloc.ipam.networks import (
     get,
     ports_of,
     purge,
+    record_of,
     replace,
     subnet_of,
 )
-from netalloc.ipam.publications import Publications
 from netalloc.logs import Log
 from netalloc.manager.commit import Committer
-from netalloc.manager.host_checks import host_check, host_probe
 from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
 from netalloc.manager.leases import LeaseService
 from netalloc.manager.mappings import ExclusiveMappings, NoMappings, SharedMappings
 from netalloc.manager.undo import Teardown, attempt
-from netalloc.ports import Probe
 from netalloc.store.records import Network
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from ipaddress import IPv4Network
     from typing import TypeVar
 
+    from netalloc.ipam.publications import Publications
+    from netalloc.ports import Probe
     from netalloc.store.protocol import Store, Transaction
 
     T = TypeVar("T")
@@ -75,8 +74,9 @@ def assemble(
         else:
             whole = stated._replace(backend=network.backend)
         mappings = _mappings(whole, network, part, host)
-        with ExitStack() as made:
-            made.callback(mappings.close)
+        made = Teardown()
+        try:
+            made.push(mappings.close)
             if whole.backend in REAL:
                 host.claim(stated.name)
             known = network is not None and network.backend
@@ -94,8 +94,10 @@ def assemble(
             else:
                 leases.committer.recover()
             opened.push(mappings.close)
-            made.pop_all()
+            made.forget()
             break
+        finally:
+            made.close()
     if host.shared:
         opened.push(partial(_take_back, host, network))
     opened.push(leases.holds.close)
@@ -106,16 +108,12 @@ def assemble(
 def _service(
     host: HostStore, network: Network, mappings: ExclusiveMappings, probe: Probe | None
 ) -> LeaseService:
-    subnet, ports = subnet_of(network), ports_of(network)
-    real = network.backend in REAL
-    publications = Publications(
-        network.number,
-        subnet,
-        ports,
-        host_probe(ports) if real and probe is None else probe,
-        host_check if real else None,
+    publications = _publications(network, probe)
+    if network.backend in REAL:
+        publications()  # it warns of ports that the host uses itself
+    committer = Committer(
+        host.store, mappings, network.number, lambda tx: publications().desired(tx)
     )
-    committer = Committer(host.store, mappings, network.number, publications.desired)
     flows = None
     if host.owed is not None:
         from netalloc.manager.stale_flows import StaleFlows
@@ -123,6 +121,29 @@ def _service(
         flows = StaleFlows(host.owed)
         flows.finish()
     return LeaseService(network, Addresses.of(network), publications, mappings, committer, flows)
+
+
+def _publications(network: Network, probe: Probe | None) -> Callable[[], Publications]:
+    """What makes them at its first call: a process that publishes nothing never loads them."""
+    made: list[Publications] = []
+
+    def get() -> Publications:
+        if not made:
+            made.append(_made_publications(network, probe))
+        return made[0]
+
+    return get
+
+
+def _made_publications(network: Network, probe: Probe | None) -> Publications:
+    from netalloc.ipam.publications import Publications
+
+    subnet, ports, check = subnet_of(network), ports_of(network), None
+    if network.backend in REAL:
+        from netalloc.manager.host_checks import host_check, host_probe
+
+        probe, check = host_probe(ports) if probe is None else probe, host_check
+    return Publications(network.number, subnet, ports, probe, check)
 
 
 def _host_store(stated: Statement, store: object) -> HostStore:
@@ -218,6 +239,8 @@ def _mappings(
 
 
 def _ipv4(subnet: Subnet) -> IPv4Network:
+    from ipaddress import IPv4Network
+
     network = subnet.network
     assert isinstance(network, IPv4Network)  # a real backend has no other
     return network
@@ -235,10 +258,12 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
         if network is not None and network.backend:
             return None
         if network is None:
-            network = enter(tx, stated)
+            network = enter(tx, stated, near)
         else:
             replace(tx, network, fresh := completed(network, stated))
             network = fresh
+        from netalloc.ipam.publications import Publications
+
         try:
             mappings.setup()
             _remove_others(network)
@@ -253,6 +278,10 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
             raise
         return network
 
+    from netalloc.ipam.nearby import nearby
+
+    wanted = record_of(0, stated)
+    near = _read(store, lambda tx: nearby(tx, wanted))
     return store.run("register", register, durable=True)
 
 
@@ -276,8 +305,9 @@ def kernel_cleanup(network: Network, store: Store) -> None:
     try:
         host.claim(network.name)
         mappings = _mappings(Statement(network.name, backend=network.backend), network, None, host)
-        with ExitStack() as made:
-            made.callback(mappings.close)
+        try:
             mappings.cleanup()
+        finally:
+            mappings.close()
     finally:
         host.close()

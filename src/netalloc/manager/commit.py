@@ -14,7 +14,7 @@ from _thread import get_ident
 from functools import partial
 
 from netalloc import forks
-from netalloc._alloc import MemoryTurn
+from netalloc._alloc import MemoryTurn, run_alone
 from netalloc.errors import (
     ClosedError,
     CommandError,
@@ -25,10 +25,9 @@ from netalloc.errors import (
 from netalloc.ipam.change import Change
 from netalloc.logs import Log
 from netalloc.manager.calls import Calls
-from netalloc.manager.mappings import ExclusiveMappings
+from netalloc.manager.mappings import ExclusiveMappings, NoMappings
 from netalloc.manager.queue import Queue, Waiter
 from netalloc.manager.undo import attempt, undo
-from netalloc.model import PortMapping, ReconcileResult
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -38,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import Any, TypeVar
 
+    from netalloc.model import PortMapping, ReconcileResult
     from netalloc.store.protocol import Store, Transaction
 
     T = TypeVar("T")
@@ -68,6 +68,7 @@ class Committer:
         self.store = store
         self._memory = store if isinstance(store, MemoryTurn) else None
         self._kernel = kernel
+        self._has_kernel = not isinstance(kernel, NoMappings)  # else there is nothing to mark
         self._network = network
         self._desired = desired
         self._calls = Calls("the manager")
@@ -103,7 +104,8 @@ class Committer:
             return memory.run_change(operation, change, self, self._calls)
         if self._calls.inside:
             return self._run_queued(Waiter(operation, change, durable))  # type: ignore[no-any-return]
-        return self._run_alone(operation, change, durable)
+        # Those that come meanwhile queue up behind it, as the store lets one in at a time.
+        return run_alone(self, self._calls, self.store.run, operation, change, durable)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
         """Read, without waiting for a change that is under way in a file."""
@@ -150,53 +152,6 @@ class Committer:
         calls.close()
         memory.wait()
         calls.close()
-
-    def _run_alone(self, operation: str, change: Callable[[Change], T], durable: bool) -> T:
-        """The same without a queue, where no other thread is in.
-
-        Those that come meanwhile queue up behind it, as the store lets one in at a time.
-        """
-        made: Change | None = None
-        committed = False
-
-        def work(tx: Transaction) -> T:
-            nonlocal made, committed
-            if tx.dirty:
-                self.repair(tx)
-            made = Change(tx)
-            try:
-                result = change(made)
-                if made.additions or made.removals:
-                    self.seal(tx, made.remove, made.add)
-                else:
-                    tx.commit()
-                committed = True
-            except BaseException as error:
-                committed = tx.committed
-                self.undo(tx, (made,), error)
-                raise
-            return result
-
-        calls = self._calls
-        try:
-            calls.inside[work] = get_ident()
-            if calls.closed:
-                raise ClosedError("the manager is closed")
-            result = self.store.run(operation, work, durable=durable)
-            assert made is not None
-            if made.finishing:
-                _finish(made.finishing)
-            return result
-        except BaseException:
-            if made is not None:
-                self.cut_off((made,), committed)
-            raise
-        finally:
-            try:
-                calls.inside.pop(work, None)
-            finally:
-                if calls.closed:
-                    calls.report()
 
     def _run_queued(self, caller: Waiter) -> Any:
         """Have the operation made by the thread that leads: another, or this one."""
@@ -280,7 +235,7 @@ class Committer:
 
     def seal(self, tx: Transaction, remove: list[PortMapping], add: list[PortMapping]) -> None:
         """The kernel's part, and the commit. What fails leaves the kernel as it was, or dirty."""
-        if not (remove or add):
+        if not (remove or add) or not self._has_kernel:
             tx.commit()
             return
         tx.mark_dirty(self._network)

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
-
-from netalloc.model import PortMapping
-
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from ipaddress import IPv4Address
+    from typing import TypeAlias
 
     from netalloc.host.sockets import BoundPort
+    from netalloc.model import PortMapping
 
-
-_Key = tuple[IPv4Address | None, str, int]
+    _Key: TypeAlias = tuple[IPv4Address | None, str, int]
 
 
 class PortHolds:

@@ -12,6 +12,7 @@ import os
 from _thread import allocate_lock as Lock
 
 from netalloc.errors import InvalidValueError
+from netalloc.light import loaded
 from netalloc.locks import holding
 from netalloc.manager.undo import Teardown
 from netalloc.values import shown
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from netalloc.host.owed_flows import OwedFlows
     from netalloc.store.memory import MemoryStore
     from netalloc.store.protocol import Store, Transaction
+    from netalloc.store.sqlite.store import SqliteStore
 
 
 class HostStore:
@@ -65,13 +67,18 @@ _shared_lock = Lock()
 def open_store(store: object) -> HostStore:
     """The store that a caller names: a path, or the part itself."""
     if isinstance(store, str | os.PathLike | bytes):
-        from netalloc.store.sqlite.store import SqliteStore
-
-        return HostStore(SqliteStore(store, **callbacks()), owned=True)  # type: ignore[arg-type]
+        kind = loaded(_sqlite_store)
+        return HostStore(kind(store, **callbacks()), owned=True)  # type: ignore[arg-type]
     for method in ("begin", "read", "close"):
         if not callable(getattr(store, method, None)):
             raise InvalidValueError(f"store {shown(store)} is neither a path nor a store")
     return HostStore(store, owned=False)  # type: ignore[arg-type]
+
+
+def _sqlite_store() -> type[SqliteStore]:
+    from netalloc.store.sqlite.store import SqliteStore
+
+    return SqliteStore
 
 
 def callbacks() -> dict[str, Any]:

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
-
 from netalloc._alloc import InterfaceState
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.manager.leases import LeaseService
-from netalloc.model import PortMapping, PortRequest
-from netalloc.store.records import Lease, Publication
-from netalloc.values import IP, as_each, as_flag, as_host_ip, as_port, as_protocol
+from netalloc.store.records import Lease
+from netalloc.values import as_each, as_flag, as_port, as_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
     from types import TracebackType
     from typing import NoReturn
+
+    from netalloc.address_values import IP
+    from netalloc.model import PortMapping, PortRequest
 
 
 class NetworkInterface(InterfaceState):
@@ -38,6 +39,8 @@ class NetworkInterface(InterfaceState):
     @property
     def address(self) -> IPv4Interface | IPv6Interface:
         """The address with the network's prefix length, as the container configures it."""
+        from ipaddress import IPv4Interface, IPv6Interface
+
         subnet = self._leases.subnet
         kind = IPv4Interface if subnet.version == 4 else IPv6Interface
         return kind((int(self.ip), subnet.prefixlen))
@@ -97,8 +100,12 @@ class NetworkInterface(InterfaceState):
         which is logged. Raises ExhaustedError, InUseError, InvalidValueError, CommandError;
         then no port is taken and no rule made.
         """
-        request = PortRequest(as_port(container_port), protocol, host_port, host_ip)
-        return self.publish((request,), hold=hold, check_host=check_host)[0].host_port
+        from netalloc.model import PortRequest
+
+        if container_port is None:
+            as_port(container_port)  # it is to be named
+        request = PortRequest(container_port, protocol, host_port, host_ip)
+        return self._publish((request,), hold, check_host)[0].host_port
 
     def allocate_ports(
         self,
@@ -116,8 +123,10 @@ class NetworkInterface(InterfaceState):
         The first free ones in a row, or those from `host_port`. They lead to the container
         ports of the same numbers, or to those from `container_port` on.
         """
+        from netalloc.model import PortRequest
+
         request = PortRequest(container_port, protocol, host_port, host_ip, n)
-        return self.publish((request,), hold=hold, check_host=check_host)[0].ports
+        return self._publish((request,), hold, check_host)[0].ports
 
     def publish(
         self,
@@ -127,9 +136,17 @@ class NetworkInterface(InterfaceState):
         check_host: bool = True,
     ) -> list[PortMapping]:
         """All of the ports in one step, or none of them; see `allocate_port`."""
-        requests = as_each(ports, "ports", PortRequest.of)
-        hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
-        return self._leases.publish(self._in_force(), requests, hold=hold, check_host=check_host)
+        return self._publish(as_requests(ports), hold, check_host)
+
+    def _publish(
+        self, requests: Sequence[PortRequest], hold: bool, check_host: bool
+    ) -> list[PortMapping]:
+        if hold is not False or check_host is not True:
+            hold, check_host = as_flag(hold, "hold"), as_flag(check_host, "check_host")
+        mappings, self._lease = self._leases.publish(
+            self._in_force(), requests, hold=hold, check_host=check_host
+        )
+        return mappings
 
     def release_port(
         self,
@@ -142,26 +159,11 @@ class NetworkInterface(InterfaceState):
         `host_ip` is needed only where the port is published on several host addresses.
         Raises NotAllocatedError when this interface does not publish it.
         """
+        from netalloc.address_values import as_host_ip
+
         protocol, host_port, ip = as_protocol(protocol), as_port(host_port), as_host_ip(host_ip)
 
-        def named(rows: Sequence[Publication]) -> Publication:
-            found = [
-                row
-                for row in rows
-                if row.host_port == host_port
-                and row.protocol == protocol
-                and (ip is None or row.host_ip == int(ip))
-            ]
-            if not found:
-                raise NotAllocatedError(f"{self.ip} does not publish port {host_port}/{protocol}")
-            if len(found) > 1:
-                on = ", ".join(str(IPv4Address(row.host_ip)) for row in found)
-                raise InvalidValueError(
-                    f"port {host_port}/{protocol} is published on {on}: name the host address"
-                )
-            return found[0]
-
-        self._leases.unpublish(self._in_force(), named)
+        self._lease = self._leases.unpublish(self._in_force(), host_port, protocol, ip)
 
     def release(self, *, strict: bool = False) -> None:
         """Give back the ports and the address.
@@ -219,3 +221,20 @@ class NetworkInterface(InterfaceState):
     def __repr__(self) -> str:
         owner = f" of {self.owner}" if self.owner else ""
         return f"<NetworkInterface {self.address}{owner}>"
+
+
+# Addresses and ports are loaded with the first call that names any: many a process names none.
+
+
+def as_address(ip: object) -> IP:
+    """An address that a caller names."""
+    from netalloc.address_values import as_ip
+
+    return as_ip(ip)
+
+
+def as_requests(ports: object) -> tuple[PortRequest, ...]:
+    """The ports that a caller names."""
+    from netalloc.model import PortRequest
+
+    return tuple(as_each(ports, "ports", PortRequest.of))

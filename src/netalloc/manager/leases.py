@@ -11,15 +11,12 @@ from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleL
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
 from netalloc.ipam.networks import CONFIGURED, find
-from netalloc.ipam.publications import Publications
 from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.model import PortMapping, PortRequest
 from netalloc.store.records import Label, Lease, Network, Publication
-from netalloc.values import IP
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -27,9 +24,13 @@ if sys.version_info < (3, 11):
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from ipaddress import IPv4Address
     from typing import TypeVar
 
+    from netalloc.address_values import IP
+    from netalloc.ipam.publications import Publications
     from netalloc.manager.stale_flows import StaleFlows
+    from netalloc.model import PortMapping, PortRequest
     from netalloc.store.protocol import Transaction
 
     T = TypeVar("T")
@@ -52,7 +53,7 @@ class LeaseService:
         self,
         network: Network,
         addresses: Addresses,
-        publications: Publications,
+        publications: Callable[[], Publications],
         mappings: ExclusiveMappings,
         committer: Committer,
         flows: StaleFlows | None = None,
@@ -61,13 +62,18 @@ class LeaseService:
         self.holds = PortHolds()
         self.mappings = mappings
         self.addresses = addresses
-        self.publications = publications
+        self._publications = publications
         self.committer = committer
         self.flows = flows  # with a backend that touches the kernel
         self.subnet: Subnet = addresses.subnet
         self.stale_releases = 0
         self._has_neighbours = mappings.is_real and network.bridge is not None
         self._configured = -1  # the state of the store's networks in which ours was seen
+
+    @property
+    def publications(self) -> Publications:
+        """The ports that the leases publish; made when they are first asked for."""
+        return self._publications()
 
     @property
     def place(self) -> object:
@@ -104,6 +110,8 @@ class LeaseService:
         check_host: bool = True,
     ) -> Lease:
         """A lease with its ports published; the one there is where the key is known."""
+        if ports:
+            self._publications()  # loaded before the store is locked
         change = partial(self._allocate, owner, key, ip, labels, ports, allow_cooling, check_host)
         return self.committer.run("allocate", change)
 
@@ -144,6 +152,9 @@ class LeaseService:
     ) -> list[Lease]:
         """n leases, each with its ports published, or none of them."""
 
+        if ports:
+            self._publications()
+
         def change(made: Change) -> list[Lease]:
             leases = self.addresses.lease_many(made.tx, n, owner, labels, len(ports))
             if ports:
@@ -162,33 +173,46 @@ class LeaseService:
         *,
         hold: bool = False,
         check_host: bool = True,
-    ) -> list[PortMapping]:
-        """Publish ports of a lease. Raises StaleLeaseError when it is no longer in force."""
+    ) -> tuple[list[PortMapping], Lease]:
+        """Publish ports of a lease; the mappings, and the lease as it is with them.
 
-        def change(made: Change) -> list[PortMapping]:
-            self._check_in_force(made.tx, lease)
+
+        Raises StaleLeaseError when it is no longer in force.
+        """
+        self._publications()
+
+        def change(made: Change) -> tuple[list[PortMapping], Lease]:
+            if made.tx.last(CONFIGURED) != self._configured:
+                self._check_registered(made.tx)
             pairs = [(lease, request) for request in requests]
-            mappings = self.publications.publish(made, pairs, check_host=check_host)
-            self.publications.count(made, lease, len(requests))
+            try:
+                mappings = self.publications.publish(made, pairs, check_host=check_host)
+            except NetallocError:
+                self._current(made.tx, lease)  # one that has ended is refused for that
+                raise
+            counted = self._count(made, lease, len(requests))
             if hold:
                 made.undo.append(partial(self.holds.drop, mappings))
                 self.holds.take(mappings)
             if self.flows is not None:
                 self.flows.got(made, (), mappings)
-            return mappings
+            return mappings, counted
 
-        return self.run("publish", change)
+        return self.committer.run("publish", change)
 
     def unpublish(
-        self, lease: Lease, choose: Callable[[Sequence[Publication]], Publication]
-    ) -> None:
-        """Take back the one that `choose` finds among the publications of a lease."""
+        self, lease: Lease, host_port: int, protocol: str, host_ip: IPv4Address | None
+    ) -> Lease:
+        """Take back the publication of a lease that begins with that port, see find_own(); the
+        lease as it is then.
+        """
 
-        def change(made: Change) -> None:
-            self._check_in_force(made.tx, lease)
-            self._unpublish_one(lease, choose(self.publications.of(made.tx, lease)), made)
+        def change(made: Change) -> Lease:
+            held = self._current(made.tx, lease)
+            row = self.publications.find_own(made.tx, held, host_port, protocol, host_ip)
+            return self._unpublish_one(held, row, made)
 
-        self.run("release_port", change)
+        return self.run("release_port", change)
 
     def release(self, lease: Lease, strict: bool = False) -> None:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
@@ -208,6 +232,10 @@ class LeaseService:
         tx = made.tx
         if tx.last(CONFIGURED) != self._configured:
             self._check_registered(tx)
+        leases = tx.table(Lease)
+        if leases.discard(lease):  # as it was when it was read last: then it need not be read
+            self._expired(made, (lease,))
+            return True
         current = self.addresses.in_force(tx, lease)
         if current is not None:
             self.expire(made, (current,))
@@ -241,8 +269,14 @@ class LeaseService:
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
         """End leases and their publications, as part of the change in which they were read."""
-        tx, of = made.tx, self.publications.of_current
+        made.tx.table(Lease).remove(leases)
+        self._expired(made, leases)
+
+    def _expired(self, made: Change, leases: Sequence[Lease]) -> None:
+        """What else ends with leases that were taken out."""
+        tx = made.tx
         if tx.table(Publication):
+            of = self.publications.of_current
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
         self.addresses.end(tx, leases)
         if self._has_neighbours:
@@ -331,9 +365,18 @@ class LeaseService:
         self.run("release", partial(self._release, lease))
         log.warning("%s was released step by step after: %s", self.name(lease), first)
 
-    def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> None:
+    def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> Lease:
         self._unpublish((row,), made)
-        self.publications.count(made, lease, -1)
+        return self._count(made, lease, -1)
+
+    def _count(self, made: Change, lease: Lease, more: int) -> Lease:
+        """Enter in a lease that it has so many publications more; the lease as it is then."""
+        counted = self.publications.count(made, lease, more)
+        if counted is None:  # it is not as it was when it was read last
+            current = self._current(made.tx, lease)
+            counted = self.publications.count(made, current, more)
+            assert counted is not None
+        return counted
 
     def _unpublish(self, rows: Sequence[Publication], made: Change, *, ended: bool = False) -> None:
         if rows:
@@ -345,9 +388,12 @@ class LeaseService:
     def _ips(self, leases: Sequence[Lease]) -> list[IP]:
         return [self.subnet.address(lease.ordinal) for lease in leases]
 
-    def _check_in_force(self, tx: Transaction, lease: Lease) -> None:
-        if self.addresses.in_force(tx, lease) is None:
+    def _current(self, tx: Transaction, lease: Lease) -> Lease:
+        """That very lease as it is now. Raises StaleLeaseError where it has ended."""
+        current = self.addresses.in_force(tx, lease)
+        if current is None:
             raise self._stale(lease)
+        return current
 
     def _stale(self, lease: Lease) -> StaleLeaseError:
         of = f" of {lease.owner}" if lease.owner is not None else ""

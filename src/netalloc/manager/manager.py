@@ -13,18 +13,14 @@ from netalloc.ipam.clock import SECOND
 from netalloc.ipam.networks import Statement, as_network_name, find
 from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
-from netalloc.manager.interface import NetworkInterface
+from netalloc.manager.interface import NetworkInterface, as_address, as_requests
 from netalloc.manager.undo import Teardown
-from netalloc.model import PortRequest, ReconcileResult
-from netalloc.ports import Probe
 from netalloc.store.records import Lease
 from netalloc.values import (
-    IP,
     MAX_TEXT,
     as_each,
     as_flag,
     as_int,
-    as_ip,
     as_items,
     as_labels,
     as_optional_text,
@@ -38,9 +34,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any, NoReturn
 
+    from netalloc.address_values import IP
     from netalloc.ipam.history import PastLease
+    from netalloc.model import PortRequest, ReconcileResult
     from netalloc.portmap.backend import Backend
     from netalloc.portmap.watch import Watch
+    from netalloc.ports import Probe
     from netalloc.store.protocol import Store
 
 
@@ -220,9 +219,9 @@ class NetworkManager(Closing):
         lease = leases.allocate(
             owner,
             key,
-            None if ip is None else as_ip(ip),
+            None if ip is None else as_address(ip),
             None if labels is None else as_labels(labels),
-            () if type(ports) is tuple and not ports else _requests(ports),
+            () if type(ports) is tuple and not ports else as_requests(ports),
             allow_cooling if allow_cooling is False else as_flag(allow_cooling, "allow_cooling"),
             check_host if check_host is True else as_flag(check_host, "check_host"),
         )
@@ -242,7 +241,7 @@ class NetworkManager(Closing):
             as_int(n, "number of interfaces", 0, MANY),
             as_optional_text(owner, "owner"),
             as_labels(labels),
-            _requests(ports),
+            as_requests(ports),
             as_flag(check_host, "check_host"),
         )
         return self._interfaces(leases)
@@ -254,13 +253,13 @@ class NetworkManager(Closing):
         owner gets the address by `allocate`. Again for the same owner it is no error. Raises
         InUseError, OutOfRangeError.
         """
-        plain, owner = as_ip(ip), as_optional_text(owner, "owner")
+        plain, owner = as_address(ip), as_optional_text(owner, "owner")
         addresses = self._leases.addresses
         self._leases.run("reserve", lambda made: addresses.reserve(made.tx, plain, owner), True)
 
     def unreserve(self, ip: IP | str) -> None:
         """Keep an address no longer; a lease of it goes on. Raises NotAllocatedError."""
-        plain, addresses = as_ip(ip), self._leases.addresses
+        plain, addresses = as_address(ip), self._leases.addresses
         self._leases.run("unreserve", lambda made: addresses.unreserve(made.tx, plain), True)
 
     def interfaces(self) -> list[NetworkInterface]:
@@ -329,7 +328,7 @@ class NetworkManager(Closing):
         from netalloc.ipam.history import as_moment, history
 
         at = None if at is None else as_moment(at, "at")
-        number, ordinal = self._leases.addresses.number, self.subnet.ordinal(as_ip(ip))
+        number, ordinal = self._leases.addresses.number, self.subnet.ordinal(as_address(ip))
         return self._leases.read(lambda tx: history(tx, number, ordinal, at))
 
     def check(self) -> list[str]:
@@ -381,10 +380,6 @@ class NetworkManager(Closing):
 
     def __repr__(self) -> str:
         return f"<NetworkManager {self.name} {self.subnet}>"
-
-
-def _requests(ports: object) -> tuple[PortRequest, ...]:
-    return tuple(as_each(ports, "ports", PortRequest.of))
 
 
 def _label(label: object) -> tuple[str, str]:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
-
 from netalloc.errors import NetallocError, NotAllocatedError
 from netalloc.logs import Log
 from netalloc.manager.undo import attempt
-from netalloc.model import PortMapping, ReconcileResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
+    from ipaddress import IPv4Address, IPv6Address
+    from typing import Any
 
+    from netalloc.model import PortMapping, ReconcileResult
     from netalloc.portmap.kernel import KernelMappings
     from netalloc.portmap.watch import Watch
 
@@ -81,6 +81,8 @@ class ExclusiveMappings:
         self, bridge: str | None, ips: Sequence[IPv4Address | IPv6Address]
     ) -> None:
         """Forget at which MAC addresses these were, for they will be at others."""
+        from ipaddress import IPv4Address
+
         old = [ip for ip in ips if isinstance(ip, IPv4Address)]
         if self.is_real and old and bridge is not None:
             from netalloc.host.neighbours import forget
@@ -131,13 +133,7 @@ class NoMappings(ExclusiveMappings):
         """Nothing is in the kernel."""
         return []
 
-    def watch(
-        self,
-        on_repair: Callable[[ReconcileResult], None] | None,
-        repair: Callable[[], ReconcileResult],
-        desired: Callable[[], list[PortMapping]],
-        network: int,
-    ) -> Watch:
+    def watch(self, *_: Any, **__: Any) -> Watch:
         """Raises NetallocError: there are no rules that could change."""
         raise NetallocError("the null backend makes no rules that could be watched")
 
@@ -146,6 +142,8 @@ class NoMappings(ExclusiveMappings):
 
     def reconcile(self, desired: list[PortMapping]) -> ReconcileResult:
         """It always agrees."""
+        from netalloc.model import ReconcileResult
+
         return ReconcileResult()
 
     def differences(self, desired: Iterable[PortMapping]) -> Iterator[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from threading import RLock
 from typing import Any, TypeVar
 
+from netalloc.address_values import IP
 from netalloc.closing import Closing
 from netalloc.errors import ClosedError, InvalidValueError, NotAllocatedError
 from netalloc.ipam.networks import NetworkInfo, as_network_name, find, get, info, networks, remove
@@ -15,7 +16,7 @@ from netalloc.manager.host_store import open_store
 from netalloc.manager.manager import NetworkManager
 from netalloc.manager.undo import Teardown, attempt
 from netalloc.store.protocol import Store, Transaction
-from netalloc.values import IP, as_each, as_text
+from netalloc.values import as_each, as_text
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup

@@ -1,20 +1,25 @@
 """Repairing a store file: a copy is kept, what can be read is taken over, the rest kept shut."""
 
+from __future__ import annotations
+
 import os
 import shutil
 import time
 from bisect import bisect_right
 from collections import Counter
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
 from netalloc.ipam.check import all_addresses, rebuild
+from netalloc.ipam.mend import QUARANTINE, look, take
 from netalloc.ipam.networks import CONFIGURED
+from netalloc.logs import Log
 from netalloc.manager.leases import LeaseService
-from netalloc.manager.upkeep import check, reconcile
+from netalloc.manager.upkeep import reconcile
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     TABLES,
@@ -29,43 +34,64 @@ from netalloc.store.records import (
 )
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
+from netalloc.store.sqlite.alone import alone, held
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.file import StoreFile
 from netalloc.store.sqlite.salvage import Salvage, copy, lost_generations, salvage
+from netalloc.store.sqlite.schema import version_of
 from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.transaction import SqliteTransaction
+from netalloc.store.sqlite.versions import VERSION
 from netalloc.store.sqlite.write_lock import WriteLock
 from netalloc.store.sqlite.writer_record import WriterRecord
 from netalloc.values import as_seconds
 
-QUARANTINE = "quarantine: the lease was lost"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from netalloc.ipam.change import Change
+    from netalloc.ipam.mend import Step
+
+log = Log(__name__)
+_SALVAGE = ".salvage-"
+_AT_ONCE = 100  # steps in one change: some 10 ms in a file
+_LOOKS = 3  # what is mended may show what else differs
 
 
 def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     """Repair a store file, whatever is wrong with it; says what was done.
 
-    A copy of the file as it was is kept beside it. Every record that can be read and has
-    the right checksum is taken over. An address that is marked as taken, but whose lease is
-    lost, is reserved (for the owner QUARANTINE) until `unreserve`, for it may be in use. Other
-    processes, and this one, go on with the new file at their next call, and the next manager
-    makes kernel and store agree. A file of an older version becomes one of today.
+    A copy of the file as it was is kept beside it. An address that is marked as taken, but
+    whose lease is lost, is reserved (for the owner QUARANTINE) until `unreserve`, for it may be in
+    use. The next manager makes kernel and store agree.
+
+    Where the file itself is whole, it is gone through while others go on with it, and what
+    differs is mended in changes of some milliseconds. Where it is damaged, of an older version
+    or of another boot, nothing else can be done with it meanwhile: a new file is made, 20
+    microseconds a lease, of every record that can be read and has the right checksum. Other
+    processes, and this one, go on with that at their next call.
 
     Raises StoreError when a writer does not give way, or when nothing can be read: then the
     file stays as it is.
     """
     timeout = as_seconds(timeout, "timeout")
-    path = Path(place.resolved(path))
-    place.check_folder(path)
-    if place.look_at(path) is None:
-        raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
-    place.check_beside(path)
+    path = _checked(path)
+    done = _mend_in_place(path, timeout)
+    return make_anew(path, timeout=timeout) if done is None else done
+
+
+def make_anew(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
+    """The same by a new file in any case; every other call waits meanwhile."""
+    timeout = as_seconds(timeout, "timeout")
+    path = _checked(path)
     user = object()
     file = files.enter(path, user)
     try:
-        with file.held(timeout):
+        with held(file, timeout):
             mark = file.lock.enter("repair", timeout)
             try:
-                with file.alone(timeout):
+                with alone(file, timeout):
                     return _repair(file, mark)
             except BaseException as error:
                 if mark is None:  # there was no lock file
@@ -79,12 +105,81 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
         files.leave(file, user)
 
 
+def _checked(path: str | os.PathLike[str]) -> Path:
+    """The resolved path, at which there is what may be a store."""
+    path = Path(place.resolved(path))
+    place.check_folder(path)
+    if place.look_at(path) is None:
+        raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
+    place.check_beside(path)
+    return path
+
+
+def _mend_in_place(path: Path, timeout: float) -> list[str] | None:
+    """What was mended; None where the file has to be made anew."""
+    try:
+        if not _is_of_today(path, timeout):
+            return None
+        with SqliteStore(path, timeout=timeout) as store:
+            if store.check():
+                return None
+            steps = store.survey(look)
+            done = [f"a copy of the file as it was: {_copy(path, store.copy_to)}"]
+            run = partial(store.run, "repair", durable=True)
+            agrees = _take_all(steps, store.survey, lambda some: run(partial(_mend, some)), done)
+            run(lambda tx: _sweep(path))
+            return done if agrees else None
+    except StoreError as error:
+        log.info("%s is made anew: %s", path, error)
+        return None
+
+
+def _take_all(
+    steps: list[Step],
+    survey: Callable[[Callable[[Transaction], list[Step]]], list[Step]],
+    change: Callable[[list[Step]], list[str]],
+    done: list[str],
+) -> bool:
+    """Take steps, and those to mend what shows then, in changes; whether nothing differs more."""
+    for _ in range(_LOOKS):
+        for i in range(0, len(steps), _AT_ONCE):
+            done += change(steps[i : i + _AT_ONCE])
+        steps = survey(look) if steps else []
+    return not steps
+
+
+def _is_of_today(path: Path, timeout: float) -> bool:
+    """Whether the file is of this version and this boot, and its lock file tells of it."""
+    user = object()
+    file = files.enter(path, user)
+    try:
+        mark = file.lock.peek()
+        if mark is None or not mark.known:
+            return False
+
+        def look_at() -> bool:
+            session = file.reader()
+            if version_of(session) != VERSION:
+                return False
+            ((boot,),) = session.rows("SELECT boot FROM state")
+            return bool(boot == boot_id())
+
+        return file.while_viewing("repair", timeout, look_at)
+    finally:
+        files.leave(file, user)
+
+
+def _mend(steps: list[Step], tx: SqliteTransaction) -> list[str]:
+    done = take(steps, tx)
+    if done:
+        tx.mark_all_dirty()
+    return done
+
+
 def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
     path = Path(file.path)
-    prefix = f"{path.name}.salvage-"
-    for left in [one for one in path.parent.iterdir() if one.name.startswith(prefix)]:
-        shutil.rmtree(left, ignore_errors=True)  # of a repair that died
-    with TemporaryDirectory(dir=path.parent, prefix=prefix) as folder:
+    _sweep(path)
+    with TemporaryDirectory(dir=path.parent, prefix=path.name + _SALVAGE) as folder:
         fresh = Path(folder) / path.name
         copy(path, fresh)
         found = salvage(fresh)
@@ -93,10 +188,16 @@ def _repair(file: StoreFile, mark: WriterRecord | None) -> list[str]:
                 f"nothing can be read of {path}: put a backup in its place, or, when "
                 f"nothing of it is in use any more, remove it and {file.lock.path} to begin anew"
             )
-        kept = _copy(path)
+        kept = _copy(path, partial(copy, path))
         done = [f"a copy of the file as it was: {kept}"]
         done += [f"lost: {what}" for what in found.lost]
         return done + _replace(path, Path(folder) / "repaired", found, file.lock, mark)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a repair that died has left; while no other is under way."""
+    for left in [one for one in path.parent.iterdir() if one.name.startswith(path.name + _SALVAGE)]:
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def mend(leasing: LeaseService) -> list[str]:
@@ -106,8 +207,10 @@ def mend(leasing: LeaseService) -> list[str]:
     if path is not None:
         done = repair(path)
     else:
-        done = [f"rebuilt the bitmaps for: {problem}" for problem in check(leasing)]
-        leasing.run("repair", lambda made: rebuild(made.tx))
+        done = []
+        run = partial(leasing.run, "repair")
+        steps = leasing.survey(look)
+        _take_all(steps, leasing.survey, lambda some: run(partial(_take, some)), done)
     return [*done, f"kernel: {reconcile(leasing)}"]
 
 
@@ -228,12 +331,16 @@ def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> 
     return done
 
 
-def _copy(path: Path) -> Path:
+def _take(steps: list[Step], made: Change) -> list[str]:
+    return take(steps, made.tx)
+
+
+def _copy(path: Path, write: Callable[[Path], None]) -> Path:
     number = 1
     while os.path.lexists(kept := path.with_name(f"{path.name}.damaged-{number}")):
         number += 1
     try:
-        copy(path, kept)
+        write(kept)
     except BaseException:
         place.remove(kept)
         raise

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import NamedTuple, TypeVar
 
+from netalloc.address_values import IP, as_ip
 from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.addresses import Addresses
@@ -27,7 +28,7 @@ from netalloc.ipam.reboot import AfterReboot
 from netalloc.model import PortMapping
 from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Cooldown, Label, Lease, Network, Reservation
-from netalloc.values import IP, as_ip, as_optional_text, as_port, as_protocol, shown
+from netalloc.values import as_optional_text, as_port, as_protocol, shown
 
 T = TypeVar("T")
 
@@ -101,7 +102,10 @@ class NetworkView(Closing):
         return self._read(view)
 
     def who(self, what: IP | str) -> list[Held]:
-        """What holds an address, or a host port ("tcp/8080"): empty where nothing does."""
+        """What holds an address, or a host port ("tcp/8080"): empty where nothing does.
+
+        O(what is found, with its labels and ports, and the networks there are).
+        """
         port = _port(what)
         if port is None:
             ip = as_ip(what)
@@ -113,13 +117,7 @@ class NetworkView(Closing):
         else:
 
             def view(tx: Transaction) -> list[Held]:
-                by_number = {network.number: network for network in networks(tx)}
-                found = []
-                for row in holding(tx, port[1], port[0]):
-                    lease = tx.table(Lease).get(row.network, row.ordinal)
-                    if lease is not None and row.network in by_number:
-                        found.append(_held(tx, by_number[row.network], lease))
-                return found
+                return [_held(tx, *where) for where in _holders(tx, *port)]
 
         return self._read(view)
 
@@ -130,14 +128,7 @@ class NetworkView(Closing):
         """
         port = _port(what)
         if port is not None:
-            found = self.who(what)
-            if not found:
-                return f"port {port[1]}/{port[0]} is free: no lease publishes it"
-            return "; ".join(
-                f"port {port[1]}/{port[0]} is published by {one.owner or one.ip} ({one.ip} of "
-                f"network {one.network})"
-                for one in found
-            )
+            return self._read(lambda tx: _why_port(tx, *port))
         ip = as_ip(what)
         return self._read(lambda tx: _why(tx, ip))
 
@@ -178,6 +169,14 @@ def _port(what: object) -> tuple[str, int] | None:
     return as_protocol(protocol), as_port(
         int(number) if number.isascii() and number.isdigit() else number
     )
+
+
+def _holders(tx: Transaction, protocol: str, port: int) -> list[tuple[Network, Lease]]:
+    """The leases that publish a host port, each with its network."""
+    by_number = {network.number: network for network in networks(tx)}
+    rows = [row for row in holding(tx, port, protocol) if row.network in by_number]
+    leases = [tx.table(Lease).get(row.network, row.ordinal) for row in rows]
+    return [(by_number[lease.network], lease) for lease in leases if lease is not None]
 
 
 def _place(tx: Transaction, ip: IP) -> tuple[Network | None, int]:
@@ -233,6 +232,21 @@ def _why(tx: Transaction, ip: IP) -> str:
         return _state(tx, network, Addresses.of(network), ip)
     known = ", ".join(f"{one.name} ({subnet_of(one).network})" for one in networks(tx)) or "none"
     return f"{ip} is of no network of this store; there are: {known}"
+
+
+def _why_port(tx: Transaction, protocol: str, port: int) -> str:
+    found = _holders(tx, protocol, port)
+    if not found:
+        return f"port {port}/{protocol} is free: no lease publishes it"
+    return "; ".join([_published(port, protocol, *where) for where in found])
+
+
+def _published(port: int, protocol: str, network: Network, lease: Lease) -> str:
+    ip = subnet_of(network).address(lease.ordinal)
+    return (
+        f"port {port}/{protocol} is published by {lease.owner or ip} ({ip} of network "
+        f"{network.name})"
+    )
 
 
 def _state(tx: Transaction, network: Network, addresses: Addresses, ip: IP) -> str:

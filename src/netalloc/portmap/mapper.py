@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv4Network
 from threading import RLock
 from types import TracebackType
 
+from netalloc.address_values import as_host_ip
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
@@ -12,7 +13,7 @@ from netalloc.portmap.backend import Backend
 from netalloc.portmap.desired import MappingTable, describe
 from netalloc.portmap.kernel import KernelMappings
 from netalloc.portmap.watch import Watch
-from netalloc.values import as_each, as_host_ip, as_port, as_protocol, shown
+from netalloc.values import as_each, as_port, as_protocol, shown
 
 
 class PortMapper:

@@ -107,8 +107,11 @@ class MemoryTransaction(MemoryState):
 
     def __init__(self, store: MemoryStore) -> None:
         self._store = store
+        self.kept: dict[str, Any] = {}
         for kind, spec in TABLES.items():
-            self._tables[kind] = RecordTable(kind, spec.key, spec.indexes, self._journal)
+            self._tables[kind] = RecordTable(
+                kind, spec.key, spec.indexes, self._journal, spec.descending
+            )
 
     def is_dirty(self, network: int) -> bool:
         """Whether the kernel's part of a network has to be looked at before the next change."""

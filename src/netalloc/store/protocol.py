@@ -42,6 +42,7 @@ class StoredBitmap(Protocol):
     def release(self, ordinal: int, /) -> None: ...
     def next_free(self, start: int, /) -> int | None: ...
     def next_set(self, start: int, /) -> int | None: ...
+    def next_block(self, n: int, start: int, /) -> int | None: ...
     def __contains__(self, ordinal: int, /) -> bool: ...
     def __len__(self) -> int: ...
 
@@ -58,6 +59,12 @@ class Table(Protocol[R]):
         In the order of that index: an index that goes on with a time gives the oldest first.
         """
 
+    def up_to(self, *fields: str, equal: tuple[Value, ...], limit: int) -> list[R]:
+        """Those with the first value given, and the second or a smaller one; the greatest first.
+
+        The fields are an index that TABLES says is gone through downward.
+        """
+
     def oldest(self, limit: int) -> list[R]:
         """The first ones by key."""
 
@@ -69,6 +76,15 @@ class Table(Protocol[R]):
 
     def remove(self, records: Iterable[R]) -> None:
         """Take records out. Raises StoreError where one is not there."""
+
+    def discard(self, record: R, /) -> bool:
+        """Take a record out that is there as given; False where it is not, and nothing changed.
+
+        That is found out by the change itself: it need not have been read before.
+        """
+
+    def replace(self, old: R, new: R, /) -> bool:
+        """Put another record in the place of one that is there as given, as discard() does."""
 
     def clear(self) -> None:
         """Take all records out, readable or not."""
@@ -84,6 +100,12 @@ class Transaction(Protocol):
     @property
     def committed(self) -> bool:
         """Whether the change is made for good, even where commit() was interrupted after."""
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What views have made of what they saw, for later ones: it is committed, and true of
+        what they see as well as far as it says so. Empty again when another file is at the path.
+        """
 
     @property
     def version(self) -> int:

@@ -133,6 +133,9 @@ class Publication(NamedTuple):
     container_port: int
 
 
+new_publication = RecordMaker(Publication).make
+
+
 class Reservation(NamedTuple):
     """An address kept for an owner, or out of use, whatever boots in between."""
 
@@ -199,10 +202,14 @@ Record: TypeAlias = (
 
 
 class TableSpec(NamedTuple):
-    """The fields that identify a record of a kind, and those it is looked up by besides."""
+    """The fields that identify a record of a kind, and those it is looked up by besides.
+
+    `descending`: the indexes that are gone through downward, of two fields each.
+    """
 
     key: tuple[str, ...]
     indexes: tuple[tuple[str, ...], ...] = ()
+    descending: tuple[tuple[str, ...], ...] = ()
 
 
 TABLES: dict[type[Any], TableSpec] = {
@@ -210,7 +217,9 @@ TABLES: dict[type[Any], TableSpec] = {
     Lease: TableSpec(("network", "ordinal"), (("network", "owner", "key"),)),
     Label: TableSpec(("network", "ordinal", "name"), (("network", "name", "value"),)),
     Publication: TableSpec(
-        ("network", "ordinal", "host_ip", "protocol", "host_port"), (("protocol", "host_port"),)
+        ("network", "ordinal", "host_ip", "protocol", "host_port"),
+        (("protocol", "host_port"),),
+        descending=(("protocol", "host_port"),),
     ),
     Reservation: TableSpec(("network", "ordinal"), (("network", "owner"),)),
     Cooldown: TableSpec(("network", "ordinal"), (("network", "ready_ns"),)),

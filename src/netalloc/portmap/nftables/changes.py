@@ -3,7 +3,7 @@
 import errno
 import logging
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import Final, NoReturn
 
@@ -42,7 +42,7 @@ class Changes:
         size = batch.size(steps)
         netlink = self._table.netlink
         if netlink.can_send(size):
-            blocks = elements.BLOCKS & held.keys() if len(held) > 1 else ()
+            blocks = [mapping for mapping in add if mapping.count > 1]
             if blocks:
                 self._send_blocks(blocks, steps, held, gone)
             else:
@@ -54,8 +54,7 @@ class Changes:
             "between two pieces leaves the first ones done",
             len(add) + len(remove), self._table.name, size, netlink.max_message,
         )  # fmt: skip
-        for name in elements.BLOCKS & held.keys():
-            self._check_free(name, held[name], gone.get(name, {}))
+        self._check_free([mapping for mapping in add if mapping.count > 1], gone)
         self._apply_in_pieces(add, remove)
 
     def steps(self, add: elements.Held, remove: elements.Held) -> list[batch.Step]:
@@ -65,7 +64,7 @@ class Changes:
 
     def _send_blocks(
         self,
-        blocks: Collection[str],
+        blocks: Sequence[PortMapping],
         steps: Sequence[batch.Step],
         held: elements.Held,
         gone: elements.Held,
@@ -73,8 +72,7 @@ class Changes:
         """Send what has blocks in it, as long as none has come in between that one encloses."""
         for _ in range(_ATTEMPTS):
             seen = batch.generation(self._table.netlink)
-            for name in blocks:
-                self._check_free(name, held[name], gone.get(name, {}))
+            self._check_free(blocks, gone)
             try:
                 return self._send(steps, held, gone, seen)
             except NetlinkError as error:
@@ -131,24 +129,37 @@ class Changes:
                 ):
                     self._refuse(mapping, removing=True)
 
-    def _check_free(
-        self, name: str, add: dict[bytes, PortMapping], remove: Collection[bytes]
-    ) -> None:
-        """Refuse blocks that enclose others; O(their ports).
+    def _check_free(self, blocks: Sequence[PortMapping], remove: elements.Held) -> None:
+        """Refuse blocks that overlap others where the kernel does not; O(their ports).
 
-        The kernel itself refuses a block that starts or ends within another, but not one
-        that encloses it. A block has two ports at least, so every second one is asked for.
+        It knows nothing of two maps, and takes an interval that encloses another. Of what is not
+        smaller than a block one of its ends is within it, or it is around them; an interval has
+        two ports at least, so that of the others every second port is asked for.
         """
-        map_ = elements.MAP_TYPES[name]
-        order = sorted(add.values(), key=lambda block: (str(block.key[:2]), block.host_port))
+        order = sorted(blocks, key=lambda block: (str(block.key[:2]), block.host_port))
         for before, mapping in pairwise(order):
             if overlap(before, mapping):
                 _refuse_addition(mapping, before)
         for mapping in order:
-            for entry, rest in self._table.at_ports(mapping).items():
-                there = None if entry in remove else elements.decode(entry, rest, map_)
-                if there is not None:
-                    _refuse_addition(mapping, there)
+            single, interval = elements.map_types_at(mapping)
+            if elements.divided(mapping):
+                self._check_ports(mapping, mapping.ports[:: mapping.count - 1], interval, remove)
+            else:
+                self._check_ports(mapping, mapping.ports[::2], interval, remove)
+                self._check_ports(mapping, mapping.ports, single, remove)
+
+    def _check_ports(
+        self,
+        mapping: PortMapping,
+        ports: Sequence[int],
+        map_: elements.MapType,
+        remove: elements.Held,
+    ) -> None:
+        gone = remove.get(map_.name, {})
+        for entry, rest in self._table.at_ports(mapping, ports, map_).items():
+            there = None if entry in gone else elements.decode(entry, rest, map_)
+            if there is not None:
+                _refuse_addition(mapping, there)
 
     def _apply_in_pieces(self, add: Sequence[PortMapping], remove: Sequence[PortMapping]) -> None:
         done: list[tuple[elements.Held, elements.Held]] = []

@@ -4,9 +4,11 @@ An element is KEY, for a block KEY_END, DATA and, for the owner, USERDATA. What 
 before USERDATA we call its entry: the kernel lists it byte for byte as it was added, so
 desired and present mappings compare as bytes and need no decoding.
 
-A map can keep the port of a block or replace it, but not shift it: a block whose container
-ports are others is an element for each port, and each has in its USERDATA a mark that names
-the block, by which they are one mapping again when they are listed.
+A block is one element only where it is large: the kernel passes all elements of a map of
+intervals to take one away, 26 ms among 3,000. And such a map can keep the port of a block or
+replace it, but not shift it. So a block of up to SMALL ports, or whose container ports are
+others, is an element for each port, 1 µs each; each has in its USERDATA a mark that names the
+block, by which they are one mapping again when they are listed.
 """
 
 import struct
@@ -26,6 +28,7 @@ ANY_FAMILY: Final = b"\0\0\0\0"
 INET: Final = b"\x01\0\0\0"  # struct nfgenmsg: family, version, resource
 IPV4: Final = b"\x02\0\0\0"  # of the tables of earlier versions
 
+SMALL: Final = 256  # ports; of larger blocks there are at most 251 to an address and protocol
 MAX_USERDATA = 254  # bytes: the kernel keeps the size of it and one more in a byte
 
 _ELEMENT, _KEY, _DATA, _USERDATA, _KEY_END, _VALUE = 1, 1, 2, 6, 10, 1
@@ -101,15 +104,25 @@ _ELEMENT_HEADER: Final = {
 }
 
 
+def divided(mapping: PortMapping) -> bool:
+    """Whether it is a block of which each port is an element."""
+    return mapping.count > 1 and (mapping.count <= SMALL or mapping.shifted)
+
+
 def map_type_of(mapping: PortMapping) -> MapType:
     """The map that a mapping belongs in."""
-    if mapping.count == 1 or mapping.shifted:
+    if mapping.count == 1 or divided(mapping):
         return DNAT_ANY if mapping.host_ip is None else DNAT_IP
     return BLOCK_ANY if mapping.host_ip is None else BLOCK_IP
 
 
+def map_types_at(mapping: PortMapping) -> tuple[MapType, MapType]:
+    """The map of single ports, and that of intervals, at the host address of a mapping."""
+    return (DNAT_ANY, BLOCK_ANY) if mapping.host_ip is None else (DNAT_IP, BLOCK_IP)
+
+
 def entry(mapping: PortMapping, offset: int = 0) -> bytes:
-    """The element of one mapping, or of one port of a shifted block, without its owner.
+    """The element of one mapping, or of one port of a divided block, without its owner.
 
     >>> entry(PortMapping(8080, ("10.0.0.2", 80))).hex(" ", 4)  # doctest: +NORMALIZE_WHITESPACE
     '10000100 0c000100 06000000 1f900000 10000200 0c000100 0a000002 00500000'
@@ -128,8 +141,8 @@ def entry(mapping: PortMapping, offset: int = 0) -> bytes:
 
 
 def entries_of(mapping: PortMapping) -> list[bytes]:
-    """All elements of one mapping: one, or one for each port of a shifted block."""
-    return [entry(mapping, offset) for offset in range(mapping.count if mapping.shifted else 1)]
+    """All elements of one mapping: one, or one for each port of a divided block."""
+    return [entry(mapping, offset) for offset in range(mapping.count if divided(mapping) else 1)]
 
 
 Held = dict[str, dict[bytes, PortMapping]]
@@ -151,7 +164,7 @@ def entries(mappings: Iterable[PortMapping]) -> Held:
             usual[pack(key, NUMBERS[mapping.protocol], mapping.host_port, data, int(ip), port)] = (
                 mapping
             )
-        elif mapping.shifted:
+        elif divided(mapping):
             count += mapping.count - 1
             held = found.setdefault(map_type_of(mapping).name, {})
             held.update(dict.fromkeys(entries_of(mapping), mapping))
@@ -179,9 +192,8 @@ def encode_plain(held: Iterable[bytes], map_: MapType) -> list[bytes]:
     return [plain + entry for entry in held]
 
 
-def encode_ports(block: PortMapping, ports: Iterable[int]) -> list[bytes]:
-    """The elements that ask which block each of these ports is in."""
-    map_ = map_type_of(block)
+def encode_ports(block: PortMapping, ports: Iterable[int], map_: MapType) -> list[bytes]:
+    """The elements that ask what in a map each of these ports is in, at the block's address."""
     key = entry(block)[: len(map_.key_header) + (12 if map_.specific else 8) - 4]
     header = _pair(8 + len(key), _ELEMENT) + key
     return [header + struct.pack(">H2x", port) for port in ports]
@@ -195,8 +207,8 @@ def encode_keys(held: Iterable[bytes], map_: MapType) -> list[bytes]:
 
 
 def mark(mapping: PortMapping) -> bytes:
-    """What the elements of a shifted block have in common; nothing for other mappings."""
-    if not mapping.shifted:
+    """What the elements of a divided block have in common; nothing for other mappings."""
+    if not divided(mapping):
         return b""
     return _MARK + struct.pack(">HH", mapping.host_port, mapping.count)
 
@@ -297,7 +309,7 @@ def listed(body: bytes, map_: MapType, found: dict[bytes, bytes]) -> int:
 def decode_all(held: dict[bytes, bytes], map_: MapType, into: list[PortMapping]) -> list[bytes]:
     """Append what the entries of a listing stand for; returns those that are no mapping.
 
-    Parts of a shifted block that is not whole are none. About two microseconds for each of
+    Parts of a divided block that is not whole are none. About two microseconds for each of
     the usual kind.
     """
     foreign = []
@@ -314,7 +326,7 @@ def decode_all(held: dict[bytes, bytes], map_: MapType, into: list[PortMapping])
         mapping = decode(entry, rest, map_)
         if mapping is None:
             foreign.append(entry)
-        elif mapping.shifted:
+        elif mapping.count > 1 and not map_.block:
             blocks.setdefault(mapping, []).append(entry)
         else:
             into.append(mapping)
@@ -348,9 +360,10 @@ def _decode(fields: tuple[Any, ...], rest: bytes, map_: MapType) -> PortMapping 
         if part := mark_of(rest):
             first, count = struct.unpack_from(">HH", part, len(_MARK))
             to -= port - first
-            if not (first <= port < first + count and count > 1 and to != first):
+            if not first <= port < first + count:
                 return None
-        return PortMapping(first, (ip, to), _NAMES[number], host_ip, count, owner)
+        found = PortMapping(first, (ip, to), _NAMES[number], host_ip, count, owner)
+        return found if divided(found) == bool(part) else None
     if fields[-4] != number or (host_ip is not None and int(host_ip) != fields[-5]):
         return None  # it spans more than ports
     dest = (IPv4Address(fields[-1]), port)

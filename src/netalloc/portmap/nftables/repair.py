@@ -92,7 +92,7 @@ def _refuse(entry: bytes, rest: bytes, map_: MapType) -> None:
 
 
 def _wrongly_marked(held: dict[bytes, PortMapping], present: dict[bytes, bytes]) -> set[bytes]:
-    """The entries that lead where they should and are no part, or one, of a shifted block."""
+    """The entries that lead where they should and are no part, or one, of a divided block."""
     suspects = {entry for entry, rest in present.items() if rest and elements.mark_of(rest)}
     suspects.update([entry for entry, mapping in held.items() if mapping.count > 1])
     return {

@@ -82,10 +82,11 @@ class NftTable:
                 elements.listed(answer, map_, found)
         return found
 
-    def at_ports(self, block: PortMapping) -> dict[bytes, bytes]:
-        """The blocks that every second port from this one's first is in; 1 µs for each port."""
-        map_ = elements.map_type_of(block)
-        asked = elements.encode_ports(block, block.ports[::2])
+    def at_ports(
+        self, block: PortMapping, ports: Sequence[int], map_: elements.MapType
+    ) -> dict[bytes, bytes]:
+        """What of a map these ports of a block are in; 1 µs for each."""
+        asked = elements.encode_ports(block, ports, map_)
         found: dict[bytes, bytes] = {}
         for first in range(0, len(asked), _ASK_ROOM):
             bodies = [

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from netalloc._alloc import Bitmap
+from netalloc._alloc import Bitmap, Span, journals_text
 from netalloc.errors import NetallocError, StoreError
 from netalloc.store.sqlite.connection import REPAIR, Connection
 from netalloc.store.sqlite.leaf_bitmap import LeafBitmap
 from netalloc.store.sqlite.schema import checksum
-from netalloc.store.sqlite.spans import Span
 
 _LONG = 2048  # characters of all journals: they share a page with the rest of the state row
 
@@ -62,6 +61,17 @@ class SqliteBitmaps:
     def begin(self) -> None:
         """What was read stands in the file as it is: nothing of it has been asked for yet."""
         self._asked.clear()
+
+    def take_back(self) -> bool:
+        """Forget those changed since begin() and not written; False where some were dropped."""
+        if self._dropped:
+            return False
+        for name, bitmap in self._asked.items():
+            if bitmap.changes != bitmap.written:
+                del self._bitmaps[name]
+                self._new.discard(name)
+        self._asked.clear()
+        return True
 
     @property
     def changes(self) -> int:
@@ -139,7 +149,7 @@ class SqliteBitmaps:
     @property
     def journals(self) -> str:
         """The journals of all bitmaps, as the state row has them; a long one is written."""
-        text = ";".join([f"{name} {rest}" for name, rest in self._journals.items()])
+        text = journals_text(self._journals)
         if len(text) <= _LONG:
             return text
         for name in tuple(self._journals):

@@ -6,11 +6,13 @@ import os
 import sqlite3
 import sys
 
+from netalloc._alloc import FilePlace, SqlRunner
 from netalloc.errors import StoreError
+from netalloc.store.sqlite.place import create
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import Any
 
     from netalloc.store.sqlite.place import StrPath
@@ -37,7 +39,7 @@ _MEANINGS = (
 _FAULTS = (sqlite3.Error, UnicodeError)  # the latter where SQLite quotes what it cannot read
 
 
-class Connection:
+class Connection(SqlRunner):
     """Runs SQL, and says in our words what went wrong.
 
     `uri` is how SQLite is to open the path, where that is not to read and write.
@@ -47,15 +49,11 @@ class Connection:
         self.path = path
         self._name = str(path)  # pathlib's stat() takes twice the time
         self.inherited = False  # by a forked child: then it is the parent's to close
-        self.full: bool | None = None  # whether commits sync, once that was said
         self._closed = False
-        try:
-            self._file: os.stat_result | None = os.stat(path)
-        except FileNotFoundError:
-            self._file = None
+        self._place = _place_of(path)
         try:
             # check_same_thread: the store's own lock lets one thread in at a time.
-            self._raw = sqlite3.connect(
+            raw = sqlite3.connect(
                 path if uri is None else uri,
                 timeout=_BUSY,
                 isolation_level=None,
@@ -64,31 +62,13 @@ class Connection:
             )
         except _FAULTS as error:
             raise _translated(error, path) from error
+        self._begin(raw, _FAULTS)
         self._keep_log(True)
-        self._cursor = self._raw.cursor()  # one for all: to make one costs 0.3 microseconds
         # Rolls back what is under way, if anything is: a function in C.
         self.abort: Callable[[], object] = self._raw.rollback
 
-    def execute(self, sql: str, values: tuple[Any, ...] = ()) -> None:
-        """Run a statement that answers nothing."""
-        try:
-            self._cursor.execute(sql, values)
-        except _FAULTS as error:
-            raise _translated(error, self.path) from error
-
-    def commit(self, done: list[Any]) -> None:
-        """Commit, and put something into `done`: one step, which no interrupt divides."""
-        try:
-            done.extend(map(self._raw.execute, ("COMMIT",)))
-        except _FAULTS as error:
-            raise _translated(error, self.path) from error
-
-    def rows(self, sql: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-        """All rows of a query."""
-        try:
-            return self._cursor.execute(sql, values).fetchall()
-        except _FAULTS as error:
-            raise _translated(error, self.path) from error
+    def _translated(self, error: Exception) -> StoreError:
+        return _translated(error, self.path)
 
     def rows_until_damage(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query up to the first that cannot be read."""
@@ -99,24 +79,12 @@ class Connection:
             return found  # extend() keeps what came before
         return found
 
-    def many(self, sql: str, values: Iterable[tuple[Any, ...]]) -> int:
-        """Run a statement for each of the values; how many rows changed."""
-        try:
-            return self._cursor.executemany(sql, values).rowcount
-        except _FAULTS as error:
-            raise _translated(error, self.path) from error
-
     @property
     def is_current(self) -> bool:
         """Whether the file at the path is still the one that was opened."""
-        try:
-            now = os.stat(self._name)
-        except FileNotFoundError:
-            return False
-        opened = self._file
-        if opened is None:  # it was made by opening it
-            opened = self._file = now
-        return now.st_ino == opened.st_ino and now.st_dev == opened.st_dev
+        if self._place is None:  # it was made by opening it
+            self._place = _place_of(self.path)
+        return self._place is not None and self._place.is_there()
 
     @property
     def in_transaction(self) -> bool:
@@ -151,6 +119,18 @@ class Connection:
         except _FAULTS as error:
             raise _translated(error, self.path) from error
 
+    def copy_to(self, path: StrPath) -> None:
+        """Write what the transaction that is under way sees of the file into a new one."""
+        create(path)
+        try:
+            other = sqlite3.connect(path)
+            try:
+                self._raw.backup(other)
+            finally:
+                other.close()
+        except _FAULTS as error:
+            raise _translated(error, path) from error
+
     def _keep_log(self, keep: bool) -> None:
         """Whether the last connection to close leaves the log where it is.
 
@@ -166,6 +146,14 @@ class Connection:
             return os.stat(f"{self._name}-wal").st_size
         except OSError:
             return 0
+
+
+def _place_of(path: StrPath) -> FilePlace | None:
+    try:
+        found = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return FilePlace(os.fsencode(path), found.st_dev, found.st_ino)
 
 
 def check_length(path: StrPath, size: int) -> None:

@@ -2,8 +2,8 @@
 
 The locks that keep SQLite's processes apart are the process's (fcntl(2)): closing any
 descriptor of the file takes all of them away. So all stores of a process over one file share
-a StoreFile, and what reads the file otherwise, to copy or to repair it, does so `alone`,
-while no connection is open.
+a StoreFile, and what reads the file otherwise, to copy or to repair it, does so while no
+connection is open (see alone.py).
 
 A forked child must have none of it: what SQLite keeps in memory about a file would say that
 locks are held which the child does not have. So connections are closed before a fork, and
@@ -12,34 +12,26 @@ opened again, by both sides, when they are next needed.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import time
 from _thread import RLock, get_ident
-from contextlib import contextmanager
 from functools import partial
 
 from netalloc.errors import StoreError
 from netalloc.forks import guard
 from netalloc.locks import holding
 from netalloc.store.sqlite.session import Session
-from netalloc.store.sqlite.write_lock import WriteLock, flock
+from netalloc.store.sqlite.write_lock import WriteLock
 from netalloc.store.turn import in_the_middle
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import TypeVar
 
     T = TypeVar("T")
 
     from netalloc.store.sqlite.place import StrPath
     from netalloc.store.sqlite.transaction import SqliteTransaction
-
-
-# The bytes of the file by which SQLite's readers keep it from being rolled into one with its
-# log: SHARED_FIRST and SHARED_SIZE of os.h in SQLite's source.
-_SHARED = flock(fcntl.F_RDLCK, 0x40000002, 510)
 
 
 # Pages of the log, 32 MB, after which it is written back into the file, by the commit that makes
@@ -85,12 +77,32 @@ class StoreFile:
         known = self._writer
         if known is not None and known.is_current:
             return known
-        session = self._current(known)
+        session = self._current(known if known is not None else self._idle_reader())
         session.execute(f"PRAGMA wal_autocheckpoint = {_log_pages(self.path)}")
         abort = session.abort
         self._writer = session
         self.abort = abort
         return session
+
+    def _idle_reader(self) -> Session | None:
+        """The connection for reading, where no thread reads: it becomes the one for changes.
+
+        A process that opens a store, changes it once and ends has no need of a second one, which
+        costs it 0.3 ms; another one opens it with its next view.
+        """
+        look = self.look
+        try:
+            if not look.acquire(False):
+                return None
+            if self.viewing:
+                return None
+            session, self._reader, self.abort_view = self._reader, None, int
+            return session
+        finally:
+            try:
+                look.release()
+            except RuntimeError:
+                pass  # another thread reads
 
     def reader(self) -> Session:
         """The connection for reading. The caller has `look`."""
@@ -172,24 +184,6 @@ class StoreFile:
         self.close_connections()
         self.lock.close()
 
-    @contextmanager
-    def alone(self, timeout: float) -> Iterator[None]:
-        """Nothing of this process has the file open, and no process puts the log into it.
-
-        Within, the file may be opened and copied. Raises StoreError where another thread is
-        at it for longer than `timeout` seconds.
-        """
-        with self.held(timeout):
-            if self.changing or self.viewing or self.surveying:
-                raise in_the_middle("repair", f"using {self.path}")
-            self.close_connections()
-            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                _share(fd, time.monotonic() + timeout, self.path)
-                yield
-            finally:
-                os.close(fd)
-
     def while_viewing(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
         """What `work` returns, while no other thread reads, and this one only here."""
 
@@ -229,16 +223,6 @@ class StoreFile:
     def _late(self, operation: str, timeout: float) -> str:
         return f"{operation}: waited {timeout:g} s for another thread of this process"
 
-    @contextmanager
-    def held(self, timeout: float) -> Iterator[None]:
-        """No other thread of this process reads or writes."""
-        with (
-            taken(self.round, timeout, self.path),
-            taken(self.look, timeout, self.path),
-            taken(self.turn, timeout, self.path),
-        ):
-            yield
-
     def fork_locks(self) -> tuple[RLock, RLock, RLock]:
         """A fork waits for other threads' changes; in the order in which read() takes them."""
         return self.round, self.look, self.turn
@@ -271,33 +255,6 @@ def _log_pages(path: str) -> int:
         return _SHORT_LOG  # it is gone, as what uses it next will say
     free = found.f_bavail * found.f_frsize // 4096
     return max(_SHORT_LOG, min(_LOG, free // 16))
-
-
-def _share(fd: int, deadline: float, path: StrPath) -> None:
-    """Keep the last process to close the file from rolling its log into it meanwhile."""
-    while not _shared(fd):
-        if time.monotonic() >= deadline:
-            raise StoreError(f"{path} is locked by a program that does not give way")
-        time.sleep(0.001)
-
-
-def _shared(fd: int) -> bool:
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _SHARED)
-    except BlockingIOError:
-        return False
-    return True
-
-
-@contextmanager
-def taken(lock: RLock, timeout: float, path: StrPath) -> Iterator[None]:
-    """Hold a lock. Raises StoreError where another thread has it for longer than that."""
-    if not lock.acquire(timeout=timeout):
-        raise StoreError(f"waited {timeout:g} s for another thread of this process at {path}")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Registry:

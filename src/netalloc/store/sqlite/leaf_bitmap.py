@@ -7,16 +7,15 @@ bitmap's own rows, and a cold process follows a few runs.
 
 from __future__ import annotations
 
+from netalloc._alloc import Span
 from netalloc.errors import (
     ExhaustedError,
-    InUseError,
     NetallocError,
-    NotAllocatedError,
     OutOfRangeError,
     StoreError,
 )
 from netalloc.store.sqlite.connection import REPAIR
-from netalloc.store.sqlite.spans import LEAF, MASK, SHIFT, Span, Spans, leaves_of
+from netalloc.store.sqlite.spans import LEAF, MASK, SHIFT, Spans, leaves_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class LeafBitmap(Spans):
     how many the store has. After an error in the middle of a method it is to be read anew.
     """
 
-    __slots__ = ("_cursor", "_early", "_last", "_runs", "changes", "written")
+    __slots__ = ()
 
     def __init__(
         self,
@@ -53,49 +52,12 @@ class LeafBitmap(Spans):
         self._cursor = cursor
         self._early = ""  # the journal but for its last run
         self._runs = 0
-        self._last: tuple[bool, int, int] | None = None
+        self._last = None
 
     @property
     def changed(self) -> bool:
         """Whether the store has to be written to."""
         return self.changes != self.written
-
-    @property
-    def cursor(self) -> int:
-        return self._cursor
-
-    @cursor.setter
-    def cursor(self, ordinal: int) -> None:
-        if ordinal != self._cursor:
-            self._check(ordinal)
-            self.changes += 1
-            self._cursor = ordinal
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __contains__(self, ordinal: int) -> bool:
-        if not 0 <= ordinal < self.size:
-            return False
-        number = ordinal >> SHIFT
-        span = self._by_first.get(number) or self._find(number)
-        if number >= span.stop:
-            return False
-        return span.bits is None or ordinal & MASK in span.bits
-
-    def acquire(self) -> int:
-        """The first free ordinal at or after the cursor, or else the first one."""
-        ordinal = self.next_free(self._cursor)
-        if ordinal is None:
-            ordinal = self.next_free(0)
-            if ordinal is None:
-                raise ExhaustedError(f"all {self.size} ordinals are in use")
-        self.changes += 1
-        following = ordinal + 1
-        self._take(ordinal, 1)
-        self._note(True, ordinal, following)
-        self._cursor = 0 if following == self.size else following
-        return ordinal
 
     def acquire_ranges(self, n: int) -> list[tuple[int, int]]:
         """The next n free ordinals as runs (start, stop), or none of them."""
@@ -122,43 +84,6 @@ class LeafBitmap(Spans):
                 start = 0
         return runs
 
-    def reserve(self, ordinal: int) -> None:
-        """Take that ordinal; the cursor stays."""
-        if self._check(ordinal) in self:
-            raise InUseError(f"{ordinal} is in use")
-        self.changes += 1
-        self._take(ordinal, 1)
-        self._note(True, ordinal, ordinal + 1)
-
-    def release(self, ordinal: int) -> None:
-        """Give that ordinal back; if all were taken, it is the next one."""
-        if ordinal not in self:
-            raise NotAllocatedError(f"{self._check(ordinal)} is not in use")
-        self.changes += 1
-        if self.count == self.size:
-            self._cursor = ordinal
-        self._give(ordinal)
-        self._note(False, ordinal, ordinal + 1)
-
-    def next_free(self, start: int) -> int | None:
-        """The first free ordinal from start on."""
-        if start >= self.size:
-            return None
-        number, low = start >> SHIFT, start & MASK
-        while number < self._leaves:
-            span = self._by_first.get(number) or self._find(number)
-            if number >= span.stop:
-                found: int | None = low
-            elif span.bits is None:
-                number, low = span.stop, 0
-                continue
-            else:
-                found = span.bits.next_free(low)
-            if found is not None:
-                return number << SHIFT | found
-            number, low = number + 1, 0
-        return None
-
     def next_set(self, start: int) -> int | None:
         """The first ordinal in use from start on."""
         if start >= self.size:
@@ -175,6 +100,37 @@ class LeafBitmap(Spans):
             number, low = number + 1, 0
         return None
 
+    def next_block(self, n: int, start: int) -> int | None:
+        """Where the first n free ordinals in a row from start on begin. O(mixed leaves)."""
+        if not 0 <= start <= self.size - n:
+            return None
+        begin, number = start, start >> SHIFT  # all from begin to the leaf are free
+        while number < self._leaves:
+            span = self._by_first.get(number) or self._find(number)
+            first = number << SHIFT
+            if number >= span.stop:
+                number = span.following
+            elif span.bits is None:
+                number = span.stop
+                begin = number << SHIFT
+            else:
+                bits = span.bits
+                if begin < first:
+                    end = bits.next_set(0)
+                    assert end is not None  # or there would be no span
+                    if first + end - begin >= n:
+                        return begin
+                found = bits.next_block(n, begin - first if begin > first else 0)
+                if found is not None:
+                    return first + found
+                last = bits.previous_set(MASK)
+                assert last is not None
+                number += 1
+                begin = max(begin, first + last + 1)
+            if number < self._leaves and (number << SHIFT) - begin >= n:
+                return begin
+        return begin if self.size - begin >= n else None
+
     @property
     def entry(self) -> str:
         """Cursor and journal, as the state row has them.
@@ -183,17 +139,7 @@ class LeafBitmap(Spans):
         """
         if self._runs >= _LONG or len(self.dirty) > _MANY:
             return ""
-        last = self._last
-        return (
-            f"{self._cursor} {self._early}"
-            if last is None
-            else (f"{self._cursor} {self._early}{_text(*last)}")
-        )
-
-    @property
-    def journal(self) -> str:
-        """What was taken (+) and given back (-) since the spans were written, in its order."""
-        return self._early if self._last is None else self._early + _text(*self._last)
+        return f"{self._cursor} {self.journal}"
 
     def stored(self) -> None:
         """The spans were written: the journal begins anew."""
@@ -201,7 +147,7 @@ class LeafBitmap(Spans):
         self._early, self._runs, self._last = "", 0, None
 
     def follow(self, cursor: int, journal: str) -> None:
-        """Make the changes of a journal, of which the spans know nothing."""
+        """Make the changes of a journal, of which the spans know nothing. 2 us a run."""
         self._cursor = cursor
         runs = _runs(journal)
         try:
@@ -211,6 +157,10 @@ class LeafBitmap(Spans):
             raise StoreError(
                 f"bitmap {self.name} and its journal disagree: {error}; {REPAIR}"
             ) from error
+        if runs:
+            self._last = runs[-1]
+            self._runs = len(runs)
+            self._early = "".join([f"{run} " for run in journal.split()[:-1]])
 
     def catch_up(self, entry: str) -> bool:
         """Make the changes by which an entry goes on from this one's own.
@@ -227,8 +177,10 @@ class LeafBitmap(Spans):
                 return False
             runs[0] = last[0], last[2], runs[0][2]
         try:
-            for run in runs:
-                self._follow(*run)
+            for taken, start, stop in runs:
+                self._follow(taken, start, stop)
+                if start < stop:
+                    self._note(taken, start, stop)
         except NetallocError:
             return False
         if cursor:
@@ -236,27 +188,11 @@ class LeafBitmap(Spans):
         return True
 
     def _follow(self, taken: bool, start: int, stop: int) -> None:
-        at = start
+        at, change = start, self._take if taken else self._give
         while at < stop:
             if (at in self) is taken:
                 raise StoreError(f"{at} is so already")
-            if taken:
-                at += self._take(at, stop - at)
-            else:
-                self._give(at)
-                at += 1
-        if start < stop:
-            self._note(taken, start, stop)
-
-    def _note(self, taken: bool, start: int, stop: int) -> None:
-        last = self._last
-        if last is not None:
-            if last[0] is taken and last[2] == start:
-                self._last = taken, last[1], stop
-                return
-            self._early += _text(*last)
-        self._last = taken, start, stop
-        self._runs += 1
+            at += change(at, stop - at)
 
     def _check(self, ordinal: int) -> int:
         if not 0 <= ordinal < self.size:
@@ -268,8 +204,3 @@ def _runs(journal: str) -> list[tuple[bool, int, int]]:
     """Whether they were taken, the first ordinal and the one behind the last."""
     parts = [(text[0] == "+", *text[1:].partition(":")) for text in journal.split()]
     return [(taken, int(first), int(last or first) + 1) for taken, first, _, last in parts]
-
-
-def _text(taken: bool, start: int, stop: int) -> str:
-    sign = "+" if taken else "-"
-    return f"{sign}{start} " if stop == start + 1 else f"{sign}{start}:{stop - 1} "

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 
-from netalloc._alloc import Bitmap
+from netalloc._alloc import Bitmap, counters_text
 from netalloc.errors import NetallocError, StoreError
 from netalloc.light import NamedTuple
 from netalloc.store.records import (
@@ -28,7 +28,6 @@ from netalloc.store.sqlite.connection import REPAIR, Connection
 from netalloc.store.sqlite.schema import (
     checksum,
     counters_of,
-    counters_text,
     table_name,
     version_of,
     write_state,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+from netalloc._alloc import row_checksum
 from netalloc.errors import StoreError
 from netalloc.light import Protocol
 from netalloc.store.sqlite.versions import VERSION, statements
@@ -30,7 +31,7 @@ def checksum(what: str, values: tuple[Any, ...]) -> int:
     ascii() of exact int, str, bytes and None says the same in every Python; repr() does not:
     what it escapes follows the Unicode tables that the Python came with.
     """
-    return zlib.crc32(ascii(values).encode(), zlib.crc32(what.encode()))
+    return row_checksum(values, zlib.crc32(what.encode()))
 
 
 def table_name(kind: type[Any]) -> str:
@@ -69,11 +70,6 @@ def counters_of(text: str) -> dict[str, int]:
     """The counters of a state row."""
     pairs = (item.split("=") for item in text.split())
     return {name: int(value) for name, value in pairs}
-
-
-def counters_text(counters: dict[str, int]) -> str:
-    """The same as it is written."""
-    return " ".join([f"{name}={value}" for name, value in counters.items()])
 
 
 def version_of(connection: Connection) -> int:

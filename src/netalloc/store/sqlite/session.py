@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import zlib
 
+from netalloc._alloc import counters_text, row_checksum
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import REPAIR, Connection
-from netalloc.store.sqlite.schema import checksum, counters_of, counters_text
+from netalloc.store.sqlite.schema import checksum, counters_of
 from netalloc.store.sqlite.table import SqliteTable
 
 TYPE_CHECKING = False
@@ -51,11 +52,14 @@ class Session(Connection):
         super().__init__(path, uri)
         self.boot = ""
         self.counters: dict[str, int] = {}
+        self.kept: dict[str, Any] = {}  # see Transaction
         self.bitmaps = SqliteBitmaps(self)
         self._stamp = _UNKNOWN  # of the state row that all this is as of; none during a change
         self._seen = _UNKNOWN  # the same, as it was when the change or the view began
+        self._kept = _UNKNOWN  # the same, of the bitmaps alone
         # The records of a kind, as a function in C where it was asked for before.
-        self.table: Callable[[type[R]], SqliteTable[R]] = _Tables(self).__getitem__
+        self._tables = _Tables(self)
+        self.table: Callable[[type[R]], SqliteTable[R]] = self._tables.__getitem__
 
     @property
     def version(self) -> int:
@@ -69,9 +73,10 @@ class Session(Connection):
         in between, an interrupt too, may leave it half done.
         """
         known, self._stamp = self._stamp, _UNKNOWN
+        kept, self._kept = self._kept, _UNKNOWN
         stamps = self.rows(STAMP)
         if len(stamps) != 1 or stamps[0] != known:
-            self._read_state(known)
+            self._read_state(kept if known is _UNKNOWN else known)
         else:
             self.bitmaps.begin()
         self._seen = stamps[0]
@@ -86,18 +91,29 @@ class Session(Connection):
         """What was read is as it is in the file: nothing was changed."""
         self._stamp = self._seen
 
-    def _read_state(self, known: tuple[int, int]) -> None:
-        """Read the state row, and follow it from the one of the stamp that was known."""
+    def refused(self, changed: bool) -> None:
+        """What was read is as it is in the file, but for what was changed: that was undone."""
+        if not changed:
+            self.settle()
+        elif self.bitmaps.take_back():
+            self._kept = self._seen
+
+    def _read_state(self, kept: tuple[int, int]) -> None:
+        """Read the state row. The bitmaps in memory are as they were at the stamp `kept`."""
         rows = self.rows(STATE)
         if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
             raise StoreError(f"the state row is damaged; {REPAIR}")
-        _, sequence, self.boot, counters, journals, _ = rows[0]
+        _, sequence, self.boot, counters, journals, crc = rows[0]
+        for table in self._tables.values():
+            table.forget()
         written = self.counters.get(_WRITTEN, 0)
         self.counters.clear()
         self.counters.update(counters_of(counters))
-        goes_on = known is not _UNKNOWN and sequence > known[0]
+        goes_on = sequence > kept[0] and kept is not _UNKNOWN
         same_rows = self.counters.get(_WRITTEN, 0) == written
-        if not (goes_on and same_rows and self.bitmaps.catch_up(journals)):
+        if (sequence, crc) == kept:
+            self.bitmaps.begin()
+        elif not (goes_on and same_rows and self.bitmaps.catch_up(journals)):
             self.bitmaps.forget(journals)
         self.bitmaps.expected = self.counters.get("bitmaps", 0)
 
@@ -110,7 +126,7 @@ class Session(Connection):
         if bitmaps.rows_written != written:
             counters[_WRITTEN] = counters.get(_WRITTEN, 0) + 1
         state = (0, sequence, boot, counters_text(counters), journals)
-        crc = zlib.crc32(ascii(state).encode(), _SEED)  # checksum(), inlined
+        crc = row_checksum(state, _SEED)
         self.execute(_WRITE, (*state[1:], crc))
         self.commit(done)
         self.boot = boot

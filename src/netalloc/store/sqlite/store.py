@@ -23,8 +23,18 @@ import sqlite3
 from _thread import get_ident
 from functools import partial
 
+from netalloc._alloc import FileTurn
 from netalloc.closing import Closing
-from netalloc.errors import ClosedError, NetallocError, StoreError
+from netalloc.errors import (
+    ClosedError,
+    ExhaustedError,
+    InUseError,
+    InvalidValueError,
+    NetallocError,
+    NotAllocatedError,
+    StaleLeaseError,
+    StoreError,
+)
 from netalloc.host.boot import boot_id
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
@@ -44,12 +54,21 @@ if TYPE_CHECKING:
 
     T = TypeVar("T")
 
+# What a change is refused with that cannot be; not what is wrong with the file, or the way to it.
+_REFUSALS = (
+    ExhaustedError,
+    InUseError,
+    InvalidValueError,
+    NotAllocatedError,
+    StaleLeaseError,
+)
+
 
 def _nothing(tx: Transaction) -> None:
     """What is done at the end of a boot, and after a migration, where nothing is said."""
 
 
-class SqliteStore(Closing):
+class SqliteStore(FileTurn, Closing):
     """The store in the file at `path`, made when there is none.
 
     A write waits at most `timeout` seconds for its turn. `boot` names the boot of the
@@ -67,6 +86,8 @@ class SqliteStore(Closing):
     """
 
     persistent = True
+    _faults = sqlite3.Error
+    _file: files.StoreFile
 
     def __init__(
         self,
@@ -91,51 +112,15 @@ class SqliteStore(Closing):
             self.close()
             raise
 
-    def run(
-        self, operation: str, work: Callable[[SqliteTransaction], T], *, durable: bool = False
-    ) -> T:
-        """Make a change, when those before are done; see Store."""
+    def _undo(self, error: BaseException) -> None:
+        """Undo the change that is under way, as far as it came before that error."""
         file = self._file
-        turn, me = file.turn, get_ident()
-        mine = False
-        if self._closed:
-            self._check_open()
-        try:
-            if not turn.acquire(True, self.timeout):
-                raise self._waited(operation)
-            if self._closed or file.changing:
-                raise self._refusal(operation)
-            file.changing, mine = me, True
-            tx = self._start(operation, durable)
-            result = work(tx)
-            if not tx.over:
-                tx.commit()
-            return result
-        except BaseException as error:
-            if mine:
-                file.undo()
-                if isinstance(error, StoreError) and NO_ROOM in str(error):
-                    file.make_room()
-            raise
-        finally:
-            # What undo() does in good order, and may be interrupted in, happens in any case.
-            try:
-                if mine:
-                    file.abort()
-            except sqlite3.Error:
-                pass  # the next change finds out what is wrong with the connection
-            finally:
-                try:
-                    if mine:
-                        file.writing = None
-                        file.lock.give()
-                finally:
-                    try:
-                        if mine:
-                            file.changing = 0
-                        turn.release()
-                    except RuntimeError:
-                        pass  # it did not come in time
+        tx = file.writing
+        file.undo()
+        if tx is not None and isinstance(error, _REFUSALS):
+            tx.refused()
+        if isinstance(error, StoreError) and NO_ROOM in str(error):
+            file.make_room()
 
     def view(self, work: Callable[[SqliteTransaction], T]) -> T:
         """What `work` makes of what was committed last; never waits for a writer. See Store."""
@@ -226,7 +211,7 @@ class SqliteStore(Closing):
                 raise self._refusal(operation)
             file.changing = get_ident()
             try:
-                tx = self._start(operation, durable)
+                tx: SqliteTransaction = self._start(operation, durable)
             except BaseException:
                 file.undo()
                 file.lock.give()
@@ -292,6 +277,10 @@ class SqliteStore(Closing):
 
         return self._surveying("check", lambda session: damage(session) or damaged_rows(session))
 
+    def copy_to(self, path: str | os.PathLike[str]) -> None:
+        """Write one moment of it into a new file, while others go on with it; O(file)."""
+        self._surveying("copy", lambda session: session.copy_to(path))
+
     def close(self) -> None:
         """Close it, when what other threads are at is done; a second time is no error.
 
@@ -329,21 +318,6 @@ class SqliteStore(Closing):
         return StoreError(
             f"{operation}: waited {self.timeout:g} s for another thread of this process"
         )
-
-    def _start(self, operation: str, durable: bool) -> SqliteTransaction:
-        file = self._file
-        mark = file.lock.enter(operation, self.timeout, file.check_there)
-        connection = file.writer()
-        if connection.in_transaction:
-            connection.rollback()  # a change whose undoing was interrupted
-        if durable is not connection.full:
-            connection.sync(full=durable)
-        connection.execute("BEGIN IMMEDIATE")
-        tx = file.writing = SqliteTransaction(
-            self.path, connection, file.lock, self, self._end_of_boot
-        )
-        tx.start(operation, mark, self.boot)
-        return tx
 
     def _transaction(self, connection: Session) -> SqliteTransaction:
         return SqliteTransaction(self.path, connection, self._file.lock, self, self._end_of_boot)

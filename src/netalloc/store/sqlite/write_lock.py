@@ -38,7 +38,7 @@ import sys
 import time
 from functools import partial
 
-from netalloc._alloc import Doorbell
+from netalloc._alloc import Doorbell, FilePlace
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.place import look_at
 from netalloc.store.sqlite.writer_record import WriterRecord, is_record
@@ -76,7 +76,6 @@ class WriteLock:
 
     def __init__(self, path: StrPath) -> None:
         self.path = path
-        self._name = str(path)  # pathlib's stat() takes twice the time
         self._fd: int | None = None
         self._stale: list[int] = []  # another thread may be reading them
         self.give: Callable[[], object] = int  # gives the turn back, in one call of C
@@ -84,7 +83,7 @@ class WriteLock:
         self._until = 0.0  # up to then it may be taken without queueing
         self._doorbell: Doorbell | None = None  # at what is open
         self._new = False  # whether nothing was in it yet, which has a meaning
-        self._place = 0, 0  # device and inode of what is open
+        self._place: FilePlace | None = None  # of what is open
         self._takes: dict[str, bytes] = {}  # for an operation, what takes the write lock
         self.says_who = False  # whether the lock that was taken says it
 
@@ -268,7 +267,7 @@ class WriteLock:
             self._last = b"", None
             self._fd = self._opened(os.O_RDWR | os.O_CREAT)
             found = os.fstat(self._fd)
-            self._place = found.st_dev, found.st_ino
+            self._place = FilePlace(os.fsencode(self.path), found.st_dev, found.st_ino)
             self._new = not found.st_size
             self._doorbell = None if self._new else _doorbell(self._fd, found.st_size)
             self.give = partial(fcntl.fcntl, self._fd, fcntl.F_OFD_SETLK, _GIVE_BOTH)
@@ -296,11 +295,7 @@ class WriteLock:
         return fd
 
     def _is_current(self) -> bool:
-        try:
-            found = os.stat(self._name)
-        except FileNotFoundError:
-            return False
-        return (found.st_dev, found.st_ino) == self._place
+        return self._place is not None and self._place.is_there()
 
 
 def _doorbell(fd: int, size: int) -> Doorbell | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 
+from netalloc._alloc import RecordMaker, checked_line
 from netalloc.light import NamedTuple
 
 TYPE_CHECKING = False
@@ -14,7 +15,6 @@ if TYPE_CHECKING:
 # is written in one step. A longer one may be cut off between two pages by a kill: then its
 # checksum is wrong, and everything counts as dirty.
 _LENGTH = 512
-_PADDING = b" " * (_LENGTH - 10) + b"\n"  # what is behind a text of no length and its checksum
 
 
 class WriterRecord(NamedTuple):
@@ -37,8 +37,7 @@ class WriterRecord(NamedTuple):
         """The record as it is written."""
         dirty = ",".join(_spans(self.dirty)) if self.dirty else ""
         text = f"{self.pid}|{self.operation}|{self.boot}|{self.sequence}|{dirty}|{self.store}"
-        data = text.encode()
-        return b"%b|%08x" % (data, zlib.crc32(data)) + (_PADDING[len(data) :] or b"\n")
+        return checked_line(text, _LENGTH)
 
     @classmethod
     def parse(cls, data: bytes) -> WriterRecord | None:
@@ -52,6 +51,10 @@ class WriterRecord(NamedTuple):
         numbers = frozenset(_numbers(dirty)) if dirty else frozenset()
         # The first edition told no store from another.
         return cls(int(pid), operation, boot, int(sequence), numbers, int(more[0] if more else 0))
+
+
+# Of a tuple of its fields, in a fifth of the time of the class's own constructor.
+new_record = RecordMaker(WriterRecord).make
 
 
 def is_record(data: bytes) -> bool:

@@ -1,0 +1,51 @@
+"""Addresses as callers give them, made plain: what `ipaddress` has to be loaded for."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address, IPv6Address, ip_address
+
+from netalloc._alloc import int_to_ip, ip_to_int
+from netalloc.errors import InvalidValueError, NetallocError
+from netalloc.values import shown
+
+ANY = IPv4Address(0)
+IP = IPv4Address | IPv6Address
+
+
+def as_ip(value: object, what: str = "address") -> IP:
+    """An address, given as text or as an object; of an interface the address alone."""
+    kind = type(value)
+    if kind is IPv4Address or kind is IPv6Address:
+        return value  # type: ignore[return-value]
+    if isinstance(value, IPv4Address):
+        return IPv4Address(int(value))
+    if isinstance(value, IPv6Address):
+        return IPv6Address(int(value))
+    if isinstance(value, str) and len(value) < 100:
+        try:
+            return ip_address(str.__str__(value))
+        except ValueError:
+            pass
+    raise InvalidValueError(f"{what} {shown(value)} is not an IP address")
+
+
+def as_ipv4(value: object, what: str) -> IPv4Address:
+    """An IPv4 address, given as text or as an object."""
+    if type(value) is IPv4Address:
+        return value
+    if isinstance(value, IPv4Address):
+        return IPv4Address(int(value))
+    if isinstance(value, str) and len(value) < 100:
+        try:
+            return int_to_ip(ip_to_int(str.__str__(value)))  # a tenth of IPv4Address(text)'s time
+        except NetallocError:
+            pass
+    raise InvalidValueError(f"{what} {shown(value)} is not an IPv4 address")
+
+
+def as_host_ip(value: object) -> IPv4Address | None:
+    """The host address of a mapping; None and 0.0.0.0 both mean every address."""
+    if value is None:
+        return None
+    ip = as_ipv4(value, "host address")
+    return None if ip == ANY else ip
