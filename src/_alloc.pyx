@@ -30,9 +30,11 @@ _alloc/ that is included here is one idea, and the order is that of reading:
     stored_bitmap       of a bitmap in a file, what every call does
     file_place          whether a path still leads to the file that was opened
     file_change         a transaction of a file, its statements, and making it alone
+    doorbell            sleeping at a file until another process rings
 
-No method releases the GIL: the longest, a million addresses at once, takes about a
-millisecond, and giving it up would cost every short call a lock (29 ns on Python 3.11).
+No method releases the GIL but the one that sleeps: the longest, a million addresses at once,
+takes about a millisecond, and giving it up would cost every short call a lock (29 ns on
+Python 3.11).
 """
 
 cimport cython
@@ -80,3 +82,4 @@ include "_alloc/rows.pxi"
 include "_alloc/stored_bitmap.pxi"
 include "_alloc/file_place.pxi"
 include "_alloc/file_change.pxi"
+include "_alloc/doorbell.pxi"

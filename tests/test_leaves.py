@@ -23,7 +23,7 @@ from netalloc.store.sqlite.leaf_bitmap import LEAF, LeafBitmap
     steps=st.lists(
         st.tuples(
             st.sampled_from(
-                ["acquire", "reserve", "release", "ranges", "cursor", "reload", "follow"]
+                ["acquire", "reserve", "release", "ranges", "cursor", "reload", "follow", "catch"]
             ),
             st.integers(0, 6 * LEAF) | st.integers(0, 5).map(lambda n: n * LEAF),
         ),
@@ -32,11 +32,16 @@ from netalloc.store.sqlite.leaf_bitmap import LEAF, LeafBitmap
 )
 def test_leaves_agree_with_the_core(size, steps):
     core, stored = Bitmap(size), Stored()
-    leaves = stored.read(size)
+    leaves, behind = stored.read(size), stored.read(size)
     for what, number in steps:
         if what == "reload":
             stored.write(leaves)
-            leaves = stored.read(size)
+            leaves, behind = stored.read(size), stored.read(size)
+        elif what == "catch":  # one that has read it earlier goes on from there
+            assert behind.catch_up(f"{leaves.cursor} {leaves.journal}")
+            assert (behind.journal, behind.cursor) == (leaves.journal, leaves.cursor)
+            assert (behind.dirty, len(behind)) == (leaves.dirty, len(leaves))
+            leaves, behind = behind, leaves
         elif what == "follow":  # another process reads what is stored, and the journal
             journal, cursor = leaves.journal, leaves.cursor
             leaves = stored.read(size)
@@ -90,6 +95,17 @@ def test_of_a_full_bitmap_the_first_one_released_is_the_next():
     for ordinal in (LEAF + 2, 7, LEAF + 3):
         leaves.release(ordinal)
     assert [leaves.acquire() for _ in range(3)] == [LEAF + 2, LEAF + 3, 7]
+
+
+def test_a_journal_that_does_not_go_on_from_this_one_is_not_followed():
+    leaves = LeafBitmap(100, lambda n: None)
+    leaves.acquire_ranges(3)
+    leaves.release(1)
+    for other in ("0 ", "4 +0:4 -1 ", "4 +0:2 +1 ", "4 +0:2 -1:0 ", "4 +0:2 -1 -1 ", ""):
+        copy = LeafBitmap(100, lambda n: None)
+        copy.follow(leaves.cursor, leaves.journal)
+        assert not copy.catch_up(other)
+    assert leaves.catch_up("3 +0:2 -1 +1 ") and 1 in leaves
 
 
 def outcome(bitmap, name, arguments):

@@ -758,6 +758,41 @@ class InterfaceState:
     def __new__(cls, leases: Any, lease: Any, labels: dict[str, str] | None = None) -> Self: ...
 
 @final
+class Doorbell:
+    """Two bells at a place of a file, where processes sleep until one is rung.
+
+    Each is a word of 32 bits in the file, 0 at first, that counts how often it was rung; the
+    offset is a multiple of the size of a page. Who looks at the word first, and then at what it
+    waits for, misses no ring. Those that sleep are woken one by one, in the order in which they
+    came. It is Linux's futex(2); OSError is raised for a file that cannot be mapped.
+
+    >>> import os
+    >>> from tempfile import TemporaryFile
+    >>> with TemporaryFile() as file:
+    ...     _ = file.truncate(8)
+    ...     door = Doorbell(file.fileno(), 0)
+    ...     seen = os.pread(file.fileno(), 4, 0)
+    ...     quiet = door.sleep(0, seen, 0.001)
+    ...     door.ring(0)
+    ...     quiet, door.sleep(0, seen, 0.001)
+    (False, True)
+    """
+
+    def __new__(cls, fd: int, offset: int, /) -> Self: ...
+    def sleep(self, bell: int, seen: bytes, seconds: float, /) -> bool:
+        """Whether it was rung since it was seen like that, or within so many seconds.
+
+        A signal cuts the time short: its handler runs, and what that raises is raised. OSError
+        is raised where the file was cut off, or is of a kind at which none can sleep.
+        """
+
+    def ring(self, bell: int, /) -> None:
+        """Count a ring, and wake the one that has slept longest there; 0.5 microseconds.
+
+        OSError is raised where the file was cut off.
+        """
+
+@final
 class Change:
     """What one operation does: records in `tx`, the kernel's part in `add` and `remove`.
 

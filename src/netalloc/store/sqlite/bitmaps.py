@@ -22,7 +22,10 @@ _REMOVE_SPANS = "DELETE FROM span WHERE name = ?"
 
 
 class SqliteBitmaps:
-    """The bitmaps of a file, kept in memory until another process writes."""
+    """The bitmaps of a file, kept in memory until another process writes rows of them.
+
+    `rows_written` grows whenever rows are written here.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -30,6 +33,7 @@ class SqliteBitmaps:
         self._asked: dict[str, LeafBitmap] = {}  # of them, since the last change was written
         self._journals: dict[str, str] = {}  # by name: cursor and journal
         self._dropped: set[str] = set()
+        self.rows_written = 0
         self._passed = 0  # changes that were written, and those of bitmaps that were dropped
         self._new: set[str] = set()
         self.expected: int | None = None  # how many there are in the file, where that is known
@@ -42,8 +46,17 @@ class SqliteBitmaps:
         self._dropped.clear()
         self._new.clear()
         self._whole = None
-        pairs = (one.partition(" ")[::2] for one in journals.split(";"))
-        self._journals = {name: rest for name, rest in pairs if name}
+        self._journals = _by_name(journals)
+
+    def catch_up(self, journals: str) -> bool:
+        """Follow what other processes have changed since; false where it has to be read anew.
+
+        No row of a bitmap may have been written in between. O(what was added).
+        """
+        self._asked.clear()
+        self._journals = found = _by_name(journals)
+        bitmaps = self._bitmaps.items()
+        return not self._dropped and all(one.catch_up(found.get(name, "")) for name, one in bitmaps)
 
     def begin(self) -> None:
         """What was read stands in the file as it is: nothing of it has been asked for yet."""
@@ -160,6 +173,7 @@ class SqliteBitmaps:
                 execute(_WRITE_SPAN, (*row, checksum("span", row)))
         head = (name, str(bitmap.size), str(bitmap.cursor), str(bitmap.count), bitmap.first)
         execute(_WRITE_HEAD, (*head, checksum("bitmap", head)))
+        self.rows_written += 1
         bitmap.stored()
         self._journals.pop(name, None)
 
@@ -170,6 +184,7 @@ class SqliteBitmaps:
             before -= connection.changes
             connection.execute(_REMOVE_HEAD, (name,))
             before += connection.changes
+        self.rows_written += 1
         if self._whole is not None:
             self._whole -= self._dropped
         self._dropped.clear()
@@ -226,6 +241,12 @@ class SqliteBitmaps:
             raise StoreError(f"leaf {row[1]} of bitmap {name} is damaged; {REPAIR}")
         _, first, stop, following, bits, _ = row
         return Span(first, stop, following, None if bits is None else _decoded(bits, name, first))
+
+
+def _by_name(journals: str) -> dict[str, str]:
+    """What the state row has of each bitmap: cursor and journal."""
+    pairs = (one.partition(" ")[::2] for one in journals.split(";"))
+    return {name: rest for name, rest in pairs if name}
 
 
 def _decoded(data: bytes, name: str, number: int) -> Bitmap:

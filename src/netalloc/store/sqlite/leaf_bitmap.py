@@ -149,29 +149,58 @@ class LeafBitmap(Spans):
     def follow(self, cursor: int, journal: str) -> None:
         """Make the changes of a journal, of which the spans know nothing. 2 us a run."""
         self._cursor = cursor
-        runs = journal.split()
-        for text in runs:
-            first, _, last = text[1:].partition(":")
-            taken, start, stop = text[0] == "+", int(first), int(last or first) + 1
-            try:
-                self._follow(taken, start, stop)
-            except NetallocError as error:
-                raise StoreError(
-                    f"bitmap {self.name} and its journal disagree at {text}: {error}; {REPAIR}"
-                ) from error
+        runs = _runs(journal)
+        try:
+            for run in runs:
+                self._follow(*run)
+        except NetallocError as error:
+            raise StoreError(
+                f"bitmap {self.name} and its journal disagree: {error}; {REPAIR}"
+            ) from error
         if runs:
-            self._last = taken, start, stop
+            self._last = runs[-1]
             self._runs = len(runs)
-            self._early = "".join([f"{run} " for run in runs[:-1]])
+            self._early = "".join([f"{run} " for run in journal.split()[:-1]])
+
+    def catch_up(self, entry: str) -> bool:
+        """Make the changes by which an entry goes on from this one's own.
+
+        False where it does not, or what it says cannot be: then this is to be read anew.
+        """
+        cursor, _, journal = entry.partition(" ")
+        if not journal.startswith(self._early):
+            return False
+        runs = _runs(journal[len(self._early) :])
+        last = self._last
+        if last is not None:  # the run that may have become longer
+            if not runs or runs[0][:2] != last[:2] or runs[0][2] < last[2]:
+                return False
+            runs[0] = last[0], last[2], runs[0][2]
+        try:
+            for taken, start, stop in runs:
+                self._follow(taken, start, stop)
+                if start < stop:
+                    self._note(taken, start, stop)
+        except NetallocError:
+            return False
+        if cursor:
+            self._cursor = int(cursor)
+        return True
 
     def _follow(self, taken: bool, start: int, stop: int) -> None:
         at, change = start, self._take if taken else self._give
         while at < stop:
             if (at in self) is taken:
-                raise StoreError("it is so already")
+                raise StoreError(f"{at} is so already")
             at += change(at, stop - at)
 
     def _check(self, ordinal: int) -> int:
         if not 0 <= ordinal < self.size:
             raise OutOfRangeError(f"{ordinal} is not in 0 to {self.size - 1}")
         return ordinal
+
+
+def _runs(journal: str) -> list[tuple[bool, int, int]]:
+    """Whether they were taken, the first ordinal and the one behind the last."""
+    parts = [(text[0] == "+", *text[1:].partition(":")) for text in journal.split()]
+    return [(taken, int(first), int(last or first) + 1) for taken, first, _, last in parts]

@@ -24,6 +24,7 @@ STATE = "SELECT * FROM state"
 _WRITE = "UPDATE state SET sequence = ?, boot = ?, counters = ?, journals = ?, crc = ? WHERE id = 0"
 _SEED = zlib.crc32(b"state")
 _UNKNOWN = (-1, -1)
+_WRITTEN = "written"  # the counter of the changes that wrote rows of bitmaps
 
 
 class _Tables(dict):  # type: ignore[type-arg]  # its types are for the checker alone
@@ -42,7 +43,9 @@ class Session(Connection):
     """A connection with what was read over it.
 
     All of it stays while no other process writes, which the state row's sequence number and
-    checksum tell. `counters` are as they are within the change that is under way.
+    checksum tell. Where one has written, the bitmaps follow their journals, unless rows of
+    bitmaps were written as well: then they are read anew. `counters` are as they are within
+    the change that is under way.
     """
 
     def __init__(self, path: StrPath, uri: str | None = None) -> None:
@@ -73,7 +76,7 @@ class Session(Connection):
         kept, self._kept = self._kept, _UNKNOWN
         stamps = self.rows(STAMP)
         if len(stamps) != 1 or stamps[0] != known:
-            self._read_state(kept)
+            self._read_state(kept if known is _UNKNOWN else known)
         else:
             self.bitmaps.begin()
         self._seen = stamps[0]
@@ -96,25 +99,33 @@ class Session(Connection):
             self._kept = self._seen
 
     def _read_state(self, kept: tuple[int, int]) -> None:
+        """Read the state row. The bitmaps in memory are as they were at the stamp `kept`."""
         rows = self.rows(STATE)
         if len(rows) != 1 or checksum("state", rows[0][:-1]) != rows[0][-1]:
             raise StoreError(f"the state row is damaged; {REPAIR}")
-        _, _, self.boot, counters, journals, _ = rows[0]
+        _, sequence, self.boot, counters, journals, crc = rows[0]
         for table in self._tables.values():
             table.forget()
+        written = self.counters.get(_WRITTEN, 0)
         self.counters.clear()
         self.counters.update(counters_of(counters))
-        if rows[0][1] == kept[0] and rows[0][-1] == kept[1]:
+        goes_on = sequence > kept[0] and kept is not _UNKNOWN
+        same_rows = self.counters.get(_WRITTEN, 0) == written
+        if (sequence, crc) == kept:
             self.bitmaps.begin()
-        else:
+        elif not (goes_on and same_rows and self.bitmaps.catch_up(journals)):
             self.bitmaps.forget(journals)
         self.bitmaps.expected = self.counters.get("bitmaps", 0)
 
     def write(self, sequence: int, boot: str, done: list[Any]) -> None:
         """Write all that has changed, and commit: then there is something in `done`."""
         counters, bitmaps = self.counters, self.bitmaps
+        written = bitmaps.rows_written
         counters["bitmaps"] = bitmaps.expected = counters.get("bitmaps", 0) + bitmaps.flush()
-        state = (0, sequence, boot, counters_text(counters), bitmaps.journals)
+        journals = bitmaps.journals
+        if bitmaps.rows_written != written:
+            counters[_WRITTEN] = counters.get(_WRITTEN, 0) + 1
+        state = (0, sequence, boot, counters_text(counters), journals)
         crc = row_checksum(state, _SEED)
         self.execute(_WRITE, (*state[1:], crc))
         self.commit(done)

@@ -7,13 +7,18 @@ once waits behind it. The locks are open file description locks (fcntl(2)): thre
 each other as processes do, and the kernel takes them from the dead. A forked child shares
 them, and has to close() first.
 
-Handing the write lock over costs as much as a change does. So a process may take it again
-without queueing, `_TURNS` times in a row where it finds it free, and then has to queue: with
-n processes the one at the head of the queue waits for that many changes of each of the
-others at most.
+Handing the write lock over costs as much as some changes do: what was read is out of date, and
+the processor has other things at hand. So a process that makes one change after the other has a
+*burst*: for `_BURST` seconds it may take the lock again without queueing, and then has to queue.
+With n processes each waits for n bursts, and a change, at most.
 
-The kernel's own waiting has no time limit and cannot be given up by a thread, so a waiter
-tries again and again, and what it does not have at the end of its time it never gets.
+The kernel's own waiting for a lock has no time limit and cannot be given up by a thread. So a
+waiter sleeps at a *doorbell* of the lock file, and tries when it is rung. It is rung for the
+queue where the queue lock is given up, and for the one that is next where a burst is over. A
+process that dies, or has nothing more to do, does not ring. So the one that is next looks by
+itself as well: it takes the lock if that was free at two looks, and no change made in between.
+Those in the queue try again some time, and what a waiter does not have at the end of its patience
+it never gets.
 
 The file's one record outlives its writer and tells the next one: which process writes and
 why, how many changes the store has seen, and the networks whose kernel part was being
@@ -33,7 +38,7 @@ import sys
 import time
 from functools import partial
 
-from netalloc._alloc import FilePlace
+from netalloc._alloc import Doorbell, FilePlace
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.place import look_at
 from netalloc.store.sqlite.writer_record import WriterRecord, is_record
@@ -46,17 +51,20 @@ if TYPE_CHECKING:
 
 
 _QUEUE, _WRITE = 0, 1
-_TURNS = 16
+_BURST = 4e-3  # seconds: to hand over takes 0.2 ms
 # The operations that a lock says by their place here: so it stays, and others come behind it.
 _USUAL = ("", "allocate", "allocate_many", "publish", "release", "release_port")
 _CODES = 64
 _PAGE = 4096
 
-# Seconds between two tries. A change takes some 0.1 ms: the one that is next tries as often; those
-# in the queue have longer to wait, and all of them try equally often, so that none is favoured.
-_NEXT = 60e-6
-_QUEUED = 1e-3
-_SOON = 0.02  # from then on the one that is next tries as seldom as the others
+# Seconds between two looks of the one that is next, at first (a change takes some 0.1 ms) and at
+# last; and of sleep in the queue. To look costs 15 microseconds.
+_OFTEN, _SELDOM = 60e-6, 1e-3
+_SLEEP = 50e-3
+
+# The bells, and where they are: behind any record, at the beginning of a page of any size.
+_IN_QUEUE, _NEXT = 0, 1
+_DOOR, _WORD = 1 << 16, 4
 
 
 def _nothing() -> None:
@@ -72,7 +80,9 @@ class WriteLock:
         self._stale: list[int] = []  # another thread may be reading them
         self.give: Callable[[], object] = int  # gives the turn back, in one call of C
         self._last: tuple[bytes, WriterRecord | None] = b"", None  # what is in it, as of here
-        self._turns = 0  # how often it may be taken without queueing
+        self._until = 0.0  # up to then it may be taken without queueing
+        self._doorbell: Doorbell | None = None  # at what is open
+        self._new = False  # whether nothing was in it yet, which has a meaning
         self._place: FilePlace | None = None  # of what is open
         self._takes: dict[str, bytes] = {}  # for an operation, what takes the write lock
         self.says_who = False  # whether the lock that was taken says it
@@ -89,14 +99,14 @@ class WriteLock:
         what that raises is raised with nothing made. Raises StoreError, naming the holder and
         what it does, after `timeout` seconds.
         """
-        deadline = time.monotonic() + timeout
+        now = time.monotonic()
+        deadline = now + timeout
         while True:
             fd = self._fd if self._fd is not None else self._open(before_opening)
             try:
                 take = self._takes.get(operation) or self._take(operation)
-                if not self._turns or not _taken(fd, take):
-                    self._queue(fd, take, deadline)
-                self._turns -= 1
+                if now >= self._until or not _taken(fd, take):
+                    self._queue(fd, take, deadline, now >= self._until)
                 self.says_who = operation in self._takes
                 if self._is_current():
                     data = _read(fd)
@@ -114,7 +124,7 @@ class WriteLock:
             # The file was removed and made anew meanwhile: queue at the new one.
             self._release(fd)
             self._stale.append(fd)
-            self._fd = None
+            self._fd = self._doorbell = None
 
     def write(self, record: WriterRecord) -> None:
         """Say what is going on, if it says something else; it stays when this process dies."""
@@ -130,6 +140,9 @@ class WriteLock:
         except OSError as error:
             raise StoreError(f"lock file {self.path}: {error.strerror}") from error
         self._last = data, record
+        if self._new:
+            self._new = False
+            self._doorbell = _doorbell(self._fd, len(data))
 
     def leave(self) -> None:
         """Let the next one in."""
@@ -159,6 +172,7 @@ class WriteLock:
         self.give = int
         self._last = b"", None
         self._takes = {}  # in a forked child they are another process's
+        self._doorbell = None
         open_files, self._stale = self._stale, []
         if self._fd is not None:
             open_files.append(self._fd)
@@ -166,11 +180,63 @@ class WriteLock:
         for fd in open_files:
             os.close(fd)
 
-    def _queue(self, fd: int, take: bytes, deadline: float) -> None:
-        _wait(fd, _TAKE_QUEUE, _QUEUED, deadline)
-        _wait(fd, take, _NEXT, deadline)
+    def _queue(self, fd: int, take: bytes, deadline: float, burst_is_over: bool) -> None:
+        if not _taken(fd, _TAKE_QUEUE):
+            if burst_is_over:
+                self._ring(_NEXT)
+            self._wait_in_queue(fd, deadline)
+        if not _taken(fd, take):
+            try:
+                self._wait_as_next(fd, take, deadline)
+            except TimeoutError:
+                if not _taken(fd, take):
+                    raise
         _set(fd, _GIVE_QUEUE)
-        self._turns = _TURNS
+        self._ring(_IN_QUEUE)
+        self._until = time.monotonic() + _BURST
+
+    def _wait_in_queue(self, fd: int, deadline: float) -> None:
+        while True:
+            rings = _rings(fd, _IN_QUEUE)
+            if _taken(fd, _TAKE_QUEUE):
+                return
+            self._sleep(_IN_QUEUE, rings, _SLEEP, deadline)
+
+    def _wait_as_next(self, fd: int, take: bytes, deadline: float) -> None:
+        pause = _OFTEN
+        before: bytes | None = None  # what was in the file when the lock was free
+        rung = False
+        while True:
+            rings = _rings(fd, _NEXT)
+            found = _read(fd) if _is_free(fd) else None
+            if found is None:
+                pause = min(2 * pause, _SELDOM)
+            elif (rung or found == before) and _taken(fd, take):
+                return
+            else:
+                pause = _OFTEN
+            before = found
+            rung = self._sleep(_NEXT, rings, pause, deadline)
+
+    def _sleep(self, bell: int, rings: bytes, pause: float, deadline: float) -> bool:
+        """Whether the bell was rung meanwhile. Raises TimeoutError at the end of the time."""
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if self._doorbell is not None:
+            try:
+                return self._doorbell.sleep(bell, rings, min(pause, left))
+            except OSError:
+                pass
+        time.sleep(min(pause, left, _SELDOM))  # there are no bells at this file
+        return False
+
+    def _ring(self, bell: int) -> None:
+        if self._doorbell is not None:
+            try:
+                self._doorbell.ring(bell)
+            except OSError:
+                pass  # those that sleep try again without it
 
     def _take(self, operation: str) -> bytes:
         code = _USUAL.index(operation) if operation in _USUAL else 0
@@ -202,6 +268,8 @@ class WriteLock:
             self._fd = self._opened(os.O_RDWR | os.O_CREAT)
             found = os.fstat(self._fd)
             self._place = FilePlace(os.fsencode(self.path), found.st_dev, found.st_ino)
+            self._new = not found.st_size
+            self._doorbell = None if self._new else _doorbell(self._fd, found.st_size)
             self.give = partial(fcntl.fcntl, self._fd, fcntl.F_OFD_SETLK, _GIVE_BOTH)
         return self._fd
 
@@ -230,14 +298,17 @@ class WriteLock:
         return self._place is not None and self._place.is_there()
 
 
-def _wait(fd: int, take: bytes, pause: float, deadline: float) -> None:
-    """Take a lock within the time there is. Raises TimeoutError, with nothing taken."""
-    begin = time.monotonic()
-    while not _taken(fd, take):
-        now = time.monotonic()
-        if now >= deadline:
-            raise TimeoutError
-        time.sleep(min(pause if now - begin < _SOON else _QUEUED, deadline - now))
+def _doorbell(fd: int, size: int) -> Doorbell | None:
+    try:
+        if size < _DOOR + 2 * _WORD:
+            os.truncate(fd, _DOOR + 2 * _WORD)
+        return Doorbell(fd, _DOOR)
+    except OSError:
+        return None  # no memory, or a filesystem without that
+
+
+def _rings(fd: int, bell: int) -> bytes:
+    return os.pread(fd, _WORD, _DOOR + bell * _WORD)
 
 
 def _taken(fd: int, take: bytes) -> bool:
@@ -246,6 +317,10 @@ def _taken(fd: int, take: bytes) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _is_free(fd: int) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK)[:2] == _FREE
 
 
 def _read(fd: int) -> bytes:
@@ -265,6 +340,8 @@ def flock(kind: int, start: int, length: int) -> bytes:
 _TAKE_QUEUE = flock(fcntl.F_WRLCK, _QUEUE, 1)
 _GIVE_QUEUE = flock(fcntl.F_UNLCK, _QUEUE, 1)
 _GIVE_BOTH = flock(fcntl.F_UNLCK, _QUEUE, 0)
+_ASK = flock(fcntl.F_WRLCK, _WRITE, 1)
+_FREE = _GIVE_BOTH[:2]  # the type of a lock that is none
 
 
 def _set(fd: int, lock: bytes) -> None:
