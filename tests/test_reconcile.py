@@ -211,9 +211,12 @@ longest = 1.5 * (time.perf_counter() - start)
 make().reconcile(old)
 dice = random.Random(7)
 seen = {"none": 0, "all": 0, "partial": 0, "unrepaired": 0}
-for i in range(rounds):
+turn = 0
+while turn < rounds or not (seen["none"] and seen["all"]):
+    share = (turn % rounds + dice.random()) / rounds  # early ones, and late ones
+    turn += 1
     child = begun()
-    time.sleep((i + dice.random()) / rounds * longest)  # early ones, and late ones
+    time.sleep(share * longest)
     try:
         os.killpg(child, signal.SIGKILL)
     except ProcessLookupError:
@@ -226,6 +229,9 @@ for i in range(rounds):
     there = set(make().backend.mappings())
     outcome = {frozenset(old): "none", frozenset(old + new): "all"}.get(frozenset(there), "partial")
     seen[outcome] += 1
+    # How long the batch takes goes up and down with the load of the machine.
+    longest *= 1.5 if outcome == "none" and share > 0.5 else 1
+    longest /= 1.5 if outcome == "all" and share < 0.5 else 1
     fresh = make()
     for desired in (old + new, old):
         fresh.reconcile(desired)
@@ -249,7 +255,7 @@ def test_killed_at_random_moments_of_a_batch(make_lab, backend, rounds):
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stderr.splitlines()[-1])
     assert seen["partial"] == seen["unrepaired"] == 0, seen
-    assert seen["none"] and seen["all"], f"the kills missed the batch: {seen}"
+    assert seen["none"] and seen["all"]
 
 
 def random_mapping(dice: random.Random) -> PortMapping:
