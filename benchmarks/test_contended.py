@@ -5,19 +5,26 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from contended import share, sides
+from contended import compare, sides
 
-LEAST = 0.3  # a process alone reaches 0.45: with less of that in Python this grows as well
+# A process alone reaches 0.45 of the throughput, and takes 2.2 times the processor: with less of
+# that in Python both grow. Where waiters poll it was 0.2 and 4.3.
+THROUGHPUT = 0.25
+PROCESSOR = 3.1
 
 
 def test_eight_processes_on_one_file() -> None:
-    """The part of bare SQLite's throughput that they reach together."""
+    """How many changes they make together, and what of the processor each takes."""
     with TemporaryDirectory(dir="/dev/shm") as folder, ExitStack() as stack:
         ours, base = sides(Path(folder), 8, stack)
-        found = share(ours, base, 9, 0.4)
-        if found < LEAST:
-            found = max(found, share(ours, base, 27, 0.4))
-    sys.stdout.write(
-        f"{'8 processes on one file, together : bare SQLite':60} {found:6.2f}  of {LEAST:g}\n"
-    )
-    assert found >= LEAST, f"{found:.2f} of bare SQLite's throughput; the promise is {LEAST:g}"
+        for rounds in (12, 36):
+            throughput, processor = compare(ours, base, rounds, 0.3)
+            if throughput >= THROUGHPUT and processor <= PROCESSOR:
+                break
+    for what, found, limit in (
+        ("throughput of 8 processes on one file : bare SQLite", throughput, THROUGHPUT),
+        ("processor for a change of 8 processes : bare SQLite", processor, PROCESSOR),
+    ):
+        sys.stdout.write(f"{what:60} {found:6.2f}  of {limit:g}\n")
+    assert throughput >= THROUGHPUT
+    assert processor <= PROCESSOR
