@@ -15,6 +15,7 @@ from netalloc.manager import assembly
 from netalloc.manager.repair import repair
 from netalloc.store.memory import MemoryStore
 from netalloc.store.records import Network
+from netalloc.store.sqlite.alone import alone
 from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.table import SqliteTable
 
@@ -203,7 +204,7 @@ def test_a_number_that_is_given_again_after_a_repair_is_looked_at(tmp_path):
         check(store, last)
         store.run("change", lambda tx: remove(tx, last))
         # A state row that is damaged says no more which numbers were given.
-        with store._file.alone(1.0):
+        with alone(store._file, 1.0):
             subprocess.run([sys.executable, "-c", DAMAGE, path], check=True)
         repair(path)
         again = store.run("change", lambda tx: add(tx, record("c", "br2", "10.2.0.1/24")))

@@ -529,7 +529,8 @@ def read_only_filesystem_with_nothing_yet(setup):
 @case("StoreError", "StoreError", "ok")
 def full_disk(setup):
     mounted(setup, lambda: fill(setup.good().with_name("ballast")))
-    setup.left = ("store.db-wal", "store.db-shm")
+    # The lock file gets the bells behind its record, a hole that takes no room.
+    setup.left = ("store.db-wal", "store.db-shm", "store.db.lock")
     return setup.path
 
 

@@ -326,7 +326,7 @@ def _is_free(fd: int) -> bool:
 def _read(fd: int) -> bytes:
     data = os.pread(fd, _PAGE, 0)
     if len(data) == _PAGE and b"\n" not in data:
-        data = os.pread(fd, os.fstat(fd).st_size, 0)
+        data = os.pread(fd, _DOOR, 0)
     return data
 
 
