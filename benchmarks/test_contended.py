@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from contended import compare, sides
 
 # A process alone reaches 0.45 of the throughput, and takes 2.2 times the processor: with less of
-# that in Python both grow. Where waiters poll it was 0.2 and 4.3.
+# that in Python both get better. Where waiters poll it was 0.2 and 4.3.
 THROUGHPUT = 0.25
 PROCESSOR = 3.1
 

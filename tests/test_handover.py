@@ -254,6 +254,17 @@ def test_one_that_is_killed_at_the_lock_lets_the_next_in_at_once(tmp_path):
     assert waited < 0.5
 
 
+def test_a_record_that_is_as_it_was_is_not_parsed_again(tmp_path):
+    lock = holder_of(f"{tmp_path}/x.lock")
+    record = lock._last[1]
+    lock.leave()
+    assert lock.enter("again") is record
+    long = WriterRecord(7, "x", "boot", 3, frozenset(range(1, 9000, 2)), 5)
+    lock.write(long)
+    assert lock.enter("again") is long
+    lock.close()
+
+
 # ---- what is read
 
 

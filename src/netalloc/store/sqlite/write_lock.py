@@ -41,7 +41,7 @@ from functools import partial
 from netalloc._alloc import Doorbell, FilePlace
 from netalloc.errors import StoreError
 from netalloc.store.sqlite.place import look_at
-from netalloc.store.sqlite.writer_record import WriterRecord, is_record
+from netalloc.store.sqlite.writer_record import LENGTH, WriterRecord, is_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ _BURST = 4e-3  # seconds: to hand over takes 0.2 ms
 # The operations that a lock says by their place here: so it stays, and others come behind it.
 _USUAL = ("", "allocate", "allocate_many", "publish", "release", "release_port")
 _CODES = 64
-_PAGE = 4096
 
 # Seconds between two looks of the one that is next, at first (a change takes some 0.1 ms) and at
 # last; and of sleep in the queue. To look costs 15 microseconds.
@@ -192,10 +191,12 @@ class WriteLock:
                 if not _taken(fd, take):
                     raise
         _set(fd, _GIVE_QUEUE)
-        self._ring(_IN_QUEUE)
+        if not _is_free(fd, _ASK_WAITING):  # where none waits the file stays as it is
+            self._ring(_IN_QUEUE)
         self._until = time.monotonic() + _BURST
 
     def _wait_in_queue(self, fd: int, deadline: float) -> None:
+        _set(fd, _WAITING)  # before it tries: so it is seen, or finds the queue lock given up
         while True:
             rings = _rings(fd, _IN_QUEUE)
             if _taken(fd, _TAKE_QUEUE):
@@ -208,7 +209,7 @@ class WriteLock:
         rung = False
         while True:
             rings = _rings(fd, _NEXT)
-            found = _read(fd) if _is_free(fd) else None
+            found = _read(fd) if _is_free(fd, _ASK_WRITE) else None
             if found is None:
                 pause = min(2 * pause, _SELDOM)
             elif (rung or found == before) and _taken(fd, take):
@@ -319,14 +320,15 @@ def _taken(fd: int, take: bytes) -> bool:
     return True
 
 
-def _is_free(fd: int) -> bool:
-    return fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _ASK)[:2] == _FREE
+def _is_free(fd: int, ask: bytes) -> bool:
+    return fcntl.fcntl(fd, fcntl.F_OFD_GETLK, ask)[:2] == _FREE
 
 
 def _read(fd: int) -> bytes:
-    data = os.pread(fd, _PAGE, 0)
-    if len(data) == _PAGE and b"\n" not in data:
+    data = os.pread(fd, LENGTH, 0)
+    if len(data) == LENGTH and not data.endswith(b"\n"):
         data = os.pread(fd, _DOOR, 0)
+        data = data[: data.find(b"\n") + 1] or data
     return data
 
 
@@ -340,7 +342,9 @@ def flock(kind: int, start: int, length: int) -> bytes:
 _TAKE_QUEUE = flock(fcntl.F_WRLCK, _QUEUE, 1)
 _GIVE_QUEUE = flock(fcntl.F_UNLCK, _QUEUE, 1)
 _GIVE_BOTH = flock(fcntl.F_UNLCK, _QUEUE, 0)
-_ASK = flock(fcntl.F_WRLCK, _WRITE, 1)
+_ASK_WRITE = flock(fcntl.F_WRLCK, _WRITE, 1)
+# All that wait in the queue share the lock of a byte, far behind what any write lock is long.
+_WAITING, _ASK_WAITING = (flock(kind, 1 << 62, 1) for kind in (fcntl.F_RDLCK, fcntl.F_WRLCK))
 _FREE = _GIVE_BOTH[:2]  # the type of a lock that is none
 
 

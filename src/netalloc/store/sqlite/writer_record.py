@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 # A record is at least that long, so that a shorter one covers the one before. Up to a page it
 # is written in one step. A longer one may be cut off between two pages by a kill: then its
 # checksum is wrong, and everything counts as dirty.
-_LENGTH = 512
+LENGTH = 512
 
 
 class WriterRecord(NamedTuple):
@@ -37,7 +37,7 @@ class WriterRecord(NamedTuple):
         """The record as it is written."""
         dirty = ",".join(_spans(self.dirty)) if self.dirty else ""
         text = f"{self.pid}|{self.operation}|{self.boot}|{self.sequence}|{dirty}|{self.store}"
-        return checked_line(text, _LENGTH)
+        return checked_line(text, LENGTH)
 
     @classmethod
     def parse(cls, data: bytes) -> WriterRecord | None:
