@@ -2,7 +2,7 @@
 # that has Python 3.10 or newer, a C compiler and make, nothing else needs to be there.
 #
 #   PYTHON=python3.12 make test     with that Python
-#   ARGS="-k ports -x" make test    more for pytest
+#   ARGS="-k ports -x" make test    more for pytest; -n 0 for one process alone
 
 SHELL := /bin/bash
 VENV ?= .venv
@@ -25,7 +25,7 @@ demo: ## containers on a private bridge, answering through published ports
 
 test: ## the tests; as root also those on the real kernel, in private namespaces
 	@scripts/setup.sh --kernel test
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 test-all: ## the tests that need no root, on every Python from 3.10 that is found
 	@scripts/test-all.sh

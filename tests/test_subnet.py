@@ -95,7 +95,7 @@ def test_excluded_may_be_read_again_and_again() -> None:
         (f"10.0.0.{n}" for n in (11, 10, 8, 9, 8)),
         ["10.0.0.8/30", "10.0.0.0/30", "10.0.0.2", "10.0.0.3"],
     ],
-    ids=repr,
+    ids=lambda exclude: type(exclude).__name__,
 )
 def test_every_way_to_exclude(exclude: Any) -> None:
     made = Subnet("10.0.0.3/24", exclude=exclude)
