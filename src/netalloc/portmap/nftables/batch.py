@@ -22,7 +22,7 @@ _GET_GENERATION: Final = SUBSYSTEM | 16
 _GENERATION_ID = 1
 _BEGIN, _END = 0x10, 0x11
 _ENVELOPE: Final = b"\0\0\0\x0a"  # struct nfgenmsg: the subsystem, in network order
-# Around a transaction of which nobody asks where in it an error was.
+# Around a transaction that is not asked where in it an error was.
 BEGINNING, ENDING = message(_BEGIN, 0, 0, _ENVELOPE), message(_END, 0, 0, _ENVELOPE)
 
 # Of each map by its name: the entries that a change is about.
