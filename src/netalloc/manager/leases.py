@@ -177,7 +177,6 @@ class LeaseService:
     ) -> tuple[list[PortMapping], Lease]:
         """Publish ports of a lease; the mappings, and the lease as it is with them.
 
-
         Raises StaleLeaseError when it is no longer in force.
         """
         self._publications()
