@@ -201,21 +201,28 @@ def test_the_assertion_sees_what_is_wrong(stated, sql, reason):
     assert said is not None and reason in said
 
 
-@pytest.mark.parametrize(("kind", "fields"), LOOKUPS, ids=str)
-def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
+def asked(tmp_path, kind, ask):
+    """The one statement by which a table of an empty store is asked something."""
     SqliteStore(tmp_path / "store.db").close()
-    asked = []
+    said = []
 
     class Noted(Connection):
         def rows(self, sql, values=()):
-            asked.append(sql)
+            said.append(sql)
             return []
 
     with closing(Noted(tmp_path / "store.db")) as noted:
-        SqliteTable(kind, noted).where(*fields, equal=(1,) * len(fields))
+        ask(SqliteTable(kind, noted))
+    (sql,) = said
+    return sql
+
+
+@pytest.mark.parametrize(("kind", "fields"), LOOKUPS, ids=str)
+def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
+    sql = asked(tmp_path, kind, lambda table: table.where(*fields, equal=(1,) * len(fields)))
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
-        assert complaint(connection, asked[0]) is None
-        (step,) = plan(connection, asked[0])
+        assert complaint(connection, sql) is None
+        (step,) = plan(connection, sql)
     assert step.startswith("SEARCH"), step
     assert step.count("=?") == len(fields), step
 
@@ -226,19 +233,10 @@ def test_every_look_up_is_a_search_by_all_of_its_fields(tmp_path, kind, fields):
     ids=str,
 )
 def test_a_look_downward_is_a_search_in_that_order(tmp_path, kind, fields):
-    SqliteStore(tmp_path / "store.db").close()
-    asked = []
-
-    class Noted(Connection):
-        def rows(self, sql, values=()):
-            asked.append(sql)
-            return []
-
-    with closing(Noted(tmp_path / "store.db")) as noted:
-        SqliteTable(kind, noted).up_to(*fields, equal=(1, 2), limit=1)
+    sql = asked(tmp_path, kind, lambda table: table.up_to(*fields, equal=(1, 2), limit=1))
     with closing(sqlite3.connect(tmp_path / "store.db")) as connection:
-        assert complaint(connection, asked[0]) is None
-        (step,) = plan(connection, asked[0])
+        assert complaint(connection, sql) is None
+        (step,) = plan(connection, sql)
     first, last = fields
     assert step.endswith(f"({first}=? AND {last}<?)"), step
 
