@@ -10,8 +10,6 @@ the same file, held for microseconds, makes coming and going one at a time. Proc
 another /run, as in another mount namespace, do not see each other.
 """
 
-import errno
-import fcntl
 import os
 import struct
 import time
@@ -23,11 +21,11 @@ from zlib import crc32
 from netalloc.closing import Closing
 from netalloc.errors import InUseError, NetallocError
 from netalloc.host import netns, runtime_dir
+from netalloc.host.ofd_lock import NONE, READ, WRITE, set_lock
 
 _WAIT = 1.0  # seconds for those who come and go; each takes microseconds
 _PAUSE = 0.0005
 _HOLDERS, _ENTRANCE = 0, 1  # the bytes that are locked; the record lies over them
-_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
 _RECORD = struct.Struct("=II")  # checksum and length of what follows
 _MAX_RECORD = 1 << 14
 
@@ -98,7 +96,7 @@ def _enter(name: str, truth: str, holder: str) -> int:
                 _wait(fd, deadline, name)
                 if _is_at(fd, directory, name):
                     _hold(fd, truth, holder)
-                    _lock(fd, fcntl.F_UNLCK, _ENTRANCE)
+                    set_lock(fd, NONE, _ENTRANCE)
                     return fd
             except BaseException:
                 runtime_dir.close_file(fd)
@@ -110,7 +108,7 @@ def _enter(name: str, truth: str, holder: str) -> int:
 
 def _hold(fd: int, truth: str, holder: str) -> None:
     """Take a share of the holders' lock; alone at the entrance."""
-    if _lock(fd, fcntl.F_WRLCK, _HOLDERS):
+    if set_lock(fd, WRITE, _HOLDERS):
         _write(fd, truth, holder)
     else:
         there = _read(fd)
@@ -118,7 +116,7 @@ def _hold(fd: int, truth: str, holder: str) -> None:
             _refuse(there, truth)
         if not _is_alive(there[0]):
             _write(fd, truth, holder)
-    _lock(fd, fcntl.F_RDLCK, _HOLDERS)
+    set_lock(fd, READ, _HOLDERS)
 
 
 def _refuse(there: tuple[int, str, str] | None, truth: str) -> NoReturn:
@@ -143,7 +141,7 @@ def _leave(name: str, fd: int, *, last_here: bool) -> None:
             _wait(fd, time.monotonic() + _WAIT, name)
             if not _is_at(fd, directory, name):
                 return
-            if _lock(fd, fcntl.F_WRLCK, _HOLDERS):
+            if set_lock(fd, WRITE, _HOLDERS):
                 os.unlink(name, dir_fd=directory)
                 for other in os.listdir(directory):  # noqa: PTH208 (an open one)
                     if other.startswith((f"{name}{FLOWS}", f"{name}{WATCH}")):
@@ -157,24 +155,13 @@ def _leave(name: str, fd: int, *, last_here: bool) -> None:
 
 def _wait(fd: int, deadline: float, name: str) -> None:
     """Be alone at the entrance, until the descriptor is closed."""
-    while not _lock(fd, fcntl.F_WRLCK, _ENTRANCE):
+    while not set_lock(fd, WRITE, _ENTRANCE):
         if time.monotonic() >= deadline:
             raise NetallocError(
                 f"the lock {name} of this network namespace was not let go for {_WAIT:g} s: "
                 f"is a process stopped that came or went?"
             )
         time.sleep(_PAUSE)
-
-
-def _lock(fd: int, kind: int, byte: int) -> bool:
-    """Take, turn or give up a lock without waiting; whether it could be had."""
-    try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, byte, 1, 0))
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        raise NetallocError(f"a lock of the runtime directory failed: {error}") from error
-    return True
 
 
 def _is_at(fd: int, directory: int, name: str) -> bool:

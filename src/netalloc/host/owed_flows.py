@@ -15,7 +15,6 @@ what it is. The byte is locked by its process (OFD, fcntl(2)), so the kernel tel
 To look costs one read, 0.6 µs; to note a flush two writes.
 """
 
-import fcntl
 import logging
 import os
 import struct
@@ -33,6 +32,7 @@ from netalloc.errors import NetallocError
 from netalloc.host import netns, runtime_dir
 from netalloc.host.conntrack import NUMBERS, Flows
 from netalloc.host.namespace_lock import FLOWS, file_name
+from netalloc.host.ofd_lock import NONE, WRITE, is_locked, set_lock
 from netalloc.locks import holding
 from netalloc.model import PortMapping
 
@@ -43,7 +43,6 @@ _STRIDE = 1 << 24  # bytes for one of them; what is not written takes no room
 _HEAD = struct.Struct("=QI")  # when it was noted, and how many items follow
 _ITEM = struct.Struct("=BBHHHII")  # kind, protocol, host port, count, container port, addresses
 _MOST = (_STRIDE - _HEAD.size) // _ITEM.size
-_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
 _PROTOCOLS = {number: name for name, number in NUMBERS.items()}
 _PATIENCE = 1.0  # seconds; a flush takes 30 ms with 200,000 flows
 _PAUSE = 0.0005
@@ -199,11 +198,11 @@ class OwedFlows(Closing):
         while self._untried:
             with suppress(IndexError):
                 slot = self._untried.pop()
-                if _lock(fd, fcntl.F_WRLCK, slot):
+                if _lock(fd, WRITE, slot):
                     if os.pread(fd, 1, slot) != _OWED:
                         self._held.add(slot)
                         return slot
-                    _lock(fd, fcntl.F_UNLCK, slot)  # of a dead process
+                    _lock(fd, NONE, slot)  # of a dead process
         self._untried = [slot for slot in _FROM_FIRST if slot not in self._held]
         raise NetallocError(f"{_SLOTS} flushes of flows are under way on this host")
 
@@ -266,12 +265,12 @@ class OwedFlows(Closing):
 
     def _mended(self, fd: int, slot: int) -> bool:
         """Whether the flush was a dead process's, and is made."""
-        if slot in self._held or _locked(fd, slot):
+        if slot in self._held or is_locked(fd, slot):
             return False
         with runtime_dir.opened() as directory:
             own = runtime_dir.open_file(directory, self._name)  # other threads' locks are not its
         try:
-            if not os.path.sameopenfile(own, fd) or not _lock(own, fcntl.F_WRLCK, slot):
+            if not os.path.sameopenfile(own, fd) or not _lock(own, WRITE, slot):
                 return False
             if os.pread(own, 1, slot) == _OWED:
                 if not self._flushed_apart(self._items(own, slot)):
@@ -347,19 +346,12 @@ def _unpacked(item: tuple[int, int, int, int, int, int, int]) -> _Item:
     return _Item(kind, PortMapping(host_port, dest, _PROTOCOLS[number], at, count))
 
 
-def _locked(fd: int, slot: int) -> bool:
-    """Whether a process has that place, as seen by one that has not."""
-    asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, slot, 1, 0)
-    found: tuple[int, ...] = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
-    return found[0] != fcntl.F_UNLCK
-
-
 def _lock(fd: int, kind: int, slot: int) -> bool:
+    """Whether the lock of a place could be had; not over a descriptor that is closed by now."""
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, slot, 1, 0))
-    except OSError:
+        return set_lock(fd, kind, slot)
+    except NetallocError:
         return False
-    return True
 
 
 def _after_fork() -> None:

@@ -5,21 +5,18 @@ FIFO open to write as well; those that wait have it open to read, so the kernel 
 the turn is given up, or its process dies. Waiting costs nothing.
 """
 
-import errno
-import fcntl
 import os
 import select
 import stat
-import struct
 from contextlib import suppress
 from weakref import WeakSet
 
 from netalloc.closing import Closing
-from netalloc.errors import NetallocError
 from netalloc.host import netns, runtime_dir
 from netalloc.host.namespace_lock import WATCH, file_name
+from netalloc.host.ofd_lock import READ, WRITE, set_lock
 
-_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: type, whence, start, length, pid
+_TURN = 0  # the byte that is locked
 _LOOK_AGAIN = 60_000  # milliseconds: only where a turn was given up before its FIFO was open
 
 _open: "WeakSet[WatchTurn]" = WeakSet()
@@ -39,7 +36,7 @@ class WatchTurn(Closing):
             return True
         fd = self._opened(os.O_RDWR)
         self._fds.append(fd)
-        if _lock(fd, fcntl.F_OFD_SETLK, fcntl.F_WRLCK):
+        if set_lock(fd, WRITE, _TURN):
             return True
         self.close()
         return False
@@ -52,7 +49,7 @@ class WatchTurn(Closing):
                 poll = select.poll()
                 poll.register(stopped, select.POLLIN)
                 poll.register(waiting, 0)  # tells of the end of the last writer in any case
-                if _lock(waiting, fcntl.F_OFD_SETLK, fcntl.F_RDLCK):
+                if set_lock(waiting, READ, _TURN):
                     continue  # given up since
                 if stopped in {fd for fd, _ in poll.poll(_LOOK_AGAIN)}:
                     return False
@@ -70,16 +67,6 @@ class WatchTurn(Closing):
             with suppress(FileExistsError):
                 os.mkfifo(self._name, 0o600, dir_fd=directory)
             return runtime_dir.open_file(directory, self._name, flags, kind=stat.S_IFIFO)
-
-
-def _lock(fd: int, command: int, kind: int) -> bool:
-    try:
-        fcntl.fcntl(fd, command, _FLOCK.pack(kind, os.SEEK_SET, 0, 1, 0))
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES):
-            return False
-        raise NetallocError(f"a lock of the runtime directory failed: {error}") from error
-    return True
 
 
 def _after_fork() -> None:
