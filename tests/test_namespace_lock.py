@@ -261,10 +261,11 @@ def test_a_process_stopped_at_the_entrance_is_an_error_and_no_hang(directory, mo
     monkeypatch.setattr(namespace_lock, "_WAIT", 0.05)
     claim("store /a", "ours").close()
     code = (
-        "import os, sys; from netalloc.host import namespace_lock as lock, runtime_dir;"
+        "import sys; from netalloc.host import runtime_dir;"
+        "from netalloc.host.ofd_lock import WRITE, set_lock;"
         "directory = runtime_dir._open();"
         "fd = runtime_dir.open_file(directory, sys.argv[1]);"
-        "assert lock._lock(fd, 1, 1); print('ready', flush=True); sys.stdin.read()"
+        "assert set_lock(fd, WRITE, 1); print('ready', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, name()]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
