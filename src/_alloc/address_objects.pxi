@@ -88,6 +88,18 @@ cdef extern from *:
         return Py_TYPE(o) == na_v4.type && na_v4.number && NA_SLOT(o, na_v4.number) != NULL
             && na_plain_word(NA_SLOT(o, na_v4.number), out);
     }
+
+    /* Whether it is exactly an IPv6Address without a zone, and its number. */
+    static inline int na_read_v6(PyObject *o)
+    {
+        return Py_TYPE(o) == na_v6.type && na_v6.number && NA_SLOT(o, na_v6.number) != NULL
+            && PyLong_CheckExact(NA_SLOT(o, na_v6.number)) && NA_SLOT(o, na_v6.scope) == Py_None;
+    }
+    static inline PyObject *na_number_of_v6(PyObject *o)
+    {
+        Py_INCREF(NA_SLOT(o, na_v6.number));
+        return NA_SLOT(o, na_v6.number);
+    }
     #define na_quick_v4 (na_v4.number != 0)
     #define na_quick_v6 (na_v6.number != 0)
     """
@@ -102,6 +114,8 @@ cdef extern from *:
     void give_v4 "na_give_v4"(object address, object n)
     void give_v6 "na_give_v6"(object address, object n)
     bint read_v4 "na_read_v4"(object o, word *number) noexcept
+    bint read_v6 "na_read_v6"(object o) noexcept
+    object number_v6 "na_number_of_v6"(object o)
 
 cdef object V4, V6                                  # the classes; None until they are needed
 cdef object Address, Interface, Network, ipaddress  # pairs of classes, and the module

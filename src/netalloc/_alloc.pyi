@@ -1087,14 +1087,18 @@ class MappingState:
     """
 
     host_port: int
-    dest: tuple[IPv4Address, int]
+    dest: tuple[IPv4Address | IPv6Address, int]
     protocol: str
-    host_ip: IPv4Address | None
+    host_ip: IPv4Address | IPv6Address | None
     count: int
     owner: str | None
     @property
     def dest_number(self) -> int:
         """The address that it leads to, as a number."""
+
+    @property
+    def version(self) -> int:
+        """4 or 6, the version of IP that it is about."""
 
     def packed(self, between: bytes, /) -> bytes:
         """Host address if there is one, protocol, host port; what goes between; address, port.
@@ -1105,9 +1109,9 @@ class MappingState:
     def __new__(
         cls,
         host_port: int,
-        dest: tuple[IPv4Address | str, int],
+        dest: tuple[IPv4Address | IPv6Address | str, int],
         protocol: str = "tcp",
-        host_ip: IPv4Address | str | None = None,
+        host_ip: IPv4Address | IPv6Address | str | None = None,
         count: int = 1,
         owner: str | None = None,
     ) -> Self: ...

@@ -43,9 +43,51 @@ def as_ipv4(value: object, what: str) -> IPv4Address:
     raise InvalidValueError(f"{what} {shown(value)} is not an IPv4 address")
 
 
+def as_mapped_ip(value: object, what: str) -> IP:
+    """An address of either family that rules can hold.
+
+    Raises InvalidValueError for one with a zone, which only one interface knows, and for an
+    IPv4 address in IPv6 form (RFC 4291, 2.5.5.2).
+    """
+    ip = as_ip(value, what)
+    if isinstance(ip, IPv6Address):
+        if ip.scope_id is not None:
+            raise InvalidValueError(f"{what} {shown(value)} has a zone, which no rule can hold")
+        if ip.ipv4_mapped is not None:
+            raise InvalidValueError(f"{what} {shown(value)} is {ip.ipv4_mapped}: write it so")
+    return ip
+
+
+def as_destination(value: object) -> IP:
+    """An address that a port may lead to; of IPv6 none that the host itself answers for.
+
+    What comes from elsewhere for ::1 is dropped, whatever translated it (RFC 4291, 2.5.3).
+    """
+    ip = as_mapped_ip(value, "destination")
+    if isinstance(ip, IPv6Address) and (ip.is_loopback or ip.is_unspecified or ip.is_multicast):
+        raise InvalidValueError(f"destination {shown(value)} is not the address of a container")
+    return ip
+
+
 def as_host_ip(value: object) -> IPv4Address | None:
     """The host address of a mapping; None and 0.0.0.0 both mean every address."""
     if value is None:
         return None
     ip = as_ipv4(value, "host address")
     return None if ip == ANY else ip
+
+
+def as_host_ip_for(value: object, dest: IP) -> IP | None:
+    """The host address of what leads to `dest`, which is of its family; None is every one.
+
+    So is the unspecified address of the family.
+    """
+    if value is None:
+        return None
+    ip = as_mapped_ip(value, "host address")
+    if ip.version != dest.version:
+        raise InvalidValueError(
+            f"host address {shown(value)} is of IPv{ip.version}, and {dest}, where it leads, is "
+            f"of IPv{dest.version}"
+        )
+    return ip if int(ip) else None

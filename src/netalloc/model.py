@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from netalloc._alloc import MappingState
-from netalloc.address_values import as_host_ip, as_ipv4
+from netalloc.address_values import as_destination, as_host_ip, as_host_ip_for
 from netalloc.errors import OutOfRangeError
 from netalloc.values import (
     as_int,
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from netalloc.address_values import IP
+
+_EVERY_V6 = IPv6Address(0)
 _put = object.__setattr__
 _new = object.__new__
 
@@ -63,9 +66,10 @@ class PortMapping(Immutable, MappingState):
     """A host port, or `count` contiguous ones, that lead to a container.
 
     `dest` is (address, port): for a block the port of the first one, so that host port
-    `host_port + i` leads to container port `dest[1] + i`. `host_ip` None means every address
-    of the host. `owner` is shown in the kernel's listing where the backend can and takes no
-    part in comparison. Raises InvalidValueError and OutOfRangeError.
+    `host_port + i` leads to container port `dest[1] + i`. `host_ip` is of the same family;
+    None, 0.0.0.0 and :: mean every address of the host in that family. `owner` is shown in the
+    kernel's listing where the backend can and takes no part in comparison. Raises
+    InvalidValueError and OutOfRangeError.
 
     >>> PortMapping(8080, ("10.0.0.2", 80)).key
     (None, 'tcp', 8080)
@@ -86,22 +90,25 @@ class PortMapping(Immutable, MappingState):
         host_ip: object,
         count: object,
         owner: object,
-    ) -> tuple[int, tuple[IPv4Address, int], str, IPv4Address | None, int, str | None]:
+    ) -> tuple[int, tuple[IP, int], str, IP | None, int, str | None]:
         """The values, which are not all plain, made so."""
         first = as_port(host_port, "host port")
         to = dest if type(dest) is tuple else tuple(as_items(dest, "destination"))
         if len(to) != 2:
             raise OutOfRangeError(f"a destination is an address and a port, not {len(to)} items")
-        ip, port = as_ipv4(to[0], "destination"), as_port(to[1], "container port")
+        ip, port = as_destination(to[0]), as_port(to[1], "container port")
         size = as_int(count, "count", 1, 65536 - first)
         as_int(size, f"count from container port {port}", 1, 65536 - port)
-        at = as_host_ip(host_ip)
+        at = as_host_ip_for(host_ip, ip)
         return first, (ip, port), as_protocol(protocol), at, size, as_optional_text(owner, "owner")
 
     @property
-    def key(self) -> tuple[IPv4Address | None, str, int]:
-        """What is mapped, as opposed to where to."""
-        return self.host_ip, self.protocol, self.host_port
+    def key(self) -> tuple[IP | None, str, int]:
+        """What is mapped, as opposed to where to; every address of IPv6 is ::, of IPv4 None."""
+        host_ip = self.host_ip
+        if host_ip is None and self.version == 6:
+            host_ip = _EVERY_V6
+        return host_ip, self.protocol, self.host_port
 
     @property
     def ports(self) -> range:
