@@ -102,7 +102,7 @@ ALONE: list[tuple[type[NetallocError], str, Callable[[], object]]] = [
     (InvalidValueError, "10.0.0.1/33", lambda: IPAllocator("10.0.0.1/33")),
     (InvalidValueError, "hello", lambda: IPAllocator("hello")),
     (InvalidValueError, "10.0.0.1/24", lambda: IPAllocator("10.0.0.1/24", exclude=["10.0.0.0/24"])),
-    (InvalidValueError, "128 host bits", lambda: IPAllocator("::/0")),
+    (InvalidValueError, "beyond the first 2**64", lambda: IPAllocator("::/0").reserve("fd00::1")),
     (InvalidValueError, "-1", lambda: IPAllocator("10.0.0.1/24", cooldown=-1)),
     (NotAllocatedError, "10.0.0.9", lambda: IPAllocator("10.0.0.1/24").release("10.0.0.9")),
     (InvalidValueError, "10.0.1.9", lambda: IPAllocator("10.0.0.1/24").release("10.0.1.9")),

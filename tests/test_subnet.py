@@ -4,7 +4,15 @@ import copy
 import pickle
 import random
 import time
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Network, ip_address
+from array import array
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+)
 from typing import Any
 
 import pytest
@@ -239,3 +247,79 @@ def test_it_is_immutable() -> None:
             setattr(made, name, 5)
     made.__init__("10.0.0.2/24")  # type: ignore[misc]
     assert str(made) == "10.0.0.1/24"
+
+
+# ---- prefixes shorter than /64
+
+
+def test_of_a_short_prefix_the_first_addresses_are_given() -> None:
+    short, long = Subnet("fd00::1/48"), Subnet("fd00::1/64")
+    assert (short.size, short.capacity) == (long.size, long.capacity)
+    last = IPv6Address("fd00::ffff:ffff:ffff:ffff")
+    for ip in (IPv6Address("fd00::2"), IPv6Address("fd00::8000:0:0:0"), last):
+        assert short.ordinal(ip) == long.ordinal(ip)
+        assert short.address(short.ordinal(ip)) == ip
+    assert short.network == IPv6Network("fd00::/48")
+    with pytest.raises(OutOfRangeError, match=r"fd00:0:0:1:: is beyond the first 2\*\*64 addr"):
+        short.ordinal("fd00:0:0:1::")
+    with pytest.raises(OutOfRangeError, match=r"fd00:1:: is not of fd00::/48"):
+        short.ordinal("fd00:1::")
+    with pytest.raises(OutOfRangeError, match="anycast"):
+        short.ordinal("fd00::")
+    with pytest.raises(OutOfRangeError, match="is not in 0 to"):
+        short.address(short.size)
+
+
+@pytest.mark.parametrize("prefix", range(64))
+def test_every_short_prefix(prefix: int) -> None:
+    base = 0xFD << 120 >> 128 - prefix << 128 - prefix
+    made = Subnet(IPv6Network((base, prefix)))
+    assert int(made.address(0)) == base + 1
+    assert int(made.address(made.size - 1)) == base + 2**64 - 1
+    assert made.gateway is None
+
+
+def test_what_lies_beyond_may_be_gateway_or_excluded() -> None:
+    made = Subnet("fd00:0:0:5::1/48", exclude=["fd00:0:0:1::/64", "fd00:0:0:9::7"])
+    assert str(made.gateway) == "fd00:0:0:5::1"
+    assert made.ordinal("fd00::1") == 0
+    assert (made.excluded(), made.exclude, made.size) == ((), (), 2**64 - 1)
+    assert str(made) == "fd00:0:0:5::1/48"
+    with pytest.raises(OutOfRangeError, match="is the gateway of"):
+        made.ordinal("fd00:0:0:5::1")
+    half = Subnet("fd00::1/48", exclude="fd00:0:0:0:8000::/65")
+    assert half.exclude == ("fd00::8000:0:0:0/65",)
+    assert half.capacity == 2**63 - 2
+    with pytest.raises(OutOfRangeError, match="no address to give"):
+        Subnet("fd00::1/48", exclude="fd00::/64")
+    last = Subnet("fd00::ffff:ffff:ffff:ffff/48")
+    assert (last.size, last.excluded()) == (2**64 - 2, ())
+
+
+def test_an_allocator_of_a_short_prefix() -> None:
+    made = IPAllocator("fd00::1/48", exclude=["fd00::3", "fd00:0:0:1::/64"])
+    assert [str(ip) for ip in made.acquire_many(2)] == ["fd00::2", "fd00::4"]
+    made.reserve("fd00::ffff:ffff:ffff:ffff")
+    made.release("fd00::2")
+    with pytest.raises(OutOfRangeError, match="beyond the first"):
+        made.reserve("fd00:0:0:1::")
+    with pytest.raises(OutOfRangeError, match="beyond the first"):
+        made.release_many(["fd00:0:0:1::"])
+    again = IPAllocator.from_bytes(made.to_bytes())
+    assert again.to_bytes() == made.to_bytes()
+    assert repr(again) == repr(made) == f"<IPAllocator fd00::1/48: 2 of {2**64 - 3} taken>"
+    assert (str(again.network), again.exclude) == ("fd00::/48", ("fd00::3",))
+    for one in (made, again):
+        one._check()
+        assert str(one.acquire()) == "fd00::5"
+    buffer = array("Q", [0]) * 2
+    made.acquire_into(buffer)
+    assert buffer.tolist() == [6, 7]
+
+
+def test_a_short_prefix_through_repr_and_pickle() -> None:
+    made = Subnet("fd00::1/48", exclude="fd00::8/125")
+    for again in (eval(repr(made)), pickle.loads(pickle.dumps(made)), Subnet(made)):
+        assert again == made
+        assert hash(again) == hash(made)
+    assert made != Subnet("fd00::1/64", exclude="fd00::8/125")

@@ -4,6 +4,9 @@
 # a gateway at either end, have none, and a network without exclusions owns no bitmap. A gateway
 # in between, and what is excluded, keep their ordinals and are set in `barred`: ordinals stay
 # what they are when exclusions change.
+#
+# An ordinal is a word: of an IPv6 prefix shorter than /64 the first 2**64 addresses are given,
+# and a gateway or an exclusion beyond these has no ordinal.
 
 cdef class Subnet:
     """The addresses of a network that may be given, each with its ordinal; holds no state.
@@ -12,13 +15,14 @@ cdef class Subnet:
     is never given; where the address part is the network's own there is none. Network and
     broadcast addresses are never given, but in a /31 both are (RFC 3021); IPv6 has no
     broadcast, and its lowest address is the routers' anycast (RFC 4291, 2.6.1) unless the
-    prefix is a /127 (RFC 6164) or /128. `exclude` names addresses and networks that are never
-    given either. Another Subnet is taken as it is, with `exclude` on top.
+    prefix is a /127 (RFC 6164) or /128. Of a prefix shorter than /64 the first 2**64 addresses
+    are given. `exclude` names addresses and networks that are never given either. Another
+    Subnet is taken as it is, with `exclude` on top.
 
     Immutable; equal where network, gateway and exclusions are, and hashable.
 
-    Raises InvalidValueError for what is no network; OutOfRangeError for IPv6 prefixes shorter
-    than /64, for exclusions that lie outside, and where no address is left to give.
+    Raises InvalidValueError for what is no network; OutOfRangeError for exclusions that lie
+    outside, and where no address is left to give.
 
     >>> s = Subnet("10.0.0.1/24", exclude=["10.0.0.128/25"])
     >>> s.gateway, s.capacity, "10.0.0.2" in s, "10.0.0.200" in s
@@ -63,7 +67,7 @@ cdef class Subnet:
 
     @property
     def prefixlen(self):
-        """The length of the prefix, 0 to 32 or 64 to 128."""
+        """The length of the prefix, 0 to 32, or to 128 in IPv6."""
         return self.prefix
 
     @property
@@ -170,6 +174,10 @@ cdef class Subnet:
 cdef inline int host_bits_of(Subnet self):
     return (32 if self.v4 else 128) - self.prefix
 
+cdef inline int given_bits_of(Subnet self):
+    """The bits in which the addresses that may be given differ."""
+    return min(host_bits_of(self), 64)
+
 cdef inline object lowest_of(Subnet self):
     cdef int host_bits = host_bits_of(self)
     return self.ip >> host_bits << host_bits
@@ -198,9 +206,7 @@ cdef int copy_geometry(Subnet self, Subnet other) except -1:
 
 cdef int lay_out(Subnet self) except -1:
     """Find the addresses that may be given."""
-    cdef int host_bits = host_bits_of(self)
-    if host_bits > 64:
-        raise OutOfRangeError(f"{network_of(self)} has {host_bits} host bits; 64 are the limit")
+    cdef int host_bits = given_bits_of(self)
     lowest, gateway = lowest_of(self), self.ip
     first, last = lowest, lowest + (<object>1 << host_bits) - 1
     if self.v4 and host_bits > 1 and gateway == last:
@@ -208,7 +214,7 @@ cdef int lay_out(Subnet self) except -1:
     if host_bits > 1:
         first += 1
         last -= self.v4
-    if gateway == lowest:
+    if gateway == lowest or gateway > last:
         gateway = None
     elif gateway == first:
         first, gateway = first + 1, None
@@ -297,7 +303,7 @@ cdef int cover(Subnet self, object first, object last, list out) except -1:
     lo = lowest if first == self.first else first
     stop = last + 1
     if last == self.first + self.last:
-        stop = lowest + (<object>1 << host_bits_of(self))
+        stop = lowest + (<object>1 << given_bits_of(self))
     while lo < stop:
         bits = (stop - lo).bit_length() - 1                 # the largest block that begins at lo
         if lo:
@@ -361,4 +367,6 @@ cdef int refuse_address(Subnet self, object n) except -1:
     if self.v4:
         part = "network" if n == lowest else "broadcast"
         raise OutOfRangeError(f"{ip} is the {part} address of {network}")
+    if n > lowest:
+        raise OutOfRangeError(f"{ip} is beyond the first 2**64 addresses of {network}, all it gives")
     raise OutOfRangeError(f"{ip} is the routers' anycast address of {network}")

@@ -237,12 +237,13 @@ class Subnet:
     never given; where the address part is the network's own there is none. Network and broadcast
     addresses are never given, but in a /31 both are (RFC 3021); IPv6 has no broadcast, and its
     lowest address is the routers' anycast (RFC 4291, 2.6.1) unless the prefix is a /127
-    (RFC 6164) or /128. Text, interface and network objects are taken, and another Subnet, to
+    (RFC 6164) or /128. Of a prefix shorter than /64 the first 2**64 addresses are given; the
+    gateway may be any. Text, interface and network objects are taken, and another Subnet, to
     which `exclude` is added.
 
     `exclude` names addresses and networks that are never given either: text or objects, several
     or one. A network costs what an address does. Those that are never given in any case may be
-    named.
+    named, and change nothing.
 
     Ordinal 0 is the lowest address that may be given but for `exclude`: excluding an address
     leaves every ordinal what it is. Network and broadcast addresses, and a gateway at either end,
@@ -252,9 +253,9 @@ class Subnet:
     they were written; an IPAllocator is equal to itself alone. `str` is the network as the
     gateway would write it.
 
-    Raises InvalidValueError for what is no network or no address; OutOfRangeError for IPv6
-    prefixes shorter than /64, for a gateway that is the broadcast address, for exclusions that
-    lie outside, and where no address is left to give.
+    Raises InvalidValueError for what is no network or no address; OutOfRangeError for a gateway
+    that is the broadcast address, for exclusions that lie outside, and where no address is left
+    to give.
 
     >>> s = Subnet("10.0.0.1/24", exclude=["10.0.0.128/25"])
     >>> s
@@ -280,7 +281,7 @@ class Subnet:
 
     @property
     def prefixlen(self) -> int:
-        """The length of the prefix: 0 to 32, or 64 to 128."""
+        """The length of the prefix: 0 to 32, or to 128 in IPv6."""
 
     @property
     def version(self) -> int:
