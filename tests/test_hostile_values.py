@@ -139,6 +139,9 @@ VALUES: dict[str, Callable[[], Any]] = {
     "PortRequest": lambda: PortRequest(80),
     "PortMapping": lambda: PortMapping(80, ("10.0.0.2", 80)),
     "Subnet": lambda: Subnet("10.88.0.1/24"),
+    "short prefix": lambda: "fd00::1/40",
+    "two networks": lambda: ("10.88.0.1/24", "fd00::1/64"),
+    "three networks": lambda: ["10.88.0.1/24", "fd00::1/64", "fd01::1/64"],
 }
 
 
@@ -154,6 +157,8 @@ class World:
         self.web = self.manager.allocate("shop", key="eth0", labels={"app": "shop"})
         self.web.publish([PortRequest(443, host_port=8443), PortRequest(53, "udp")])
         self.manager.reserve("10.88.0.200", "db")
+        self.pair = self.networks.create("pair", ("10.77.0.1/24", "fd00:77::1/64"), backend="null")
+        self.pair.allocate("shop")
         self.view = NetworkView(self.networks._store)
         self.ports = PortAllocator(range(8000, 8100))
         self.ports.reserve(8001)
@@ -256,6 +261,13 @@ CALLS: dict[str, Callable[[World, Any], Any]] = {
     "PortMapper forward": lambda w, v: PortMapper("null", bridge="br0", forward=v),
     "manager bridge": lambda w, v: NetworkManager(v, network="10.9.0.1/24", backend="null"),
     "manager network": lambda w, v: NetworkManager("br9", network=v or "x", backend="null"),
+    "manager second network": lambda w, v: _manager(network=("10.9.0.1/24", v)),
+    "manager network of IPv6": lambda w, v: _manager(network=[v, "fd00:9::1/64"]),
+    "pair exclude": lambda w, v: _manager(network=PAIR, exclude=v),
+    "pair one exclude": lambda w, v: _manager(network=PAIR, exclude=["fd00:9::7", v]),
+    "pair allocate ip": lambda w, v: w.pair.allocate("a", v),
+    "pair reserve": lambda w, v: w.pair.reserve(v),
+    "pair history": lambda w, v: w.pair.history(v),
     "manager exclude": lambda w, v: _manager(exclude=v),
     "manager one exclude": lambda w, v: _manager(exclude=[v]),
     "manager ports": lambda w, v: _manager(ports=v),
@@ -266,6 +278,14 @@ CALLS: dict[str, Callable[[World, Any], Any]] = {
     "manager sticky": lambda w, v: _manager(sticky=v),
     "manager forward": lambda w, v: _manager(forward=v),
     "manager mode": lambda w, v: _manager(mode=v),
+    "manager isolation": lambda w, v: _manager(isolation=v),
+    "routed bridge": lambda w, v: NetworkManager(
+        v, network="10.9.0.1/24", backend="null", mode="routed"
+    ),
+    "routed network": lambda w, v: NetworkManager(None, network=v, backend="null", mode="routed"),
+    "networks create mode": lambda w, v: w.networks.create(
+        "lab", "10.9.0.1/24", backend="null", mode=v
+    ),
     "manager probe": lambda w, v: _manager(probe=v),
     "open name": lambda w, v: NetworkManager.open(v, w.path),
     "open store": lambda w, v: NetworkManager.open("web", v),
@@ -295,6 +315,7 @@ NEVER = {
     "manager store": {"text", "blank", "port as text", "address", "foreign address", "mapped"},
     "iptables": set(VALUES) - {"None", "1.5", "list", "object", "NUL", "failing generator"},
 }
+PAIR = ("10.9.0.1/24", "fd00:9::1/64")
 FILES = {"manager store", "open store", "networks store", "view store"}
 
 

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from unittest.mock import patch
 
 import pytest
@@ -33,6 +33,7 @@ from netalloc.store.sqlite.store import SqliteStore
 
 SIZE = 16
 EXCLUDED = [10, 11, 12, 13, 14]  # eight are left, as many as are taken back at an allocation
+BY_IPV6 = [10, 12]  # by their counterparts, where there are any
 USABLE = range(2, 10)
 PORTS = range(8000, 8006)
 
@@ -65,6 +66,11 @@ def ip_of(address: int | None) -> IPv4Address | None:
     return None if address is None else IPv4Address(0x0A000000 + address)
 
 
+def ip6_of(address: int) -> IPv6Address:
+    """Its counterpart, where the network has both families."""
+    return IPv6Address((0xFD00 << 112) + address)
+
+
 def asked(some: Iterable[Wish]) -> list[PortRequest]:
     return [PortRequest(one.to, one.protocol, one.host, one.ip, one.count) for one in some]
 
@@ -87,12 +93,20 @@ class Network(RuleBasedStateMachine):
         self.interfaces = {}  # by address: the two interfaces of a lease in force
         self.ended = []
 
-    @initialize(cooldown=st.sampled_from([0, 0, 4]), sticky=st.sampled_from([0, 0, 9]))
-    def begin(self, cooldown, sticky):
+    @initialize(
+        cooldown=st.sampled_from([0, 0, 4]),
+        sticky=st.sampled_from([0, 0, 9]),
+        pair=st.booleans(),
+    )
+    def begin(self, cooldown, sticky, pair):
+        self.pair = pair
         self.model = Reference(USABLE, SIZE, PORTS, cooldown, sticky)
         self.options = {
-            "network": "10.0.0.1/28",
-            "exclude": [str(ip_of(address)) for address in EXCLUDED],
+            "network": ("fd00::1/64", "10.0.0.1/28") if pair else "10.0.0.1/28",
+            "exclude": [
+                str(ip6_of(address) if pair and address in BY_IPV6 else ip_of(address))
+                for address in EXCLUDED
+            ],
             "backend": "null",
             "ports": PORTS,
             "cooldown": cooldown,
@@ -139,6 +153,10 @@ class Network(RuleBasedStateMachine):
                 assert type(raised.value) is type(error), (raised.value, error)
         return wanted, found
 
+    def named(self, address, six):
+        """As a caller names it: where there are two families, by either."""
+        return ip6_of(address) if six and self.pair and address is not None else ip_of(address)
+
     def both(self, promised, call):
         return self.same(
             lambda: promised(self.model), *[lambda m=m: call(m) for m in self.managers]
@@ -153,14 +171,15 @@ class Network(RuleBasedStateMachine):
         labels=labels,
         wishes=few,
         cooling=st.booleans(),
+        six=st.booleans(),
     )
-    def allocate(self, owner, address, key, labels, wishes, cooling):
+    def allocate(self, owner, address, key, labels, wishes, cooling, six):
         key = key if owner is not None else None
         given, found = self.both(
             lambda model: model.allocate(owner, address, key, labels, wishes, cooling),
             lambda manager: manager.allocate(
                 owner,
-                ip_of(address),
+                self.named(address, six),
                 key=key,
                 labels=labels,
                 ports=asked(wishes),
@@ -222,18 +241,18 @@ class Network(RuleBasedStateMachine):
             assert one.ports() == ()
             assert one.labels in ({}, one._labels)
 
-    @rule(address=addresses, owner=owners)
-    def reserve(self, address, owner):
+    @rule(address=addresses, owner=owners, six=st.booleans())
+    def reserve(self, address, owner, six):
         self.both(
             lambda model: model.reserve(address, owner),
-            lambda manager: manager.reserve(ip_of(address), owner),
+            lambda manager: manager.reserve(self.named(address, six), owner),
         )
 
-    @rule(address=addresses)
-    def unreserve(self, address):
+    @rule(address=addresses, six=st.booleans())
+    def unreserve(self, address, six):
         self.both(
             lambda model: model.unreserve(address),
-            lambda manager: manager.unreserve(ip_of(address)),
+            lambda manager: manager.unreserve(self.named(address, six)),
         )
 
     @rule(alive=st.sets(names), grace=st.sampled_from([0, 2]))
@@ -304,10 +323,17 @@ class Network(RuleBasedStateMachine):
 
     # ---- what is seen
 
-    def _reason(self, address) -> str:
-        ip, model = ip_of(address), self.model
+    def _reason(self, address, six=False) -> str:
+        ip, model = self.named(address, six), self.model
         if address == 1:
             return f"{ip} is the gateway of network br0"
+        if address == 15 and six:
+            fewer = "10.0.0.0/28, which has fewer addresses: 13 (network br0)"
+            return f"{ip} has no counterpart in {fewer}"
+        if self.pair and address in EXCLUDED and six != (address in BY_IPV6):
+            other = self.named(address, not six)
+            network = "10.0.0.0/28" if six else "fd00::/64"
+            return f"{ip} is not given, as {other} is excluded from {network} (network br0)"
         if address not in USABLE:
             return f"{ip} is never given by network br0: it is excluded, or no host's"
         held = model.held.get(address)
@@ -339,13 +365,23 @@ class Network(RuleBasedStateMachine):
                 for i in manager.find()
             ]
             assert found == held
+            if self.pair:
+                assert [i.ips for i in manager.find()] == [
+                    (ip_of(a), ip6_of(a)) for a in sorted(model.held)
+                ]
             found = manager.check()
             assert found == [], found
             for address, one in model.held.items():
                 past = [*model.history.get(address, []), (one.owner, one.key)]
-                assert [(p.owner, p.key) for p in manager.history(ip_of(address))] == past
+                for six in (False, self.pair):
+                    found = manager.history(self.named(address, six))
+                    assert [(p.owner, p.key) for p in found] == past
             view = NetworkView(store)
             assert [view.why(ip_of(address)) for address in range(SIZE)] == reasons
+            if self.pair:
+                assert [view.why(ip6_of(address)) for address in range(SIZE)] == [
+                    self._reason(address, six=True) for address in range(SIZE)
+                ]
             free = len(USABLE) - len(taken)
             ports = sum(len(one.ports) for one in model.held.values())
             counts = len(held), free, len(model.reserved), len(cooling), ports

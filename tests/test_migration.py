@@ -17,6 +17,7 @@ from netalloc.manager.manager import NetworkManager
 from netalloc.manager.repair import repair
 from netalloc.store.records import (
     TABLES,
+    Attachment,
     Cooldown,
     EndedLease,
     GcCandidate,
@@ -112,7 +113,7 @@ def test_a_file_of_the_first_edition_is_brought_up_to_date(path, version):
         assert store.check() == []
         tx = store.read()
         assert tx.table(Network).where("name", equal=("br6",)) == [
-            Network(4, "br6", "br6", "bridge", None, "2001:db8::1/64", "", "", "", 0, 0, 0)
+            Network(4, "br6", "br6", "bridge", None, "2001:db8::1/64", "", "", "", 0, 0, 0, "open")
         ]
         assert [
             (one.name, one.bridge, one.subnet, one.subnet6)
@@ -187,6 +188,62 @@ def test_the_bitmaps_of_version_3_are_brought_over_as_they_are(tmp_path):
     with NetworkManager.open("br0", SqliteStore(path, boot=BOOT)) as manager:
         held = {one.ip for one in manager.interfaces()}
         assert manager.allocate().ip not in held and manager.check() == []
+
+
+def test_the_networks_of_version_4_are_open_and_all_else_is_as_it_was(tmp_path):
+    path = made_by(4, tmp_path)
+    _, old = contents(path)
+    called = []
+    with open_store(path, called) as store:
+        assert [tx.dirty for tx in called] == [{1, 2, 3}]
+        assert store.check() == [] and store.view(lambda tx: list(check(tx))) == []
+        tx = store.read()
+        assert [tuple(one) for one in sorted(tx.table(Network).all())] == [
+            (*row[:-1], "open") for row in old["network"]
+        ]
+        assert tx.table(Network).where("name", equal=("web",))[0].exclude
+        assert tx.table(Attachment).all() == [] and not tx.table(Attachment)
+        for kind in COUNTED:
+            assert bool(tx.table(kind)) == bool(tx.table(kind).all())
+        tx.rollback()
+    version, new = contents(path)
+    assert version == VERSION
+    assert set(new) - set(old) == {"attachment"} and not set(old) - set(new)
+    for name in set(old) - {"network", "state"}:
+        assert new[name] == old[name], name
+    with NetworkManager.open("web", SqliteStore(path, boot=BOOT)) as manager:
+        (shop,) = manager.find("shop")
+        assert [port.host_port for port in shop.ports()] == [5353, 8097, 8098]
+        assert shop.labels == {"app": "ci"}
+        assert manager.allocate().generation == 165
+        assert manager.check() == []
+
+
+@pytest.mark.parametrize("version", [3, 4])
+def test_a_damaged_network_is_not_brought_over(tmp_path, version):
+    path = made_by(version, tmp_path)
+    with sqlite3.connect(path, isolation_level=None) as raw:
+        raw.execute("UPDATE network SET mode = 'routed' WHERE number = 1")
+    raw.close()
+    before = contents(path)
+    with pytest.raises(StoreError, match="a row of network is damaged"):
+        open_store(path)
+    assert contents(path) == before
+
+
+def test_what_is_damaged_in_version_4_costs_that_alone(tmp_path):
+    path = made_by(4, tmp_path)
+    with sqlite3.connect(path, isolation_level=None) as raw:
+        raw.execute("UPDATE lease SET owner = 'thief' WHERE owner = 'shop'")
+        ((leases,),) = raw.execute("SELECT count(*) FROM lease")
+    raw.close()
+    done = "\n".join(repair(path))
+    assert "thief" in done and "attachment" not in done
+    with open_store(path) as store:
+        assert store.check() == [] and store.view(lambda tx: list(check(tx))) == []
+        found = store.view(lambda tx: tx.table(Network).all())
+        assert {one.isolation for one in found} == {"open"} and len(found) == 3
+        assert len(store.view(lambda tx: tx.table(Lease).all())) == leases - 1
 
 
 def joined(runs):

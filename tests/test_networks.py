@@ -59,8 +59,9 @@ def test_a_network_opened_by_name_is_all_that_it_was_registered_as(path):
         subnet = Subnet("10.88.0.1/24", exclude=["10.88.0.5", "10.88.0.64/26"])
         assert manager.subnet == subnet
         expected = NetworkInfo(
-            "web", "br0", "bridge", subnet, "null", range(8100, 8000, -2), 2.5, 60.0, True
-        )
+            "web", "br0", "bridge", subnet, "null", range(8100, 8000, -2), 2.5, 60.0, True,
+            (subnet,), "open",
+        )  # fmt: skip
         assert view.networks() == [expected]
         one = manager.allocate("shop", ports=(80,))
         assert one.ports()[0].host_port == 8100

@@ -11,7 +11,7 @@ import pytest
 
 from netalloc import InUseError, NetallocError, Networks, NetworkView, PortRequest
 from netalloc.manager.manager import NetworkManager
-from netalloc.store.records import TABLES
+from netalloc.store.records import TABLES, Attachment
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.schema import table_name
@@ -93,6 +93,12 @@ def everything(store: Path) -> None:
         block = one.allocate_ports(10)
         one.release_port(block[0])
         one.release_port(5353, "udp")
+        lease = one._lease
+        attached = Attachment(
+            *lease[:3], "veth", "ve1", 5, "4:4026531840", "eth0", "02:00:0a:00:00:02", 1500
+        )
+        host._store.run("attach", lambda tx: tx.table(Attachment).add((attached,)))
+        host._store.view(lambda tx: tx.table(Attachment).where("index", equal=(5,)))
         manager.reserve("10.0.0.99", "kept")
         manager.allocate("kept").release()
         manager.unreserve("10.0.0.99")

@@ -109,6 +109,20 @@ def as_labels(labels: object) -> dict[str, str]:
     return found
 
 
+def as_label(label: object) -> tuple[str, str]:
+    """A label that is looked for: "app=shop", or a name and a value."""
+    if isinstance(label, str):
+        name, equals, value = str.__str__(label).partition("=")
+        if not equals:
+            raise InvalidValueError(f"label {shown(label)} is not name=value")
+    else:
+        pair = as_items(label, "label")
+        if len(pair) != 2:
+            raise InvalidValueError(f"label {shown(label)} is not a name and a value")
+        name, value = pair
+    return as_text(name, "label"), "" if value == "" else as_text(value, "label", MAX_LABEL)
+
+
 def as_seconds(value: object, what: str) -> float:
     """Seconds, finite and not negative."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 
-from netalloc._alloc import Subnet
 from netalloc.errors import (
     ExhaustedError,
     InUseError,
@@ -19,9 +18,10 @@ from netalloc.errors import (
 from netalloc.ipam.clock import SECOND, boot_clock
 from netalloc.ipam.cooling import expire_cooldowns, longest_cooling
 from netalloc.ipam.ended import remember
-from netalloc.ipam.networks import subnet_of
+from netalloc.ipam.networks import subnets_of
 from netalloc.ipam.refusals import exhausted, explain, for_owner
 from netalloc.store.records import (
+    Attachment,
     Cooldown,
     EndedLease,
     GcCandidate,
@@ -38,11 +38,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from netalloc.address_values import IP
+    from netalloc.ipam.subnets import Subnets
     from netalloc.store.protocol import StoredBitmap, Transaction
 
 
 class Addresses:
-    """The addresses of one network, `number` in the store, laid out by `subnet`.
+    """The addresses of one network, `number` in the store, laid out by `subnets`.
 
     A released address is not given again for `cooldown_ns`, and its last owner gets it again
     when it asks within `sticky_ns` and the address is free.
@@ -51,27 +52,27 @@ class Addresses:
     def __init__(
         self,
         number: int,
-        subnet: Subnet,
+        subnets: Subnets,
         *,
         cooldown_ns: int = 0,
         sticky_ns: int = 0,
         clock: Callable[[], int] | None = None,
     ) -> None:
         self.number = number
-        self.subnet = subnet
+        self.subnets = subnets
         self.clock = boot_clock if clock is None else clock
         self._cooldown = cooldown_ns
         self._sticky = sticky_ns
         self._name = f"addresses/{number}"
-        self._size = subnet.size
-        self._excluded = subnet.excluded()
+        self._size = subnets.size
+        self._excluded = subnets.excluded()
 
     @classmethod
     def of(cls, network: Network) -> Addresses:
         """The addresses of a network as its record configures them."""
         return cls(
             network.number,
-            subnet_of(network),
+            subnets_of(network),
             cooldown_ns=network.cooldown_ns,
             sticky_ns=network.sticky_ns,
         )
@@ -83,9 +84,9 @@ class Addresses:
 
     def rebuild(self, tx: Transaction) -> StoredBitmap:
         """Make the bitmap anew from the tables; the cursor stays where it can. O(held)."""
-        cursor = tx.bitmap(self._name, self.subnet.size).cursor
+        cursor = tx.bitmap(self._name, self.subnets.size).cursor
         tx.drop(self._name)
-        bitmap = tx.bitmap(self._name, self.subnet.size)
+        bitmap = tx.bitmap(self._name, self.subnets.size)
         for start, stop in self._excluded:
             bitmap.cursor = start  # run by run: a /9 may be excluded
             bitmap.acquire_ranges(stop - start)
@@ -94,9 +95,9 @@ class Addresses:
         taken.update(r.ordinal for r in tx.table(Reservation).where("network", equal=number))
         taken.update(r.ordinal for r in tx.table(Cooldown).where("network", equal=number))
         for ordinal in sorted(taken):
-            if ordinal < self.subnet.size and ordinal not in bitmap:
+            if ordinal < self.subnets.size and ordinal not in bitmap:
                 bitmap.reserve(ordinal)
-        bitmap.cursor = cursor if cursor < self.subnet.size else 0
+        bitmap.cursor = cursor if cursor < self.subnets.size else 0
         return bitmap
 
     def known(
@@ -114,9 +115,9 @@ class Addresses:
         if not held:
             return None
         lease = held[0]
-        if ip is not None and self.subnet.ordinal(ip) != lease.ordinal:
+        if ip is not None and self.subnets.ordinal(ip) != lease.ordinal:
             raise InUseError(
-                f"{owner} holds {self.subnet.address(lease.ordinal)} as {key}, "
+                f"{owner} holds {self.subnets.address(lease.ordinal)} as {key}, "
                 f"so it cannot have {ip} too",
                 owner,
             )
@@ -139,7 +140,7 @@ class Addresses:
         free one, in this order. `allow_cooling` takes, when nothing else is left, the address
         that has cooled longest. Raises ExhaustedError, InUseError, OutOfRangeError.
         """
-        ordinal = None if ip is None else self.subnet.ordinal(ip)
+        ordinal = None if ip is None else self.subnets.ordinal(ip)
         bitmap = tx.bitmap(self._name, self._size)
         if not len(bitmap):  # it is new
             bitmap = self.bitmap(tx)
@@ -177,7 +178,7 @@ class Addresses:
     ) -> list[Lease]:
         """The next n free addresses, or none of them: ExhaustedError."""
         bitmap = self.bitmap(tx)
-        if self._cooldown and n <= self.subnet.capacity:
+        if self._cooldown and n <= self.subnets.capacity:
             expire_cooldowns(tx, self.number, self.clock(), bitmap, n)
         if n > bitmap.size - len(bitmap):
             raise exhausted(self, tx, f"{n} addresses", bitmap)
@@ -208,6 +209,7 @@ class Addresses:
         """What becomes of leases that were taken out: they cool down, or are free at once."""
         bitmap, number, table = self.bitmap(tx), self.number, tx.table
         labels, candidates, reservations = table(Label), table(GcCandidate), table(Reservation)
+        attachments = table(Attachment)
         cooldown, sticky = self._cooldown, self._sticky
         now = self.clock() if cooldown or sticky else 0
         cooling = []
@@ -217,6 +219,8 @@ class Addresses:
                 labels.remove(labels.where("network", "ordinal", equal=(number, ordinal)))
             if candidates:
                 self._clear_candidate(tx, lease)
+            if attachments and (attached := attachments.get(number, ordinal)) is not None:
+                attachments.remove((attached,))
             if cooldown:
                 # A reserved one too: it may be unreserved before its time has come.
                 cooling.append(Cooldown(number, ordinal, now + cooldown))
@@ -239,7 +243,7 @@ class Addresses:
 
         One that is reserved for it, or leased by it, already is no error. Raises InUseError.
         """
-        ordinal = self.subnet.ordinal(ip)
+        ordinal = self.subnets.ordinal(ip)
         bitmap = self.bitmap(tx)
         kept = tx.table(Reservation).get(self.number, ordinal)
         if kept is not None:
@@ -262,7 +266,7 @@ class Addresses:
 
     def unreserve(self, tx: Transaction, ip: IP) -> None:
         """Keep an address no longer; a lease of it goes on, and so does its cool-down."""
-        ordinal = self.subnet.ordinal(ip)
+        ordinal = self.subnets.ordinal(ip)
         reservation = tx.table(Reservation).get(self.number, ordinal)
         if reservation is None:
             raise NotAllocatedError(f"{ip} is not reserved")
@@ -331,7 +335,7 @@ class Addresses:
         if ordinal not in bitmap:
             bitmap.reserve(ordinal)
             return
-        ip = self.subnet.address(ordinal)
+        ip = self.subnets.address(ordinal)
         lease = tx.table(Lease).get(self.number, ordinal)
         if lease is not None:
             raise InUseError(
@@ -346,7 +350,7 @@ class Addresses:
         if self._end_cooldown(tx, ordinal, owner, allow_cooling):
             return
         explain(self, tx, ordinal)
-        raise OutOfRangeError(f"{ip} is an address of {self.subnet.network} that is never given")
+        raise OutOfRangeError(f"{ip} is an address of {self.subnets.networks} that is never given")
 
     def _end_cooldown(
         self, tx: Transaction, ordinal: int, owner: str | None, allow_cooling: bool
@@ -362,7 +366,7 @@ class Addresses:
         if left > 0 and not allow_cooling:
             past = tx.table(EndedLease).where("network", "ordinal", equal=(self.number, ordinal))
             if owner is None or not past or max(past).owner != owner:
-                ip = self.subnet.address(ordinal)
+                ip = self.subnets.address(ordinal)
                 raise InUseError(f"{ip} is cooling down for another {left:.1f} s")
         tx.table(Cooldown).remove((cooling,))
         return True

@@ -11,6 +11,7 @@ from netalloc.logs import Log
 from netalloc.port_bitmaps import MemoryBitmaps, Ordinals, bitmap_size
 from netalloc.ports import PortAllocator
 from netalloc.store.records import (
+    Attachment,
     Cooldown,
     GcCandidate,
     Label,
@@ -57,6 +58,10 @@ def check(tx: Transaction) -> Iterator[str]:
         noted = held.get((candidate.network, candidate.ordinal))
         if noted is None or noted.generation < candidate.generation:
             yield f"a candidate for collection is no lease: {candidate}"
+    for attached in tx.table(Attachment).all():
+        lease_of = held.get((attached.network, attached.ordinal))
+        if lease_of is None or lease_of.generation != attached.generation:
+            yield f"an attachment is of no lease: {attached}"
     yield from _twice(held.values())
     yield from _ports(tx)
 
@@ -147,8 +152,8 @@ def _twice(leases: Iterable[Lease]) -> Iterator[str]:
 
 
 def _addresses(tx: Transaction, addresses: Addresses) -> Iterator[str]:
-    subnet, where = addresses.subnet, (addresses.number,)
-    never = subnet.excluded()
+    subnets, where = addresses.subnets, (addresses.number,)
+    never = subnets.excluded()
     wanted: set[int] = set()
     who = {}
     kind: type[Any]
@@ -157,21 +162,21 @@ def _addresses(tx: Transaction, addresses: Addresses) -> Iterator[str]:
             wanted.add(record.ordinal)
             who[record.ordinal] = record
     for ordinal in sorted(wanted):
-        if ordinal >= subnet.size:
-            yield f"ordinal {ordinal} is not of {subnet.network}: {who[ordinal]}"
-        elif any(start <= ordinal < stop for start, stop in never):
-            yield f"{subnet.address(ordinal)} is never given, but: {who[ordinal]}"
+        if ordinal >= subnets.size:
+            yield f"ordinal {ordinal} is not of {subnets.networks}: {who[ordinal]}"
+        elif not subnets.gives(ordinal):
+            yield f"{subnets.address(ordinal)} is never given, but: {who[ordinal]}"
     bitmap = addresses.bitmap(tx)
     for ordinal in sorted(wanted):
-        if ordinal < subnet.size and ordinal not in bitmap:
-            yield f"{subnet.address(ordinal)} is not marked as taken, but: {who[ordinal]}"
+        if ordinal < subnets.size and ordinal not in bitmap:
+            yield f"{subnets.address(ordinal)} is not marked as taken, but: {who[ordinal]}"
     for start, stop in never:
         free = bitmap.next_free(start)
         if free is not None and free < stop:
-            yield f"{subnet.address(free)} is never given, but is marked as free"
+            yield f"{subnets.address(free)} is never given, but is marked as free"
     for ordinal in outside(bitmap, never):
         if ordinal not in wanted:
-            yield f"{subnet.address(ordinal)} is marked as taken, but no record says by whom"
+            yield f"{subnets.address(ordinal)} is marked as taken, but no record says by whom"
 
 
 def outside(bitmap: Ordinals, runs: tuple[tuple[int, int], ...]) -> Iterator[int]:

@@ -20,6 +20,7 @@ from netalloc.port_bitmaps import SIZE, MemoryBitmaps, bitmap_size
 from netalloc.ports import PortAllocator
 from netalloc.store.records import (
     TABLES,
+    Attachment,
     Cooldown,
     GcCandidate,
     Label,
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
 
 QUARANTINE = "quarantine: the lease was lost"
 TAKING = (Lease, Reservation, Cooldown)  # records that an address is taken for
-_OF_A_LEASE = (Label, Publication, GcCandidate)
+_OF_A_LEASE = (Label, Publication, GcCandidate, Attachment)
 _OF_A_NETWORK = (*TAKING, LastHolder, *_OF_A_LEASE)
 
 
@@ -84,6 +85,8 @@ def _strays(tx: Transaction, leases: dict[tuple[int, int], Lease]) -> Iterator[S
 def _has_lease(record: Any, lease: Lease | None) -> bool:
     if type(record) is GcCandidate:
         return lease is not None and lease.generation >= record.generation
+    if type(record) is Attachment:
+        return lease is not None and lease.generation == record.generation
     return lease is not None or not isinstance(record, _OF_A_LEASE)
 
 
@@ -144,21 +147,21 @@ def _put(tx: Transaction, lease: Lease, fresh: Lease) -> str:
 
 
 def _addresses(tx: Transaction, addresses: Addresses) -> Iterator[Step]:
-    subnet, number = addresses.subnet, addresses.number
+    subnets, number = addresses.subnets, addresses.number
     bitmap = addresses.bitmap(tx)
     wanted: set[int] = set()
     kind: type[Any]
     for kind in TAKING:
         rows = tx.table(kind).where("network", equal=(number,))
-        wanted.update(row.ordinal for row in rows if row.ordinal < subnet.size)
-    for start, stop in subnet.excluded():
+        wanted.update(row.ordinal for row in rows if row.ordinal < subnets.size)
+    for start, stop in subnets.excluded():
         free = bitmap.next_free(start)
         if free is not None and free < stop:
             yield partial(_bar, number, start, stop)
     for ordinal in sorted(wanted):
         if ordinal not in bitmap:
             yield partial(_mark, number, ordinal)
-    for ordinal in outside(bitmap, subnet.excluded()):
+    for ordinal in outside(bitmap, subnets.excluded()):
         if ordinal not in wanted:
             yield partial(_mark, number, ordinal)
 
@@ -169,26 +172,22 @@ def _mark(number: int, ordinal: int, tx: Transaction) -> str | None:
     if network is None:
         return None
     addresses = Addresses.of(network)
-    subnet, bitmap = addresses.subnet, addresses.bitmap(tx)
+    subnets, bitmap = addresses.subnets, addresses.bitmap(tx)
     kinds: tuple[type[Any], ...] = TAKING
     recorded = any(tx.table(kind).get(number, ordinal) is not None for kind in kinds)
-    if recorded == (ordinal in bitmap) or _within(ordinal, subnet.excluded()):
+    if recorded == (ordinal in bitmap) or not subnets.gives(ordinal):
         return None
     if recorded:
         bitmap.reserve(ordinal)
-        return f"{subnet.address(ordinal)} is marked as taken"
+        return f"{subnets.address(ordinal)} is marked as taken"
     tx.table(Reservation).add((Reservation(number, ordinal, QUARANTINE, time.time_ns()),))
-    return f"{subnet.address(ordinal)} is reserved: {QUARANTINE}"
-
-
-def _within(ordinal: int, runs: tuple[tuple[int, int], ...]) -> bool:
-    return any(start <= ordinal < stop for start, stop in runs)
+    return f"{subnets.address(ordinal)} is reserved: {QUARANTINE}"
 
 
 def _bar(number: int, start: int, stop: int, tx: Transaction) -> str | None:
     """Have addresses that are never given marked as taken: by runs, for a /9 may be excluded."""
     network = tx.table(Network).get(number)
-    if network is None or (start, stop) not in Addresses.of(network).subnet.excluded():
+    if network is None or (start, stop) not in Addresses.of(network).subnets.excluded():
         return None
     addresses = Addresses.of(network)
     bitmap, n = addresses.bitmap(tx), 0

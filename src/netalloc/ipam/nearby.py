@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from netalloc.ipam.networks import CONFIGURED, REPLACED, Nearby, subnets_of
+from netalloc.ipam.networks import CONFIGURED, REPLACED, Nearby, prefixes_of
 from netalloc.store.records import Network
 
 TYPE_CHECKING = False
@@ -72,7 +72,7 @@ class _Known:
     def near(self, tx: Transaction, network: Network) -> tuple[int, ...]:
         """The numbers of those that are there and in the way."""
         numbers = set() if network.bridge is None else {*self._bridges.get(network.bridge, ())}
-        for subnet in map(_text, subnets_of(network)):
+        for subnet in map(_text, prefixes_of(network)):
             for place in (*_containing(subnet), *self._within(subnet)):
                 numbers |= self._subnets.get(place, set())
         gone = {number for number in numbers if tx.table(Network).get(number) is None}
@@ -89,7 +89,7 @@ class _Known:
     def _enter(self, network: Network) -> None:
         self._entered[network.number] = network
         self._bridges.setdefault(network.bridge, set()).add(network.number)
-        for subnet in map(_text, subnets_of(network)):
+        for subnet in map(_text, prefixes_of(network)):
             if subnet not in self._subnets:
                 insort(self._sorted, subnet)
                 self._subnets[subnet] = set()
@@ -99,7 +99,7 @@ class _Known:
         self._bridges[network.bridge].discard(network.number)
         if not self._bridges[network.bridge]:
             del self._bridges[network.bridge]
-        for subnet in map(_text, subnets_of(network)):
+        for subnet in map(_text, prefixes_of(network)):
             self._subnets[subnet].discard(network.number)
             if not self._subnets[subnet]:
                 del self._subnets[subnet]

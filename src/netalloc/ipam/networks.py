@@ -10,8 +10,10 @@ from __future__ import annotations
 from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, InvalidValueError, NotAllocatedError
 from netalloc.ipam.clock import SECOND
+from netalloc.ipam.subnets import Subnets
 from netalloc.light import NamedTuple
 from netalloc.store.records import (
+    Attachment,
     Cooldown,
     GcCandidate,
     Label,
@@ -33,7 +35,8 @@ if TYPE_CHECKING:
 
 CONFIGURED = "networks"  # the counter that grows whenever a record of a network changes
 REPLACED = "replaced"  # the one that grows where another record is put in a network's place
-MODES = ("bridge",)
+MODES = ("bridge", "routed")
+ISOLATION = ("open", "guarded")
 
 # A network's name is the bridge's unless given, and chains and tables are called after it.
 _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.:@-")
@@ -42,24 +45,25 @@ _LETTERS = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ012345
 class Statement(NamedTuple):
     """What a caller says of a network; None where nothing is said.
 
-    `fresh`: that it is not registered yet.
+    A routed network has no bridge. `fresh`: that it is not registered yet.
     """
 
     name: str
     bridge: str | None = None
     mode: str | None = None
-    subnet: Subnet | None = None
+    subnets: Subnets | None = None
     exclude: tuple[Any, ...] | None = None
     backend: str | None = None
     ports: range | None = None
     cooldown: float | None = None
     sticky: float | None = None
     forward: bool | None = None
+    isolation: str | None = None
     fresh: bool = False
 
 
 class NetworkInfo(NamedTuple):
-    """How a network is configured."""
+    """How a network is configured; `subnet` is the first of the `subnets`, the IPv4 one if any."""
 
     name: str
     bridge: str | None
@@ -70,6 +74,8 @@ class NetworkInfo(NamedTuple):
     cooldown: float
     sticky: float
     forward: bool
+    subnets: tuple[Subnet, ...]
+    isolation: str
 
 
 class Nearby(NamedTuple):
@@ -87,16 +93,14 @@ def as_network_name(name: object) -> str:
     return plain
 
 
-def subnet_of(network: Network) -> Subnet:
+def subnets_of(network: Network) -> Subnets:
     """The addresses of a network, those that are never given among them."""
-    spec = network.subnet or network.subnet6
-    if spec is None:
-        raise InvalidValueError(f"network {network.name} has no subnet")
-    return Subnet(spec, exclude=network.exclude.split(",") if network.exclude else ())
+    bare = Subnets([Subnet(spec) for spec in (network.subnet, network.subnet6) if spec])
+    return bare.without(network.exclude.split(",")) if network.exclude else bare
 
 
-def subnets_of(network: Network) -> list[IPv4Network | IPv6Network]:
-    """The network's subnets, one or one of each family."""
+def prefixes_of(network: Network) -> list[IPv4Network | IPv6Network]:
+    """The network's prefixes, one or one of each family."""
     from ipaddress import ip_interface
 
     return [ip_interface(spec).network for spec in (network.subnet, network.subnet6) if spec]
@@ -104,16 +108,19 @@ def subnets_of(network: Network) -> list[IPv4Network | IPv6Network]:
 
 def info(network: Network) -> NetworkInfo:
     """A network's record, for people and programs to read."""
+    subnets = subnets_of(network)
     return NetworkInfo(
         network.name,
         network.bridge,
         network.mode,
-        subnet_of(network),
+        subnets.first,
         network.backend,
         ports_of(network),
         network.cooldown_ns / SECOND,
         network.sticky_ns / SECOND,
         bool(network.forward),
+        subnets.each,
+        network.isolation,
     )
 
 
@@ -139,21 +146,22 @@ def ports_text(ports: range) -> str:
 
 def record_of(number: int, stated: Statement) -> Network:
     """A record with what is stated, and the defaults for the rest."""
-    subnet = _whole(stated)
-    v4 = subnet.version == 4
+    subnets, mode = _whole(stated), stated.mode or "bridge"
+    v4, v6 = subnets.of_version(4), subnets.of_version(6)
     return Network(
         number,
         stated.name,
         stated.bridge,
-        stated.mode or "bridge",
-        str(subnet) if v4 else None,
-        None if v4 else str(subnet),
-        ",".join(map(str, subnet.exclude)),
+        mode,
+        None if v4 is None else str(v4),
+        None if v6 is None else str(v6),
+        ",".join(subnets.exclude),
         stated.backend or "",
         ports_text(stated.ports if stated.ports is not None else PORTS),
         _ns(stated.cooldown or 0.0),
         _ns(stated.sticky or 0.0),
         int(stated.forward or False),
+        stated.isolation or ("guarded" if mode == "routed" else "open"),
     )
 
 
@@ -186,7 +194,8 @@ def completed(network: Network, stated: Statement) -> Network:
     """The record, with what is stated where it says nothing: one brought from an older file."""
     if network.backend:
         return network
-    fresh = record_of(network.number, stated._replace(subnet=stated.subnet or subnet_of(network)))
+    subnets = stated.subnets or subnets_of(network)
+    fresh = record_of(network.number, stated._replace(subnets=subnets))
     return fresh._replace(
         name=network.name, bridge=network.bridge, subnet=network.subnet, subnet6=network.subnet6
     )
@@ -214,8 +223,8 @@ def enter(tx: Transaction, stated: Statement, near: Nearby | None = None) -> Net
     for other in networks(tx, near):
         if network.bridge is not None and other.bridge == network.bridge:
             raise InUseError(f"bridge {network.bridge} is of network {other.name}", other.name)
-        for theirs in subnets_of(other):
-            for ours in subnets_of(network):
+        for theirs in prefixes_of(other):
+            for ours in prefixes_of(network):
                 if theirs.version == ours.version and theirs.overlaps(ours):
                     raise InUseError(
                         f"{ours} of {network.name} overlaps {theirs} of {other.name}", other.name
@@ -246,7 +255,7 @@ def remove(tx: Transaction, network: Network) -> None:
                 f"network {network.name} has {held} addresses {how}: release them first",
                 network.name,
             )
-    for kind in (Cooldown, LastHolder, GcCandidate):
+    for kind in (Cooldown, LastHolder, GcCandidate, Attachment):
         table = tx.table(kind)
         table.remove(table.where("network", equal=number))
     name = f"addresses/{network.number}"
@@ -256,22 +265,20 @@ def remove(tx: Transaction, network: Network) -> None:
     tx.next(CONFIGURED)
 
 
-def _whole(stated: Statement) -> Subnet:
-    """The stated subnet with its exclusions."""
-    assert stated.subnet is not None, "a new network has a subnet"
-    if stated.exclude is None:
-        return stated.subnet
-    return Subnet(stated.subnet, exclude=stated.exclude)
+def _whole(stated: Statement) -> Subnets:
+    """The stated subnets with their exclusions."""
+    assert stated.subnets is not None, "a new network has a subnet"
+    return stated.subnets if stated.exclude is None else stated.subnets.without(stated.exclude)
 
 
 def _stated_exclusions(stated: Statement) -> tuple[Any, ...] | None:
-    if stated.subnet is None or not stated.subnet.exclude:
+    if stated.subnets is None or not stated.subnets.exclude:
         return stated.exclude
-    return (*stated.subnet.exclude, *(stated.exclude or ()))
+    return (*stated.subnets.exclude, *(stated.exclude or ()))
 
 
-def _listed(subnet: Subnet) -> str:
-    return ", ".join(map(str, subnet.exclude)) or "nothing"
+def _listed(subnets: Subnets) -> str:
+    return ", ".join(subnets.exclude) or "nothing"
 
 
 def purge(tx: Transaction, network: Network) -> None:
@@ -290,16 +297,14 @@ def _ns(seconds: float) -> int:
 
 def _differences(network: Network, stated: Statement) -> Iterator[tuple[str, object, object]]:
     if stated.bridge is not None and stated.bridge != network.bridge:
-        yield "bridge", network.bridge, stated.bridge
+        yield "bridge", network.bridge or "none", stated.bridge
     if stated.mode is not None and stated.mode != network.mode:
         yield "mode", network.mode, stated.mode
-    if stated.subnet is not None:
-        registered = subnet_of(network)
-        if str(registered) != str(stated.subnet):
-            yield "subnet", registered, stated.subnet
+    registered = subnets_of(network)
+    if stated.subnets is not None and str(registered) != str(stated.subnets):
+        yield "subnet", registered, stated.subnets
     if network.backend and (wanted := _stated_exclusions(stated)) is not None:
-        registered = subnet_of(network)
-        other = Subnet(str(registered), exclude=wanted)
+        other = Subnets([Subnet(str(subnet)) for subnet in registered.each]).without(wanted)
         if registered != other:
             yield "exclude", _listed(registered), _listed(other)
     if not network.backend:  # the rest is not configured yet
@@ -316,3 +321,5 @@ def _differences(network: Network, stated: Statement) -> Iterator[tuple[str, obj
             yield what, f"{registered_ns / SECOND:g} s", f"{seconds:g} s"
     if stated.forward is not None and stated.forward != bool(network.forward):
         yield "forward", bool(network.forward), stated.forward
+    if stated.isolation is not None and stated.isolation != network.isolation:
+        yield "isolation", network.isolation, stated.isolation

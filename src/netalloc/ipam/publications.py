@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from ipaddress import IPv4Address
 
-from netalloc._alloc import Subnet
 from netalloc.address_values import as_ipv4
 from netalloc.errors import (
     InUseError,
@@ -25,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
+    from netalloc.ipam.subnets import Subnets
     from netalloc.store.protocol import Transaction
 
 log = Log(__name__)
@@ -63,7 +63,7 @@ class Publications:
     def __init__(
         self,
         number: int,
-        subnet: Subnet,
+        subnet: Subnets,
         ports: range,
         probe: Probe | None = None,
         host_check: HostCheck | None = None,

@@ -7,6 +7,7 @@ import time
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.ended import HISTORY, remember
 from netalloc.store.records import (
+    Attachment,
     Cooldown,
     GcCandidate,
     Label,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from netalloc.store.protocol import Transaction
 
-ENDING = (Lease, Label, Publication, Cooldown, LastHolder, GcCandidate)
+ENDING = (Lease, Label, Publication, Cooldown, LastHolder, GcCandidate, Attachment)
 
 
 class AfterReboot:

@@ -16,14 +16,14 @@ _COUNTED = 10  # of those that cool down: a refusal costs the same, however many
 
 def explain(addresses: Addresses, tx: Transaction, ordinal: int) -> None:
     """Raise StoreError for a bit that is set without any record behind it."""
-    subnet, number = addresses.subnet, addresses.number
-    if any(start <= ordinal < stop for start, stop in subnet.excluded()):
+    subnets, number = addresses.subnets, addresses.number
+    if not subnets.gives(ordinal):
         return
     kept = tx.table(Reservation).get(number, ordinal)
     if kept is not None or tx.table(Cooldown).get(number, ordinal) is not None:
         return
     raise StoreError(
-        f"{subnet.address(ordinal)} is marked as taken, but no record says by whom: "
+        f"{subnets.address(ordinal)} is marked as taken, but no record says by whom: "
         "check() says what else is wrong, repair() mends it"
     )
 
@@ -33,8 +33,8 @@ def exhausted(
 ) -> ExhaustedError:
     """The error where nothing is free: how many are, and how many cool down, up to ten."""
     cooling = tx.table(Cooldown).where("network", equal=(addresses.number,), limit=_COUNTED + 1)
-    free, subnet = bitmap.size - len(bitmap), addresses.subnet
-    text = f"no {what} left in {subnet.network}: {free} of {subnet.capacity} are free"
+    free, subnets = bitmap.size - len(bitmap), addresses.subnets
+    text = f"no {what} left in {subnets.networks}: {free} of {subnets.capacity} are free"
     if cooling:
         many = f"more than {_COUNTED}" if len(cooling) > _COUNTED else len(cooling)
         left = (cooling[0].ready_ns - addresses.clock()) / SECOND

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from bisect import bisect_right
 from collections import Counter
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from netalloc.ipam.networks import CONFIGURED
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     TABLES,
+    Attachment,
     Cooldown,
     EndedLease,
     GcCandidate,
@@ -141,12 +141,15 @@ def _fill(tx: Transaction, found: Salvage, before: int) -> list[str]:
     records = found.records
     networks = {one.number for one in records[Network]}
     held = {(lease.network, lease.ordinal) for lease in records[Lease]}
+    generations = {lease.generation for lease in records[Lease]}
     for kind in TABLES:
         # Damage may show a row twice.
         once = {tuple(getattr(r, name) for name in TABLES[kind].key): r for r in records[kind]}
         good = [r for r in once.values() if kind is Network or r.network in networks]
-        if kind in (Label, Publication, GcCandidate):
+        if kind in (Label, Publication, GcCandidate, Attachment):
             good = [r for r in good if (r.network, r.ordinal) in held]
+        if kind is Attachment:
+            good = [r for r in good if r.generation in generations]
         if len(good) < len(records[kind]):
             done.append(
                 f"dropped {len(records[kind]) - len(good)} of {kind.__name__} that belong nowhere"
@@ -196,12 +199,6 @@ def _advance(tx: Transaction, counter: str, first: int) -> None:
         tx.next(counter, first - 1)
 
 
-def _within(ordinal: int, starts: list[int], runs: tuple[tuple[int, int], ...]) -> bool:
-    """Whether one of the runs, which are in order and begin at `starts`, has the ordinal."""
-    last = bisect_right(starts, ordinal) - 1
-    return last >= 0 and ordinal < runs[last][1]
-
-
 def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> list[str]:
     done = []
     known: dict[int, set[int]] = {}
@@ -211,12 +208,10 @@ def _quarantine(tx: Transaction, found: Salvage, held: set[tuple[int, int]]) -> 
         for record in found.records[kind]:
             known.setdefault(record.network, set()).add(record.ordinal)
     for addresses in all_addresses(tx):
-        subnet, number = addresses.subnet, addresses.number
+        subnets, number = addresses.subnets, addresses.number
         marked = found.marked.get(f"addresses/{number}", set()) - known.get(number, set())
-        never = subnet.excluded()
-        starts = [start for start, _ in never]
-        lost = [i for i in sorted(marked) if not _within(i, starts, never)]
+        lost = [i for i in sorted(marked) if subnets.gives(i)]
         now = time.time_ns()
         tx.table(Reservation).add(Reservation(number, i, QUARANTINE, now) for i in lost)
-        done += [f"{subnet.address(i)} is reserved: {QUARANTINE}" for i in lost]
+        done += [f"{subnets.address(i)} is reserved: {QUARANTINE}" for i in lost]
     return done

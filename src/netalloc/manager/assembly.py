@@ -18,8 +18,9 @@ from netalloc.ipam.networks import (
     purge,
     record_of,
     replace,
-    subnet_of,
+    subnets_of,
 )
+from netalloc.ipam.subnets import Subnets
 from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
@@ -138,12 +139,12 @@ def _publications(network: Network, probe: Probe | None) -> Callable[[], Publica
 def _made_publications(network: Network, probe: Probe | None) -> Publications:
     from netalloc.ipam.publications import Publications
 
-    subnet, ports, check = subnet_of(network), ports_of(network), None
+    subnets, ports, check = subnets_of(network), ports_of(network), None
     if network.backend in REAL:
         from netalloc.manager.host_checks import host_check, host_probe
 
         probe, check = host_probe(ports) if probe is None else probe, host_check
-    return Publications(network.number, subnet, ports, probe, check)
+    return Publications(network.number, subnets, ports, probe, check)
 
 
 def _host_store(stated: Statement, store: object) -> HostStore:
@@ -175,20 +176,24 @@ def _read(store: Store, view: Callable[[Transaction], T]) -> T:
 
 def _with_subnet(stated: Statement, network: Network | None) -> Statement:
     """What is stated, with the addresses of the record, or else of the bridge."""
-    if stated.subnet is not None:
+    if stated.subnets is not None:
         return stated
     if network is not None:
-        return stated._replace(subnet=subnet_of(network), bridge=network.bridge)
+        return stated._replace(subnets=subnets_of(network), bridge=network.bridge)
     if stated.bridge is None:
-        raise InvalidValueError("a network without a bridge needs its subnet")
+        raise InvalidValueError(
+            f"network None: routed network {stated.name} is not registered, and has no bridge to "
+            "take its addresses from"
+        )
     from netalloc.host.links import interface_address
 
-    return stated._replace(subnet=Subnet(str(interface_address(stated.bridge))))
+    subnet = Subnet(str(interface_address(stated.bridge)))
+    return stated._replace(subnets=Subnets((subnet,)))
 
 
 def _complete(stated: Statement) -> Statement:
     """What is stated, with the best backend that works here where none is named."""
-    if stated.subnet is not None and stated.subnet.version == 6:
+    if stated.subnets is not None and stated.subnets.of_version(4) is None:
         return stated._replace(backend="null")  # host ports lead to IPv4 addresses alone
     if stated.backend is not None:
         return stated
@@ -202,8 +207,8 @@ def _remove_others(network: Network) -> None:
     if network.backend in REAL:
         from netalloc.portmap.choice import remove_others
 
-        name, subnet = kernel_name(network.name), _ipv4(subnet_of(network))
-        for what in remove_others(name, network.backend, network.bridge, subnet):
+        name, v4 = kernel_name(network.name), _ipv4(subnets_of(network))
+        for what in remove_others(name, network.backend, network.bridge, v4):
             log.warning("network %s: removed what another backend had left: %s", network.name, what)
 
 
@@ -228,21 +233,19 @@ def _mappings(
     if part is not None:
         return kind(KernelMappings(part))
     assert stated.backend is not None
-    subnet = subnet_of(network) if network is not None else stated.subnet
+    subnets = subnets_of(network) if network is not None else stated.subnets
     bridge = network.bridge if network is not None else stated.bridge
     forward = bool(network.forward) if network is not None else bool(stated.forward)
-    assert subnet is not None
+    assert subnets is not None
     name = kernel_name(stated.name)
-    whole = _ipv4(subnet)
+    whole = _ipv4(subnets)
     made = make_backend(stated.backend, name, bridge, whole, shared=True)
     return kind(KernelMappings(made, bridge=bridge, network=whole, name=name, forward=forward))
 
 
-def _ipv4(subnet: Subnet) -> IPv4Network:
-    from ipaddress import IPv4Network
-
-    network = subnet.network
-    assert isinstance(network, IPv4Network)  # a real backend has no other
+def _ipv4(subnets: Subnets) -> IPv4Network:
+    network = subnets.pair.v4
+    assert network is not None  # a real backend is of no other
     return network
 
 
@@ -267,8 +270,8 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
         try:
             mappings.setup()
             _remove_others(network)
-            number, subnet = network.number, subnet_of(network)
-            mappings.reconcile(Publications(number, subnet, ports_of(network)).desired(tx))
+            number, subnets = network.number, subnets_of(network)
+            mappings.reconcile(Publications(number, subnets, ports_of(network)).desired(tx))
             tx.commit()
         except BaseException:
             if not tx.committed:

@@ -1,4 +1,4 @@
-"""What a container gets: an address, and host ports that lead to it."""
+"""What a container gets: an address of each family, and host ports that lead to it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import NoReturn
 
+    from netalloc._alloc import Subnet
     from netalloc.address_values import IP
     from netalloc.model import PortMapping, PortRequest
 
 
 class NetworkInterface(InterfaceState):
-    """One leased address of a manager's network; as a context manager it releases itself.
+    """One lease of a manager's network; as a context manager it releases itself.
+
+    An address, or one of IPv4 and one of IPv6 where the network has both.
 
     Made by NetworkManager.allocate. It holds no state but the lease: what is published is
     read where it is kept, so that several processes see the same.
@@ -33,27 +36,37 @@ class NetworkInterface(InterfaceState):
 
     @property
     def ip(self) -> IP:
-        """The address alone."""
-        return self._leases.subnet.address(self._lease.ordinal)
+        """The address alone: the IPv4 one where there is one."""
+        return self._leases.subnets.address(self._lease.ordinal)
+
+    @property
+    def ips(self) -> tuple[IP, ...]:
+        """The address of each family alone, the IPv4 one first."""
+        return self._leases.subnets.addresses(self._lease.ordinal)
 
     @property
     def address(self) -> IPv4Interface | IPv6Interface:
-        """The address with the network's prefix length, as the container configures it."""
-        from ipaddress import IPv4Interface, IPv6Interface
+        """The address with its subnet's prefix length, as the container configures it.
 
-        subnet = self._leases.subnet
-        kind = IPv4Interface if subnet.version == 4 else IPv6Interface
-        return kind((int(self.ip), subnet.prefixlen))
+        The IPv4 one where there is one.
+        """
+        return _interface(self._leases.subnets.first, self._lease.ordinal)
 
     @property
     def addresses(self) -> tuple[IPv4Interface | IPv6Interface, ...]:
-        """All addresses of the interface, with their prefix lengths."""
-        return (self.address,)
+        """The address of each family with its subnet's prefix length, the IPv4 one first."""
+        ordinal = self._lease.ordinal
+        return tuple([_interface(subnet, ordinal) for subnet in self._leases.subnets.each])
 
     @property
     def gateway(self) -> IP | None:
-        """The container's default route; None where the network names no gateway."""
-        return self._leases.subnet.gateway
+        """The container's default route; None where the subnet names no gateway."""
+        return self._leases.subnets.first.gateway
+
+    @property
+    def gateways(self) -> tuple[IP, ...]:
+        """The default route of each family whose subnet names a gateway, the IPv4 one first."""
+        return self._leases.subnets.gateways
 
     @property
     def owner(self) -> str | None:
@@ -220,7 +233,14 @@ class NetworkInterface(InterfaceState):
 
     def __repr__(self) -> str:
         owner = f" of {self.owner}" if self.owner else ""
-        return f"<NetworkInterface {self.address}{owner}>"
+        return f"<NetworkInterface {' '.join(map(str, self.addresses))}{owner}>"
+
+
+def _interface(subnet: Subnet, ordinal: int) -> IPv4Interface | IPv6Interface:
+    from ipaddress import IPv4Interface, IPv6Interface
+
+    kind = IPv4Interface if subnet.version == 4 else IPv6Interface
+    return kind((int(subnet.address(ordinal)), subnet.prefixlen))
 
 
 # Addresses and ports are loaded with the first call that names any: many a process names none.

@@ -6,7 +6,6 @@ import sys
 from functools import partial
 from operator import attrgetter
 
-from netalloc._alloc import Subnet
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.change import Change
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 
     from netalloc.address_values import IP
     from netalloc.ipam.publications import Publications
+    from netalloc.ipam.subnets import Subnets
     from netalloc.manager.stale_flows import StaleFlows
     from netalloc.model import PortMapping, PortRequest
     from netalloc.store.protocol import Transaction
@@ -66,7 +66,7 @@ class LeaseService:
         self._publications = publications
         self.committer = committer
         self.flows = flows  # with a backend that touches the kernel
-        self.subnet: Subnet = addresses.subnet
+        self.subnets: Subnets = addresses.subnets
         self.stale_releases = 0
         self._has_neighbours = mappings.is_real and network.bridge is not None
         self._configured = -1  # the state of the store's networks in which ours was seen
@@ -140,7 +140,7 @@ class LeaseService:
             pairs = [(lease, port) for port in ports]
             self.publications.publish(made, pairs, check_host=check_host)
         if self.flows is not None:
-            self.flows.got(made, (self.subnet.address(lease.ordinal),), made.add)
+            self.flows.got(made, (self.subnets.address(lease.ordinal),), made.add)
         return lease
 
     def allocate_many(
@@ -309,7 +309,7 @@ class LeaseService:
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""
-        return str(self.subnet.address(lease.ordinal))
+        return str(self.subnets.address(lease.ordinal))
 
     def _check_registered(self, tx: Transaction) -> None:
         """Raise NotAllocatedError where the network was removed, or configured anew, meanwhile."""
@@ -374,7 +374,7 @@ class LeaseService:
                 self.flows.gone(made, gone, ended=ended)
 
     def _ips(self, leases: Sequence[Lease]) -> list[IP]:
-        return [self.subnet.address(lease.ordinal) for lease in leases]
+        return [self.subnets.address(lease.ordinal) for lease in leases]
 
     def _current(self, tx: Transaction, lease: Lease) -> Lease:
         """That very lease as it is now. Raises StaleLeaseError where it has ended."""

@@ -21,7 +21,7 @@ from netalloc.values import (
     as_each,
     as_flag,
     as_int,
-    as_items,
+    as_label,
     as_labels,
     as_optional_text,
     as_seconds,
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from netalloc.address_values import IP
     from netalloc.ipam.history import PastLease
+    from netalloc.manager.statement import StatedNetwork
     from netalloc.model import PortRequest, ReconcileResult
     from netalloc.portmap.backend import Backend
     from netalloc.portmap.watch import Watch
@@ -50,11 +51,15 @@ class NetworkManager(Closing):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
-    bridge's own address is taken. `exclude` names addresses and networks that are never given.
+    bridge's own address is taken. With one of each family, ("10.88.0.1/16", "fd00:88::1/64"),
+    each interface has an address of both, at the same place of each. `exclude` names addresses
+    and networks that are never given.
     `ports` bounds the automatic picks of host ports. `backend` is "nftables", "iptables",
     "null" or "auto". `store` is the path of a file that outlives the process and may be shared
     by many; without it everything is in memory and ends with the manager. `name` is what the
-    network is called in the store, the bridge's name unless given.
+    network is called in the store, the bridge's name unless given. `mode` is "bridge", or
+    "routed" without one, and `isolation` "open" or, as in a routed network unless stated,
+    "guarded".
 
     A released address is kept out for `cooldown` seconds; an owner that comes back within
     `sticky` seconds gets its address again if it is free. `forward` accepts the containers'
@@ -80,9 +85,9 @@ class NetworkManager(Closing):
 
     def __init__(
         self,
-        bridge: str,
+        bridge: str | None,
         *,
-        network: str | Subnet | None = None,
+        network: StatedNetwork | None = None,
         exclude: Iterable[Any] | None = None,
         ports: range | None = None,
         backend: str | Backend = "auto",
@@ -92,6 +97,7 @@ class NetworkManager(Closing):
         sticky: float | None = None,
         forward: bool | None = None,
         mode: str | None = None,
+        isolation: str | None = None,
         probe: Probe | None = None,
     ) -> None:
         from netalloc.manager.statement import statement
@@ -107,12 +113,13 @@ class NetworkManager(Closing):
             sticky=sticky,
             forward=forward,
             mode=mode,
+            isolation=isolation,
         )
         self._assemble(stated, store, part, probe)
 
     @classmethod
     def _create(
-        cls, bridge: str, store: object, *, probe: Probe | None = None, **configuration: Any
+        cls, bridge: str | None, store: object, *, probe: Probe | None = None, **configuration: Any
     ) -> NetworkManager:
         """The manager of a network that is not registered yet: InUseError where it is."""
         self = cls.__new__(cls)
@@ -164,18 +171,23 @@ class NetworkManager(Closing):
 
     @property
     def bridge(self) -> str | None:
-        """The bridge that the containers are on."""
+        """The bridge that the containers are on; None where the network is routed."""
         return self._leases.network.bridge
 
     @property
     def subnet(self) -> Subnet:
-        """The addresses of the network."""
-        return self._leases.subnet
+        """The addresses of the network: of the first of its subnets, the IPv4 one if any."""
+        return self._leases.subnets.first
+
+    @property
+    def subnets(self) -> tuple[Subnet, ...]:
+        """The subnets of the network: one, or one of IPv4 and one of IPv6."""
+        return self._leases.subnets.each
 
     @property
     def gateway(self) -> IP | None:
-        """The containers' default route; None where the network names no gateway."""
-        return self._leases.subnet.gateway
+        """The containers' default route; None where the subnet names no gateway."""
+        return self._leases.subnets.first.gateway
 
     @property
     def registered(self) -> bool:
@@ -275,7 +287,7 @@ class NetworkManager(Closing):
         """
         if owner is not None and not is_plain_text(owner, MAX_TEXT):
             owner = as_text(owner, "owner")
-        found = self._leases.find(owner, None if label is None else _label(label))
+        found = self._leases.find(owner, None if label is None else as_label(label))
         return self._interfaces(found)
 
     def release(self, owner: str) -> int:
@@ -318,7 +330,8 @@ class NetworkManager(Closing):
         from netalloc.manager.upkeep import collect
 
         dead = collect(self._leases, living, int(as_seconds(grace, "grace") * SECOND))
-        return [self.subnet.address(lease.ordinal) for lease in dead]
+        address = self._leases.subnets.address
+        return [address(lease.ordinal) for lease in dead]
 
     def history(self, ip: IP | str, at: datetime | None = None) -> list[PastLease]:
         """What held an address, oldest first; with `at`, what did at that moment.
@@ -328,7 +341,8 @@ class NetworkManager(Closing):
         from netalloc.ipam.history import as_moment, history
 
         at = None if at is None else as_moment(at, "at")
-        number, ordinal = self._leases.addresses.number, self.subnet.ordinal(as_address(ip))
+        number = self._leases.addresses.number
+        ordinal = self._leases.subnets.ordinal(as_address(ip))
         return self._leases.read(lambda tx: history(tx, number, ordinal, at))
 
     def check(self) -> list[str]:
@@ -379,17 +393,4 @@ class NetworkManager(Closing):
         )
 
     def __repr__(self) -> str:
-        return f"<NetworkManager {self.name} {self.subnet}>"
-
-
-def _label(label: object) -> tuple[str, str]:
-    if isinstance(label, str):
-        name, equals, value = str.__str__(label).partition("=")
-        if not equals:
-            raise InvalidValueError(f"label {shown(label)} is not name=value")
-    else:
-        pair = as_items(label, "label")
-        if len(pair) != 2:
-            raise InvalidValueError(f"label {shown(label)} is not a name and a value")
-        name, value = pair
-    return as_text(name, "label"), "" if value == "" else as_text(value, "label", 4096)
+        return f"<NetworkManager {self.name} {self._leases.subnets}>"

@@ -74,15 +74,18 @@ class Networks(Mapping[str, NetworkInfo], Closing):
     ) -> NetworkManager:
         """Register a network and open it; the arguments are NetworkManager's.
 
-        `bridge` is called as the network unless given. Raises InUseError for a name that is
-        registered already, and as NetworkManager does.
+        `bridge` is called as the network unless given, or `mode` is "routed". Raises InUseError
+        for a name that is registered already, and as NetworkManager does.
         """
         name = as_network_name(name)
-        return self._created(name, name if bridge is None else bridge, network, configuration)
+        mode = configuration.get("mode")
+        if bridge is None and not (isinstance(mode, str) and str.__eq__(mode, "routed")):
+            bridge = name
+        return self._created(name, bridge, network, configuration)
 
     @locked
     def _created(
-        self, name: str, bridge: str, network: Any, configuration: dict[str, Any]
+        self, name: str, bridge: str | None, network: Any, configuration: dict[str, Any]
     ) -> NetworkManager:
         self._check_open()
         manager = NetworkManager._create(

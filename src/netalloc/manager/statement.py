@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from netalloc._alloc import IPAllocator, Subnet
 from netalloc.errors import InvalidValueError
-from netalloc.ipam.networks import MODES, Statement, as_network_name
+from netalloc.ipam.networks import ISOLATION, MODES, Statement, as_network_name
+from netalloc.ipam.subnets import Subnets
 from netalloc.ports import as_ports
 from netalloc.values import as_flag, as_items, as_seconds, as_text, shown
 
@@ -15,14 +16,17 @@ if TYPE_CHECKING:
 
     from netalloc.portmap.backend import Backend
 
+    OneSubnet = str | Subnet
+    StatedNetwork = OneSubnet | tuple[OneSubnet, ...] | list[OneSubnet]
 
+ROUTED = "routed"  # what a network without a bridge is called unless it gets a name
 BACKENDS = ("auto", "nftables", "iptables", "null")
 
 
 def statement(
-    bridge: str,
+    bridge: str | None,
     *,
-    network: str | Subnet | None = None,
+    network: StatedNetwork | None = None,
     exclude: Iterable[Any] | None = None,
     ports: range | None = None,
     backend: str | Backend = "auto",
@@ -31,25 +35,54 @@ def statement(
     sticky: float | None = None,
     forward: bool | None = None,
     mode: str | None = None,
+    isolation: str | None = None,
 ) -> tuple[Statement, Backend | None]:
     """The arguments of a NetworkManager as a statement, and the backend that is given as a part."""
-    if mode is not None and mode not in MODES:
-        raise InvalidValueError(f"mode {shown(mode)} is none of {', '.join(MODES)}")
-    bridge = as_text(bridge, "bridge", 15)
+    mode, isolation = _one_of(MODES, mode, "mode"), _one_of(ISOLATION, isolation, "isolation")
+    if mode == "routed":
+        if bridge is not None:
+            raise InvalidValueError(f"bridge {shown(bridge)}: a routed network has none")
+    elif bridge is None:
+        raise InvalidValueError("bridge None: only with mode='routed' a network has none")
+    else:
+        bridge = as_text(bridge, "bridge", 15)
     part = None if isinstance(backend, str) else _part(backend)
     stated = Statement(
-        as_network_name(bridge if name is None else name),
+        as_network_name((bridge or ROUTED) if name is None else name),
         bridge,
-        None if mode is None else as_text(mode, "mode"),
-        None if network is None else _subnet(network),
+        mode,
+        None if network is None else _subnets(network),
         None if exclude is None else _excluded(exclude),
         _backend(part.name if part is not None else backend),
         None if ports is None else as_ports(ports),
         None if cooldown is None else as_seconds(cooldown, "cooldown"),
         None if sticky is None else as_seconds(sticky, "sticky"),
         None if forward is None else as_flag(forward, "forward"),
+        isolation,
     )
     return stated, part
+
+
+def _one_of(known: tuple[str, ...], value: object, what: str) -> str | None:
+    if value is None:
+        return None
+    plain = as_text(value, what)
+    if plain not in known:
+        raise InvalidValueError(f"{what} {shown(value)} is none of {', '.join(known)}")
+    return plain
+
+
+def _subnets(network: object) -> Subnets:
+    """One subnet, or one of each family in any order."""
+    if not isinstance(network, tuple | list):
+        return Subnets((_subnet(network),))
+    some = as_items(network, "network")
+    if len(some) not in (1, 2):
+        raise InvalidValueError(
+            f"network {shown(network)} is {len(some)} subnets: a network has one, or one of IPv4 "
+            "and one of IPv6"
+        )
+    return Subnets(map(_subnet, some))
 
 
 def _subnet(network: object) -> Subnet:

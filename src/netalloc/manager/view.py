@@ -22,7 +22,7 @@ from netalloc.ipam.networks import (
     info,
     networks,
     ports_of,
-    subnet_of,
+    subnets_of,
 )
 from netalloc.ipam.publications import Publications, holding
 from netalloc.ipam.reboot import AfterReboot
@@ -35,7 +35,10 @@ T = TypeVar("T")
 
 
 class Held(NamedTuple):
-    """An address that is held: by what, since when (UTC), and what it publishes."""
+    """An address that is held: by what, since when (UTC), and what it publishes.
+
+    `ips` has the address of each family, of which `ip` is the first.
+    """
 
     network: str
     ip: IP
@@ -45,6 +48,7 @@ class Held(NamedTuple):
     since: datetime
     labels: dict[str, str]
     ports: tuple[PortMapping, ...]
+    ips: tuple[IP, ...]
 
 
 class Usage(NamedTuple):
@@ -187,38 +191,44 @@ def _holders(tx: Transaction, protocol: str, port: int) -> list[tuple[Network, L
 def _place(tx: Transaction, ip: IP) -> tuple[Network | None, int]:
     """The network that an address can be given by, and its ordinal there."""
     for network in networks(tx):
-        subnet = subnet_of(network)
-        if ip in subnet:
-            return network, subnet.ordinal(ip)
+        subnets = subnets_of(network)
+        if ip in subnets:
+            return network, subnets.ordinal(ip)
     return None, 0
 
 
 def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
-    subnet = subnet_of(network)
-    publications = Publications(network.number, subnet, ports_of(network))
+    subnets = subnets_of(network)
+    publications = Publications(network.number, subnets, ports_of(network))
     return Held(
         network.name,
-        subnet.address(lease.ordinal),
+        subnets.address(lease.ordinal),
         lease.owner,
         lease.key,
         lease.generation,
         datetime.fromtimestamp(lease.since_ns / SECOND, timezone.utc),
         labels_of(tx, lease),
         tuple(publications.mapping(row, lease.owner) for row in publications.of(tx, lease)),
+        subnets.addresses(lease.ordinal),
     )
 
 
 def _why(tx: Transaction, ip: IP) -> str:
     for network in networks(tx):
-        subnet = subnet_of(network)
-        if ip.version != subnet.version or ip not in subnet.network:
+        subnets = subnets_of(network)
+        subnet = subnets.of_version(ip.version)
+        if subnet is None or ip not in subnet.network:
             continue
         if ip == subnet.gateway:
             return f"{ip} is the gateway of network {network.name}"
         if ip not in subnet:
             return f"{ip} is never given by network {network.name}: it is excluded, or no host's"
+        try:
+            subnets.ordinal(ip)
+        except InvalidValueError as error:  # its counterpart is not
+            return f"{error} (network {network.name})"
         return _state(tx, network, Addresses.of(network), ip)
-    known = ", ".join(f"{one.name} ({subnet_of(one).network})" for one in networks(tx)) or "none"
+    known = ", ".join(f"{one.name} ({subnets_of(one).networks})" for one in networks(tx)) or "none"
     return f"{ip} is of no network of this store; there are: {known}"
 
 
@@ -230,7 +240,7 @@ def _why_port(tx: Transaction, protocol: str, port: int) -> str:
 
 
 def _published(port: int, protocol: str, network: Network, lease: Lease) -> str:
-    ip = subnet_of(network).address(lease.ordinal)
+    ip = subnets_of(network).address(lease.ordinal)
     return (
         f"port {port}/{protocol} is published by {lease.owner or ip} ({ip} of network "
         f"{network.name})"
@@ -238,7 +248,7 @@ def _published(port: int, protocol: str, network: Network, lease: Lease) -> str:
 
 
 def _state(tx: Transaction, network: Network, addresses: Addresses, ip: IP) -> str:
-    ordinal, where = addresses.subnet.ordinal(ip), f"network {network.name}"
+    ordinal, where = addresses.subnets.ordinal(ip), f"network {network.name}"
     kept = tx.table(Reservation).get(network.number, ordinal)
     kept_for = "" if kept is None else f", reserved for {kept.owner or 'no owner'}"
     lease = tx.table(Lease).get(network.number, ordinal)
@@ -264,7 +274,7 @@ def _usage(tx: Transaction, network: Network) -> Usage:
     held = {lease.ordinal for lease in leases}
     kept = {one.ordinal for one in tx.table(Reservation).where("network", equal=number)}
     taken = held | kept | {one.ordinal for one in cooling}
-    capacity = addresses.subnet.capacity
+    capacity = addresses.subnets.capacity
     return Usage(
         network.name,
         capacity,

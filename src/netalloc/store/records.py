@@ -72,7 +72,7 @@ class Network(NamedTuple):
     `exclude` are subnets and addresses of both families with commas between, "" for none.
     `backend` is "nftables", "iptables" or "null", and `ports` a range as its first and last
     one ("49153-65535", "8000-8100/2", "8010-8000"); each is "" while it was not stated yet,
-    as in a record of version 2. `forward` is 0 or 1.
+    as in a record of version 2. `forward` is 0 or 1, `isolation` "open" or "guarded".
     """
 
     number: int
@@ -87,6 +87,7 @@ class Network(NamedTuple):
     cooldown_ns: int
     sticky_ns: int
     forward: int
+    isolation: str
 
 
 class Lease(NamedTuple):
@@ -188,6 +189,26 @@ class EndedLease(NamedTuple):
 new_ended = RecordMaker(EndedLease).make
 
 
+class Attachment(NamedTuple):
+    """What a lease is on the machine: a pair of interfaces, or a tap. It ends with the lease.
+
+    `kind` is "veth" or "tap". `interface` and `index` are of the host's end; `namespace` says in
+    which network namespace the other one is and `peer` what it is called there, both None of a
+    tap. `mac` is the container's.
+    """
+
+    network: int
+    ordinal: int
+    generation: int
+    kind: str
+    interface: str
+    index: int  # type: ignore[assignment]  # in the place of tuple.index, which none of us calls
+    namespace: str | None
+    peer: str | None
+    mac: str
+    mtu: int
+
+
 Record: TypeAlias = (
     Network
     | Lease
@@ -198,6 +219,7 @@ Record: TypeAlias = (
     | LastHolder
     | GcCandidate
     | EndedLease
+    | Attachment
 )
 
 
@@ -228,4 +250,5 @@ TABLES: dict[type[Any], TableSpec] = {
     ),
     GcCandidate: TableSpec(("network", "ordinal")),
     EndedLease: TableSpec(("number",), (("network", "ordinal"),)),
+    Attachment: TableSpec(("network", "ordinal"), (("index",),)),
 }

@@ -13,6 +13,7 @@ from netalloc._alloc import Bitmap, counters_text
 from netalloc.errors import NetallocError, StoreError
 from netalloc.light import NamedTuple
 from netalloc.store.records import (
+    Attachment,
     Cooldown,
     EndedLease,
     GcCandidate,
@@ -34,7 +35,7 @@ from netalloc.store.sqlite.schema import (
 )
 from netalloc.store.sqlite.spans import LEAF
 from netalloc.store.sqlite.table import COUNTED, SqliteTable, counter_of
-from netalloc.store.sqlite.versions import VERSION, added_by_2, made_by_4, statements
+from netalloc.store.sqlite.versions import VERSION, added_by_2, made_by_4, made_by_5, statements
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,7 +68,15 @@ def _network(values: tuple[Any, ...]) -> Network:
     number, bridge, spec = values
     four = ip_interface(spec).version == 4
     subnet, subnet6 = (spec, None) if four else (None, spec)
-    return Network(number, bridge, bridge, "bridge", subnet, subnet6, "", "", "", 0, 0, 0)
+    return Network(number, bridge, bridge, "bridge", subnet, subnet6, "", "", "", 0, 0, 0, "open")
+
+
+def parse_network(row: tuple[Any, ...]) -> Network | None:
+    """The record of a row of versions 3 and 4, or of today; None for one that is damaged."""
+    values = row[:-1]
+    if checksum("network", values) != row[-1]:
+        return None
+    return Network._make(values if len(values) == len(Network._fields) else (*values, "open"))
 
 
 _ONE: dict[type[Any], OldTable] = {
@@ -116,6 +125,11 @@ def _from_2(connection: Connection) -> None:
     for statement in statements(3):
         if statement.split()[2] not in ("state", "bitmap", "leaf"):
             connection.execute(statement)
+    for network in records.pop(Network):
+        values = network[:-1]  # isolation came with version 5
+        marks = ", ".join("?" * (len(values) + 1))
+        row = (*values, checksum("network", values))
+        connection.execute(f"INSERT INTO network VALUES ({marks})", row)
     for kind, found in records.items():
         SqliteTable(kind, connection).add(found)
     connection.execute("DELETE FROM leaf WHERE name >= 'ports' AND name < 'portt'")
@@ -154,6 +168,8 @@ def _from_3(connection: Connection) -> None:
     for statement in made_by_4():
         connection.execute(statement)
     for kind in COUNTED:
+        if kind is Attachment:  # came with version 5
+            continue
         ((n,),) = connection.rows(f"SELECT count(*) FROM {table_name(kind)}")
         counters[counter_of(kind)] = n
     counters["bitmaps"] = len(heads)
@@ -162,6 +178,20 @@ def _from_3(connection: Connection) -> None:
     for head in heads:
         _bring_over(bitmaps, head, leaves)
     bitmaps.flush()
+
+
+def _from_4(connection: Connection) -> None:
+    """Version 5 says of a network how its containers are kept apart, and has attachments."""
+    networks = []
+    for row in connection.rows("SELECT * FROM network"):
+        network = parse_network(row)
+        if network is None:
+            raise StoreError(f"a row of network is damaged: {row!r}; {REPAIR}")
+        networks.append(network)
+    connection.execute("DROP TABLE network")
+    for statement in made_by_5():
+        connection.execute(statement)
+    SqliteTable(Network, connection).add(networks)
 
 
 def _bring_over(
@@ -205,4 +235,9 @@ def _state(connection: Connection) -> tuple[int, int, str, dict[str, int]]:
     return number, sequence, boot, counters_of(text)
 
 
-_STEPS: dict[int, Callable[[Connection], None]] = {1: _from_1, 2: _from_2, 3: _from_3}
+_STEPS: dict[int, Callable[[Connection], None]] = {
+    1: _from_1,
+    2: _from_2,
+    3: _from_3,
+    4: _from_4,
+}

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from netalloc.errors import StoreError
-from netalloc.store.records import TABLES, Lease
+from netalloc.store.records import TABLES, Attachment, Lease, Network
 from netalloc.store.sqlite import place
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import Connection
-from netalloc.store.sqlite.migrations import OLD_TABLES
+from netalloc.store.sqlite.migrations import OLD_TABLES, parse_network
 from netalloc.store.sqlite.salvage_bitmaps import read_marks
 from netalloc.store.sqlite.schema import APPLICATION, checksum, counters_of, table_name
 from netalloc.store.sqlite.table import COUNTED, SqliteTable, counter_of
@@ -132,7 +132,10 @@ def _tables(connection: Connection) -> list[tuple[type[Any], str, Parse]]:
     if "ended_lease" not in names and "past" in names:
         old = OLD_TABLES[2 if "former" in names else 1]
         return [(kind, table.name, table.parse) for kind, table in old.items()]
-    return [(kind, table_name(kind), SqliteTable(kind, connection).parse) for kind in TABLES]
+    kinds = [kind for kind in TABLES if kind is not Attachment or "attachment" in names]
+    parse: dict[type[Any], Parse] = {kind: SqliteTable(kind, connection).parse for kind in kinds}
+    parse[Network] = parse_network  # versions 3 and 4 differ in it alone
+    return [(kind, table_name(kind), parse[kind]) for kind in kinds]
 
 
 def _split(

@@ -9,6 +9,7 @@ from netalloc.errors import StoreError
 from netalloc.light import Generic
 from netalloc.store.records import (
     TABLES,
+    Attachment,
     Cooldown,
     EndedLease,
     GcCandidate,
@@ -37,7 +38,9 @@ _TOP = 1 << 63  # SQLite's integers are signed: an ordinal from here on is store
 
 # Kinds of which there often is none, or which are asked for at every release: how many there are
 # stands in the state row, so that an empty table is not asked (3 microseconds each).
-COUNTED = (Label, Publication, Reservation, Cooldown, LastHolder, GcCandidate, EndedLease)
+COUNTED = (
+    Label, Publication, Reservation, Cooldown, LastHolder, GcCandidate, EndedLease, Attachment
+)  # fmt: skip
 
 
 def counter_of(kind: type[Any]) -> str:

@@ -5,7 +5,7 @@ is made out of the records of today: a change of them is a new version with a te
 own, and a step of migrations.py that leads there.
 """
 
-VERSION = 4
+VERSION = 5
 
 _ONE = """
 CREATE TABLE state (id INTEGER PRIMARY KEY, sequence INTEGER, boot TEXT, counters TEXT, crc
@@ -93,11 +93,26 @@ CREATE TABLE span (name TEXT, first INTEGER, stop INTEGER, following INTEGER, bi
 """
 _THREE_KEEPS = _THREE[_THREE.index("CREATE TABLE network") :]
 
+# How a network keeps its containers apart, and what a lease is on the machine.
+_FIVE_MAKES = """
+CREATE TABLE network ("number", "name", "bridge", "mode", "subnet", "subnet6", "exclude",
+    "backend", "ports", "cooldown_ns", "sticky_ns", "forward", "isolation", "crc", PRIMARY KEY
+    ("number")) WITHOUT ROWID;
+CREATE INDEX network_0 ON network ("name");
+"""
+_FIVE_ADDS = """
+CREATE TABLE attachment ("network", "ordinal", "generation", "kind", "interface", "index",
+    "namespace", "peer", "mac", "mtu", "crc", PRIMARY KEY ("network", "ordinal")) WITHOUT ROWID;
+CREATE INDEX attachment_0 ON attachment ("index");
+"""
+_FIVE_KEEPS = _THREE[_THREE.index("CREATE TABLE lease") :]
+
 _TABLES = {
     1: _ONE,
     2: _ONE + _TWO_ADDS,
     3: _THREE,
     4: _FOUR_MAKES + _THREE_KEEPS,
+    5: _FOUR_MAKES + _FIVE_MAKES + _FIVE_KEEPS + _FIVE_ADDS,
 }
 
 
@@ -109,6 +124,12 @@ def statements(version: int = VERSION) -> list[str]:
 def made_by_4() -> list[str]:
     """The tables that version 4 has in place of those of version 3."""
     return statements(4)[:3]
+
+
+def made_by_5() -> list[str]:
+    """The tables that version 5 has in place of those of version 4, and besides."""
+    made = statements(5)
+    return made[3:5] + made[-2:]
 
 
 def added_by_2() -> list[str]:
