@@ -293,11 +293,20 @@ def _take_back(host: HostStore, network: Network) -> None:
 
     from netalloc.ipam.check import rebuild_ports
 
+    _remove_interfaces(network)
+
     def take_back(tx: Transaction) -> None:
         purge(tx, network)
         rebuild_ports(tx)
 
     host.store.run("close", take_back)
+
+
+def _remove_interfaces(network: Network) -> None:
+    if network.backend in REAL:
+        from netalloc.manager.attaching import remove_all
+
+        remove_all(network.name)
 
 
 def kernel_cleanup(network: Network, store: Store) -> None:
@@ -307,6 +316,7 @@ def kernel_cleanup(network: Network, store: Store) -> None:
     host = HostStore(store, owned=False)
     try:
         host.claim(network.name)
+        _remove_interfaces(network)
         mappings = _mappings(Statement(network.name, backend=network.backend), network, None, host)
         try:
             mappings.cleanup()

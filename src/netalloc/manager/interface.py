@@ -6,10 +6,11 @@ from netalloc._alloc import InterfaceState
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.manager.leases import LeaseService
 from netalloc.store.records import Lease
-from netalloc.values import as_each, as_flag, as_port, as_protocol
+from netalloc.values import as_each, as_flag, as_items, as_port, as_protocol, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable, Sequence
     from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
     from types import TracebackType
@@ -178,8 +179,43 @@ class NetworkInterface(InterfaceState):
 
         self._lease = self._leases.unpublish(self._in_force(), host_port, protocol, ip)
 
+    def attach(
+        self,
+        netns: str | int | os.PathLike[str] | None = None,
+        *,
+        tap: str | None = None,
+        ifname: str = "eth0",
+        mac: str | bytes | None = None,
+        mtu: int | None = None,
+        uid: int | None = None,
+        gid: int | None = None,
+    ) -> None:
+        """Put it into a network namespace as `ifname`, or make a tap for a virtual machine.
+
+        `netns` is a name, a path, a process or a descriptor. There it gets its addresses,
+        without the two seconds of duplicate detection, default routes and neighbours that are
+        known for ever. The `mac` follows from the address unless given, the `mtu` from the
+        bridge or the uplink. Of a tap, user `uid` and group `gid` may open it. Where it is
+        attached so already that is no error: what it lacks is mended. Raises InterfaceError
+        with the reason, InUseError where it is attached elsewhere, ExhaustedError where the
+        bridge is full, StaleLeaseError; then nothing is left. About a millisecond.
+        """
+        from netalloc.manager.attaching import as_target, close_targets
+
+        lease, service = self._in_force(), self._leases.attaching
+        target = as_target(netns, tap, ifname, mac, mtu, uid, gid)
+        try:
+            service.attach([(lease, target)])
+        finally:
+            close_targets((target,))
+
+    def detach(self) -> None:
+        """Take it off the machine, the lease goes on; not to be attached is no error."""
+        lease = self._in_force()
+        self._leases.attaching.detach([lease])
+
     def release(self, *, strict: bool = False) -> None:
-        """Give back the ports and the address.
+        """Give back the ports and the address, and take it off the machine.
 
         Goes on past a failing step and raises all failures as one ExceptionGroup; what
         could not be freed stays held, and release may be called again. Where this lease has
@@ -258,3 +294,13 @@ def as_requests(ports: object) -> tuple[PortRequest, ...]:
     from netalloc.model import PortRequest
 
     return tuple(as_each(ports, "ports", PortRequest.of))
+
+
+def as_pair(pair: object) -> tuple[NetworkInterface, object]:
+    """An interface, and the namespace that it is to be put into."""
+    items = as_items(pair, "pair")
+    if len(items) != 2 or not isinstance(items[0], NetworkInterface):
+        raise InvalidValueError(
+            f"pair {shown(pair)} is not an interface and a network namespace"
+        )
+    return items[0], items[1]

@@ -6,8 +6,15 @@ import sys
 from functools import partial
 from operator import attrgetter
 
-from netalloc.errors import InUseError, NetallocError, NotAllocatedError, StaleLeaseError
+from netalloc.errors import (
+    InUseError,
+    InvalidValueError,
+    NetallocError,
+    NotAllocatedError,
+    StaleLeaseError,
+)
 from netalloc.ipam.addresses import Addresses
+from netalloc.ipam.attachments import of_leases
 from netalloc.ipam.change import Change
 from netalloc.ipam.lookup import labels_of, leases_of
 from netalloc.ipam.networks import CONFIGURED, find
@@ -16,7 +23,7 @@ from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
 from netalloc.manager.undo import attempt
-from netalloc.store.records import Lease, Network, Publication
+from netalloc.store.records import Attachment, Lease, Network, Publication
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -30,6 +37,7 @@ if TYPE_CHECKING:
     from netalloc.address_values import IP
     from netalloc.ipam.publications import Publications
     from netalloc.ipam.subnets import Subnets
+    from netalloc.manager.attaching import AttachService
     from netalloc.manager.stale_flows import StaleFlows
     from netalloc.model import PortMapping, PortRequest
     from netalloc.store.protocol import Transaction
@@ -68,6 +76,7 @@ class LeaseService:
         self.flows = flows  # with a backend that touches the kernel
         self.subnets: Subnets = addresses.subnets
         self.stale_releases = 0
+        self._attaching: AttachService | None = None
         self._has_neighbours = mappings.is_real and network.bridge is not None
         self._configured = -1  # the state of the store's networks in which ours was seen
 
@@ -75,6 +84,23 @@ class LeaseService:
     def publications(self) -> Publications:
         """The ports that the leases publish; made when they are first asked for."""
         return self._publications()
+
+    @property
+    def attaching(self) -> AttachService:
+        """The leases' interfaces on the machine; loaded when they are first asked for.
+
+        Raises InvalidValueError where the backend touches no kernel.
+        """
+        if self._attaching is None:
+            if not self.mappings.is_real:
+                raise InvalidValueError(
+                    f"network {self.network.name} has backend null, which touches no kernel: "
+                    "nothing can be attached to it"
+                )
+            from netalloc.manager.attaching import AttachService
+
+            self._attaching = AttachService(self)
+        return self._attaching
 
     @property
     def place(self) -> object:
@@ -188,7 +214,7 @@ class LeaseService:
             try:
                 mappings = self.publications.publish(made, pairs, check_host=check_host)
             except NetallocError:
-                self._current(made.tx, lease)  # one that has ended is refused for that
+                self.current(made.tx, lease)  # one that has ended is refused for that
                 raise
             counted = self._count(made, lease, len(requests))
             if hold:
@@ -208,7 +234,7 @@ class LeaseService:
         """
 
         def change(made: Change) -> Lease:
-            held = self._current(made.tx, lease)
+            held = self.current(made.tx, lease)
             row = self.publications.find_own(made.tx, held, host_port, protocol, host_ip)
             return self._unpublish_one(held, row, made)
 
@@ -278,6 +304,8 @@ class LeaseService:
         if tx.table(Publication):
             of = self.publications.of_current
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
+        if tx.table(Attachment) and (attached := of_leases(tx, leases)) and self.mappings.is_real:
+            self.attaching.part(made, attached)  # before another may have the address
         self.addresses.end(tx, leases)
         if self._has_neighbours:
             ips = self._ips(leases)
@@ -361,7 +389,7 @@ class LeaseService:
         """Enter in a lease that it has so many publications more; the lease as it is then."""
         counted = self.publications.count(made, lease, more)
         if counted is None:  # it is not as it was when it was read last
-            current = self._current(made.tx, lease)
+            current = self.current(made.tx, lease)
             counted = self.publications.count(made, current, more)
             assert counted is not None
         return counted
@@ -376,7 +404,7 @@ class LeaseService:
     def _ips(self, leases: Sequence[Lease]) -> list[IP]:
         return [self.subnets.address(lease.ordinal) for lease in leases]
 
-    def _current(self, tx: Transaction, lease: Lease) -> Lease:
+    def current(self, tx: Transaction, lease: Lease) -> Lease:
         """That very lease as it is now. Raises StaleLeaseError where it has ended."""
         current = self.addresses.in_force(tx, lease)
         if current is None:

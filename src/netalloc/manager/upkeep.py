@@ -82,6 +82,12 @@ def reconcile(service: LeaseService) -> ReconcileResult:
     repairs = service.committer.reconcile()
     if service.flows is not None:
         service.flows.finish()
+    mended = service.attaching.reconcile() if service.mappings.is_real else ()
+    if mended:
+        from netalloc.model import ReconcileResult
+
+        structure = (*repairs.structure, *mended)
+        repairs = ReconcileResult(repairs.added, repairs.removed, structure)
     return repairs
 
 
@@ -111,7 +117,8 @@ def _check_kernel(service: LeaseService) -> list[str]:
         return list(mappings.differences(publications.desired(tx)))
 
     desired = service.survey(publications.desired)
-    if not any(mappings.differences(desired)):
-        return []
-    # Perhaps of a change that another process is making right now: its turn comes first.
-    return service.committer.store.run("check", look)
+    found: list[str] = []
+    if any(mappings.differences(desired)):
+        # Perhaps of a change that another process is making right now: its turn comes first.
+        found = service.committer.store.run("check", look)
+    return found + (service.attaching.differences() if mappings.is_real else [])

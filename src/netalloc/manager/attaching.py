@@ -1,0 +1,349 @@
+"""Leases put on the machine and taken off it: the record first, then the kernel.
+
+The order is such that whatever is cut off can be told afterwards and mended:
+
+- attach enters the record and commits, then makes the interface, then looks whether the record
+  is still there. What a kill leaves is a record without an interface at most.
+- what ends a lease, or detaches it, cuts the interface off from its address before the commit
+  that frees the address, and takes it away after. What a kill leaves is an interface without a
+  record at most, by which nobody is reached.
+
+Both are what reconcile() mends and check() names. To cut off takes 50 µs and is done under the
+store's lock; to make an interface takes a millisecond and to take one away tens of them, and
+neither is.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from ipaddress import IPv4Interface, IPv6Interface
+
+from netalloc.errors import InUseError, InvalidValueError, NetallocError
+from netalloc.host import attached
+from netalloc.host.attaching import attach_bridged, attach_routed
+from netalloc.host.endpoints import Endpoint
+from netalloc.host.links import check_name, index_of
+from netalloc.host.macs import mac_of
+from netalloc.host.severing import rejoin, sever
+from netalloc.host.taps import attach_taps
+from netalloc.host.target_netns import identity, open_netns
+from netalloc.ipam import attachments as records
+from netalloc.light import NamedTuple
+from netalloc.logs import Log
+from netalloc.manager.undo import attempt
+from netalloc.store.records import Attachment, Lease
+from netalloc.values import as_int, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from netalloc.ipam.change import Change
+    from netalloc.manager.leases import LeaseService
+    from netalloc.store.protocol import Transaction
+
+log = Log(__name__)
+_MAX_MTU = 65535
+
+
+class Target(NamedTuple):
+    """Where a lease is to be put: a namespace's descriptor, or a tap for a user and a group."""
+
+    netns: int
+    tap: str | None
+    ifname: str
+    mac: bytes | None
+    mtu: int | None
+    uid: int | None
+    gid: int | None
+
+
+def as_target(
+    netns: object,
+    tap: object,
+    ifname: object,
+    mac: object,
+    mtu: object,
+    uid: object,
+    gid: object,
+) -> Target:
+    """A target of plain values, whose descriptor the caller closes. Raises InvalidValueError."""
+    if (netns is None) == (tap is None):
+        raise InvalidValueError(
+            f"netns {shown(netns)} and tap {shown(tap)}: attach takes one of the two"
+        )
+    plain = (
+        "" if tap is None else check_name(tap, "tap"),
+        check_name(ifname),
+        None if mac is None else _as_mac(mac),
+        None if mtu is None else as_int(mtu, "mtu", 68, _MAX_MTU),
+        None if uid is None else as_int(uid, "uid", 0, 0xFFFFFFFE),
+        None if gid is None else as_int(gid, "gid", 0, 0xFFFFFFFE),
+    )
+    if tap is not None:
+        return Target(-1, *plain)
+    if uid is not None or gid is not None:
+        raise InvalidValueError("uid and gid say who may open a tap, and this is a namespace")
+    fd = open_netns(netns)  # type: ignore[arg-type]
+    return Target(fd, None, *plain[1:])
+
+
+def close_targets(targets: Iterable[Target]) -> None:
+    """Give back the descriptors."""
+    for target in targets:
+        if target.netns >= 0:
+            os.close(target.netns)
+
+
+class AttachService:
+    """The interfaces of one network's leases."""
+
+    def __init__(self, leases: LeaseService) -> None:
+        self._leases = leases
+        self._network = leases.network
+        self._prefix = _prefix(leases.network.name)
+
+    # ---- putting on, taking off
+
+    def attach(self, pairs: Sequence[tuple[Lease, Target]]) -> list[Attachment]:
+        """Put leases where their targets say, all or none; what is there already stays.
+
+        Raises StaleLeaseError, InUseError where a lease is elsewhere, InterfaceError with the
+        reason, ExhaustedError where the bridge has no room.
+        """
+        store = self._leases.read(self._store_number)
+        wanted = [self._record(lease, target) for lease, target in pairs]
+        endpoints = [
+            self._endpoint(record, store, target)
+            for record, (_, target) in zip(wanted, pairs, strict=True)
+        ]
+        fresh: list[Attachment] = []
+        try:
+            self._leases.run("attach", partial(self._enter, pairs, wanted, fresh))
+            self._make(endpoints)
+            self._confirm(wanted, endpoints)
+        except BaseException:
+            self._take_back(fresh)
+            raise
+        return wanted
+
+    def detach(self, leases: Sequence[Lease]) -> None:
+        """Take leases off the machine; those that are not on it are no error."""
+
+        def change(made: Change) -> None:
+            current = [self._leases.current(made.tx, lease) for lease in leases]
+            found = records.of_leases(made.tx, current)
+            self.part(made, found)
+            records.drop(made.tx, found)
+
+        self._leases.run("detach", change)
+
+    def part(self, made: Change, ending: Sequence[Attachment]) -> None:
+        """Cut interfaces off as part of a change that ends their leases, or detaches them."""
+        if not ending:
+            return
+        store = self._store_number(made.tx)
+        endpoints = [self._endpoint(record, store) for record in ending]
+        bridge = self._bridge_or_none()
+        made.undo.append(partial(rejoin, endpoints, bridge))
+        sever(endpoints, bridge)
+        made.after.append(partial(self._remove, endpoints))
+
+    # ---- upkeep
+
+    def reconcile(self) -> list[str]:
+        """Make the interfaces agree with the records; what was done, in words.
+
+        An interface without a record goes, a record without an interface goes too, and one
+        that lost its way on the host gets it back. O(interfaces).
+        """
+        present = attached.present(self._prefix)  # first: a record is there before its interface
+        store, known = self._survey()
+        aliases = {self._alias(record.generation, store): record for record in known}
+        strangers = [one for one in present.values() if one.alias not in aliases]
+        done = [f"interface {one.name} of {one.alias} had no lease: removed" for one in strangers]
+        attached.detach_present(strangers)
+        missing = self._missing(known)
+        if missing:
+            self._leases.run("reconcile", lambda made: records.drop(made.tx, missing))
+        done += [f"{self._shown(one)} was gone from the machine" for one in missing]
+        gone = set(missing)
+        endpoints = [self._endpoint(one, store) for one in known if one not in gone]
+        if endpoints:
+            rejoin(endpoints, self._bridge_or_none())
+        return done
+
+    def differences(self) -> list[str]:
+        """Leases without an interface that they should have, and interfaces without a lease."""
+        present = attached.present(self._prefix)
+        store, known = self._survey()
+        aliases = {self._alias(record.generation, store) for record in known}
+        found = [
+            f"interface {one.name} of {one.alias} has no lease"
+            for one in present.values()
+            if one.alias not in aliases
+        ]
+        return found + [f"{self._shown(one)} is not on the machine" for one in self._missing(known)]
+
+    # ---- records and endpoints
+
+    def _survey(self) -> tuple[str, list[Attachment]]:
+        def look(tx: Transaction) -> tuple[str, list[Attachment]]:
+            return self._store_number(tx), records.of_network(tx, self._network.number)
+
+        return self._leases.survey(look)
+
+    def _store_number(self, tx: Transaction) -> str:
+        """What tells this store from others that had a network of the name."""
+        number = tx.last("store")
+        return f"{number:x}" if number else f"p{os.getpid()}"
+
+    def _alias(self, generation: int, store: str) -> str:
+        return f"{self._prefix}{store}.{generation}"
+
+    def _record(self, lease: Lease, target: Target) -> Attachment:
+        is_tap = target.tap is not None
+        mac = target.mac if target.mac is not None else mac_of(self._ip(lease.ordinal))
+        return Attachment(
+            lease.network,
+            lease.ordinal,
+            lease.generation,
+            "tap" if is_tap else "veth",
+            target.tap if target.tap is not None else records.name_of(lease.generation),
+            records.index_of(lease.generation),
+            None if is_tap else identity(target.netns),
+            None if is_tap else target.ifname,
+            mac.hex(":"),
+            target.mtu or 0,
+        )
+
+    def _ip(self, ordinal: int):  # type: ignore[no-untyped-def]
+        return self._leases.subnets.address(ordinal)
+
+    def _endpoint(self, record: Attachment, store: str, target: Target | None = None) -> Endpoint:
+        v4 = v6 = gateway4 = gateway6 = None
+        for subnet in self._leases.subnets.each:
+            number = int(subnet.address(record.ordinal))
+            if subnet.version == 4:
+                v4, gateway4 = IPv4Interface((number, subnet.prefixlen)), subnet.gateway
+            else:
+                v6, gateway6 = IPv6Interface((number, subnet.prefixlen)), subnet.gateway
+        return Endpoint(
+            record.index,
+            record.interface,
+            self._alias(record.generation, store),
+            (v4, v6),
+            (gateway4, gateway6),  # type: ignore[arg-type]
+            bytes.fromhex(record.mac.replace(":", "")),
+            -1 if target is None else target.netns,
+            record.peer or "eth0",
+            record.mtu or None,
+            None if target is None else target.uid,
+            None if target is None else target.gid,
+        )
+
+    def _shown(self, record: Attachment) -> str:
+        return f"{self._ip(record.ordinal)}, attached as {records.describe(record)},"
+
+    # ---- the steps of attaching
+
+    def _enter(
+        self,
+        pairs: Sequence[tuple[Lease, Target]],
+        wanted: Sequence[Attachment],
+        fresh: list[Attachment],
+        made: Change,
+    ) -> None:
+        fresh.clear()
+        for (lease, _), record in zip(pairs, wanted, strict=True):
+            current = self._leases.current(made.tx, lease)
+            place = str(self._ip(lease.ordinal))
+            if records.enter(made.tx, current, record, self._is_there, place):
+                fresh.append(record)
+
+    def _make(self, endpoints: Sequence[Endpoint]) -> None:
+        taps = [one for one in endpoints if one.netns < 0]
+        veths = [one for one in endpoints if one.netns >= 0]
+        group = records.group_of(self._network.number)
+        bridge = self._network.bridge
+        if veths and bridge is None:
+            attach_routed(veths, group)
+        elif veths:
+            attach_bridged(veths, bridge)
+        if taps:
+            try:
+                attach_taps(taps, group=group, bridge=bridge)
+            except BaseException:
+                if veths:
+                    self._remove(veths)
+                raise
+
+    def _confirm(self, wanted: Sequence[Attachment], endpoints: Sequence[Endpoint]) -> None:
+        """Take back what was made where the lease, or the record of it, ended meanwhile."""
+
+        def lost(tx: Transaction) -> list[int]:
+            table = tx.table(Attachment)
+            held = [table.get(one.network, one.ordinal) for one in wanted]
+            return [i for i, one in enumerate(held) if one != wanted[i]]
+
+        ended = self._leases.read(lost)
+        if ended:
+            self._remove([endpoints[i] for i in ended])
+            where = ", ".join(self._shown(wanted[i]) for i in ended)
+            raise InUseError(f"{where} was detached, or its lease ended, while it was attached")
+
+    def _take_back(self, fresh: Sequence[Attachment]) -> None:
+        """Forget the records of what was not made."""
+        if fresh:
+            failure = attempt(
+                lambda: self._leases.run("attach", lambda made: records.drop(made.tx, fresh))
+            )
+            if failure is not None:
+                log.error("records of what was not attached stay until reconcile: %s", failure)
+
+    # ---- the host
+
+    def _bridge_or_none(self) -> int | None:
+        if self._network.bridge is None:
+            return None
+        try:
+            return index_of(self._network.bridge)
+        except NetallocError:
+            return 0  # a bridge that is gone has no ports to see to
+
+    def _remove(self, endpoints: Sequence[Endpoint]) -> None:
+        bridge = self._bridge_or_none()
+        failure = attempt(lambda: attached.detach(endpoints, bridge or None))
+        if failure is not None:
+            log.error("interfaces stay until reconcile: %s", failure)
+
+    def _is_there(self, record: Attachment) -> bool:
+        return record.index in attached.present_of((record.index,))
+
+    def _missing(self, known: Sequence[Attachment]) -> list[Attachment]:
+        there = attached.present_of([one.index for one in known])
+        return [one for one in known if one.index not in there]
+
+
+def remove_all(network: str) -> None:
+    """Take away every interface of a network, whatever the records say."""
+    attached.detach_present(attached.present(_prefix(network)).values())
+
+
+def _prefix(network: str) -> str:
+    """What the aliases of a network's interfaces begin with."""
+    return f"netalloc {network} "
+
+
+def _as_mac(mac: object) -> bytes:
+    """A MAC address of one interface, as text with colons or as bytes."""
+    try:
+        found = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
+    except ValueError:
+        found = None
+    if not isinstance(found, bytes) or len(found) != 6 or found[0] & 1 or not any(found):
+        raise InvalidValueError(f"mac {shown(mac)} is not the MAC address of one interface")
+    return found
+
+
