@@ -2,16 +2,17 @@
 
 import os
 import socket
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext
 from ipaddress import ip_address, ip_interface
+from pathlib import Path
 
 from lab import Private, Servers
-
-from netalloc.host import namespaces
+from netalloc.host import namespaces, rtnetlink
 from netalloc.host.attached import detach_present, present
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.links import Links
 from netalloc.host.macs import mac_of
+from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket
 
 GROUP = 0x4E41
 FIRST = 0x10000
@@ -45,17 +46,13 @@ class AttachLab(ExitStack):
                 links.create_bridge("br0")
         self.holder = socket.if_nametoindex(holder)
         bits = (16, 64) if self._with_bridge else (32, 128)
-        from netalloc.host import rtnetlink
-        from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket
-
         host = NetlinkSocket(NETLINK_ROUTE)
         for af, gateway, prefix in zip((2, 10), GATEWAYS, bits, strict=True):
             request = rtnetlink.add_address(self.holder, af, gateway.packed, prefix)
             assert host.outcomes([request]) == [None]
         host.close()
         for path in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
-            with open(f"/proc/sys/net/{path}", "w") as setting:
-                setting.write("1")
+            Path("/proc/sys/net", path).write_text("1")
 
     def namespace(self, name):
         """A descriptor of a new namespace, closed at the end."""
@@ -74,7 +71,7 @@ class AttachLab(ExitStack):
 
     def serve(self, name, kind, family, port=80):
         """Answer with the name of the namespace, None for the host."""
-        place = namespaces.inside(name) if name else suppress()
+        place = namespaces.inside(name) if name else nullcontext()
         with place:
             server = socket.socket(family, kind)
         if family == socket.AF_INET6:
@@ -99,7 +96,7 @@ def endpoint(number, fd=-1, **changed):
 
 def ask(name, kind, family, to, timeout=2.0):
     """Who answers there, asked from a namespace or the host, and as whom it saw the asker."""
-    place = namespaces.inside(name) if name else suppress()
+    place = namespaces.inside(name) if name else nullcontext()
     with place:
         client = socket.socket(family, kind)
     with client:

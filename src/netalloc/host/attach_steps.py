@@ -1,6 +1,7 @@
 """What is told the kernel to put one container on a network, step by step, and its answers."""
 
 import errno
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
@@ -27,6 +28,7 @@ FULL = (
     f"it would have more than the {MAX_PORTS} ports that a bridge can have: "
     f'use another bridge, or mode="routed"'
 )
+_PAUSES = (0.0, *(0.0002,) * 50, *(0.01,) * 99)  # seconds
 _REASONS = {
     errno.EPERM: "CAP_NET_ADMIN is missing",
     errno.EEXIST: "there is another one",
@@ -79,6 +81,8 @@ def inside(index: int, *, with_v6: bool) -> Plan:
             )
         )
     plan.append(Step("its end inside cannot be set up", rtnetlink.set_up(index)))
+    # The kernel finishes its coming up for who asks, and would at leisure: see await_address.
+    plan.append(Step("it is gone", (rtnetlink.GET_LINK, 0, rtnetlink.get_link(index))))
     return plan
 
 
@@ -135,3 +139,18 @@ def failed(one: Endpoint, what: str, failure: NetlinkError) -> NetallocError:
         return ExhaustedError(f"{one.shown}: {FULL}")
     reason = _REASONS.get(failure.errno) or failure.stderr
     return InterfaceError(f"{one.shown}: {what}: {reason}")
+
+
+def await_address(netlink: NetlinkSocket, one: Endpoint) -> None:
+    """Wait until its IPv6 address takes packets in, which the kernel sees to in its own time.
+
+    As a rule it has been done meanwhile. It is given a second, for it comes in any case.
+    """
+    if one.addresses[1] is None:
+        return
+    asked = rtnetlink.route_to(family_of(6).af, one.addresses[1].packed)
+    for pause in _PAUSES:
+        with suppress(NetlinkError):
+            if rtnetlink.is_local(netlink.call(rtnetlink.GET_ROUTE, asked)[0]):
+                return
+        time.sleep(pause)

@@ -14,7 +14,7 @@ half the time, and nothing that it sends to a multicast address is looked up in 
 """
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from netalloc.errors import ExhaustedError, InterfaceError
 from netalloc.host import attached, namespaces, rtnetlink, target_netns
@@ -23,6 +23,7 @@ from netalloc.host.attach_steps import (
     Plan,
     Step,
     address_steps,
+    await_address,
     failed,
     families,
     inside,
@@ -34,7 +35,7 @@ from netalloc.host.attach_steps import (
 from netalloc.host.attached import Present
 from netalloc.host.bridge_count import MAX_PORTS, port_indexes
 from netalloc.host.endpoints import MIN_MTU_V6, Endpoint, checked
-from netalloc.host.macs import HOST_END
+from netalloc.host.macs import HOST_END, bridge_mac
 from netalloc.host.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket, Request
 from netalloc.host.netlink_messages import attribute, text
 from netalloc.host.new_ends import DEFAULT_MTU, has_v6, may_be_dormant, uplink_mtu
@@ -144,14 +145,20 @@ class Attaching:
         return self._mtu if one.mtu is None else one.mtu
 
     def _chunk(self, host: NetlinkSocket, part: Sequence[Endpoint]) -> None:
-        for one, there in self._make(host, part):
-            self._mend(host, one, there)
-        for one in part:
-            if one.netns >= 0:
-                self._enter(one)
-        # Asking for an interface has the kernel finish its coming up, which it does at leisure
-        # otherwise: until then what is sent to it is dropped.
-        attached.look(host, [one.index for one in part])
+        there = self._make(host, part)
+        for one, found in there:
+            self._mend(host, one, found)
+        inside: list[tuple[Endpoint, NetlinkSocket]] = []
+        try:
+            self._set_up_inside(host, part, {one.index for one, _ in there}, inside)
+            # Asking for an interface has the kernel finish its coming up, which it does at
+            # leisure otherwise: until then what is sent to it is dropped.
+            host.outcomes([(rtnetlink.GET_LINK, 0, rtnetlink.get_link(e.index)) for e in part])
+            for one, netlink in inside:
+                await_address(netlink, one)
+        finally:
+            for _, netlink in inside:
+                netlink.close()
 
     def _make(
         self, host: NetlinkSocket, part: Sequence[Endpoint]
@@ -197,26 +204,27 @@ class Attaching:
             plan.insert(0, Step("its settings cannot be made", self._settings(one)))
         settle(host, one, one.index, plan, host.outcomes([step.request for step in plan]))
 
-    def _enter(self, one: Endpoint) -> None:
-        """Go into its namespace, and stay there; set up what is there."""
-        try:
-            namespaces.setns(one.netns, namespaces.CLONE_NEWNET)
-        except OSError as error:
-            raise InterfaceError(
-                f"{one.shown}: its network namespace cannot be entered: {error.strerror}"
-            ) from error
-        netlink = NetlinkSocket(NETLINK_ROUTE)
-        try:
-            there = attached.look_named(netlink, one.ifname)
-            if there is None or there.peer != one.index:
-                raise InterfaceError(
-                    f"{one.shown} is in its namespace, but not as {one.ifname}: it was renamed"
-                )
-            plan = self._inner(one, there.ifindex)
-            outcomes = netlink.outcomes([step.request for step in plan])
-            settle(netlink, one, there.ifindex, plan, outcomes)
-        finally:
-            netlink.close()
+    def _set_up_inside(
+        self,
+        host: NetlinkSocket,
+        part: Sequence[Endpoint],
+        old: Collection[int],
+        inside: list[tuple[Endpoint, NetlinkSocket]],
+    ) -> None:
+        """Go from one namespace to the next; a socket of each is put into `inside`."""
+        peers = attached.look(host, [one.index for one in part])
+        for one in part:
+            if one.netns < 0:
+                continue
+            if one.index not in peers:
+                raise InterfaceError(f"{one.shown} has gone again: did its namespace end?")
+            index = peers[one.index].peer
+            netlink = _enter(one)
+            inside.append((one, netlink))
+            if one.index in old:
+                _check_name(netlink, one, index)
+            plan = self._inner(one, index)
+            settle(netlink, one, index, plan, netlink.outcomes([step.request for step in plan]))
 
 
 class Routed(Attaching):
@@ -285,7 +293,10 @@ class Bridged(Attaching):
         found = attached.look(host, [self._bridge_index]).get(self._bridge_index)
         if found is None:
             raise InterfaceError(f"no such interface: {self._bridge_index}, to be the bridge")
-        _check_room(found.name, self.endpoints)
+        there = port_indexes(found.name)
+        _check_room(found.name, self.endpoints, there)
+        if not there:
+            found = _pinned(host, found)
         self._bridge = found
         self._mtu = found.mtu
         self._with_v6 = has_v6()
@@ -326,8 +337,20 @@ class Bridged(Attaching):
         return plan
 
 
-def _check_room(bridge: str, endpoints: Sequence[Endpoint]) -> None:
-    there = port_indexes(bridge)
+def _pinned(host: NetlinkSocket, bridge: Present) -> Present:
+    """The bridge, with a MAC address that stays.
+
+    It would take over the lowest one of its ports, and zeros when the last of them goes. To set
+    it drops its neighbour entries: so this is for a bridge that has no ports.
+    """
+    mac = bridge.mac if any(bridge.mac) else bridge_mac(bridge.name)
+    request = rtnetlink.set_link(bridge.ifindex, attribute(rtnetlink.MAC, mac))
+    for failure in filter(None, host.outcomes([request])):
+        raise failure
+    return bridge._replace(mac=mac)
+
+
+def _check_room(bridge: str, endpoints: Sequence[Endpoint], there: Sequence[int]) -> None:
     fresh = {one.index for one in endpoints}.difference(there)
     if len(there) + len(fresh) > MAX_PORTS:
         raise ExhaustedError(
@@ -350,3 +373,21 @@ def _number(host: NetlinkSocket, fd: int) -> int | None:
     """By which number the host knows this namespace."""
     answer = host.call(rtnetlink.GET_NAMESPACE, rtnetlink.namespace_number(fd))
     return rtnetlink.number_in(answer[0])
+
+
+def _enter(one: Endpoint) -> NetlinkSocket:
+    """Take the thread into the container's namespace; a socket that stays there."""
+    try:
+        namespaces.setns(one.netns, namespaces.CLONE_NEWNET)
+    except OSError as error:
+        raise InterfaceError(
+            f"{one.shown}: its network namespace cannot be entered: {error.strerror}"
+        ) from error
+    return NetlinkSocket(NETLINK_ROUTE)
+
+
+def _check_name(netlink: NetlinkSocket, one: Endpoint, index: int) -> None:
+    there = attached.look(netlink, [index]).get(index)
+    if there is None or there.name != one.ifname:
+        called = "gone" if there is None else f"called {there.name}"
+        raise InterfaceError(f"{one.shown} is {called} in its namespace, and not {one.ifname}")

@@ -22,3 +22,8 @@ def mac_of(address: IPv4Address | IPv6Address) -> bytes:
     prefix = blake2b(address.packed[:11], digest_size=5).digest()
     # 06: locally administered too, and never that of an IPv4 address.
     return b"\x06" + bytes(map(xor, prefix, address.packed[11:]))
+
+
+def bridge_mac(name: str) -> bytes:
+    """One for the bridge of that name, always the same."""
+    return b"\x0a" + blake2b(name.encode(), digest_size=5).digest()

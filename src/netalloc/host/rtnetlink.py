@@ -44,6 +44,7 @@ _NODAD = 2
 _PERMANENT, _STATIC = 0x80, 0x40  # NUD_PERMANENT; NUD_NOARP: of a bridge, static
 _NTF_MASTER = 4
 _TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
+_LOCAL, _TYPE_AT = 2, 7  # of struct rtmsg
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _ONLINK = 4
 _DESTINATION, _OIF, _GATEWAY, _PREFERRED = 1, 4, 5, 7  # RTA_...
@@ -161,6 +162,11 @@ def outgoing(body: bytes) -> int:
     """The interface in the answer, 0 where there is none."""
     found = attributes(body, _ROUTE.size).get(_OIF)
     return 0 if found is None else int(_U32.unpack(found)[0])
+
+
+def is_local(body: bytes) -> bool:
+    """Whether it is an address of the host itself."""
+    return body[_TYPE_AT] == _LOCAL
 
 
 def namespace_number(fd: int) -> bytes:
