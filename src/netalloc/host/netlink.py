@@ -27,6 +27,7 @@ from netalloc.host.netlink_messages import (
 from netalloc.locks import locked
 
 T = TypeVar("T")
+Request = tuple[int, int, bytes]  # kind, flags besides NLM_F_REQUEST and NLM_F_ACK, body
 
 NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
@@ -130,6 +131,7 @@ class NetlinkSocket:
         self._lock = Lock()
         self._seq = 0
         self.max_message = self._limit()
+        self._answers_held = self._room_for_answers()
         self.pid = forks.process
 
     @property
@@ -241,9 +243,14 @@ class NetlinkSocket:
         """
         return self._ask(kind, [body], flags, 0)
 
-    def call_each(self, kind: int, bodies: Sequence[bytes]) -> list[bytes]:
-        """Send many in one piece; the answers of those for which there is something (ENOENT)."""
-        return self._ask(kind, bodies, 0, errno.ENOENT)
+    def call_each(
+        self, kind: int, bodies: Sequence[bytes], passed: int = errno.ENOENT
+    ) -> list[bytes]:
+        """Send many in one piece; the answers of those for which there is something.
+
+        `passed` is what the kernel says where there is nothing.
+        """
+        return self._ask(kind, bodies, 0, passed)
 
     def _ask(self, kind: int, bodies: Sequence[bytes], flags: int, passed: int) -> list[bytes]:
         first = self.sequence(len(bodies))
@@ -270,6 +277,42 @@ class NetlinkSocket:
                     if failure is not None:
                         raise failure
                     return answers
+
+    def outcomes(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
+        """Send many messages of any kinds, in as few pieces as there is room for their answers.
+
+        What the kernel says of each, in order: None where it was done. One that is refused
+        keeps none of the others from being done.
+        """
+        found: list[NetlinkError | None] = []
+        for start in range(0, len(requests), self._answers_held):
+            part = requests[start : start + self._answers_held]
+            first = self.sequence(len(part))
+            batch = b"".join(
+                [
+                    message(kind, flags | ACK, first + i, body)
+                    for i, (kind, flags, body) in enumerate(part)
+                ]
+            )
+            self.can_send(len(batch))
+            found += self._outcomes(batch, first, len(part))
+        return found
+
+    @locked
+    def _outcomes(self, batch: bytes, first: int, count: int) -> list[NetlinkError | None]:
+        self._send(batch)
+        return self._read_outcomes(first, count)
+
+    def _read_outcomes(self, first: int, count: int) -> list[NetlinkError | None]:
+        found: list[NetlinkError | None] = [None] * count
+        last = first + count - 1
+        while True:
+            data = self._receive()
+            for kind, flags, seq, start, stop in messages(data):
+                if kind == ERROR and first <= seq <= last:
+                    found[seq - first] = _failure(data, flags, seq, start, stop)
+                    if seq == last:
+                        return found
 
     def dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         """Send one dump request; the bodies that answer it, and whether they are one moment's.
@@ -370,6 +413,10 @@ class NetlinkSocket:
     def _limit(self) -> int:
         # af_netlink.c refuses a message longer than the buffer less 32 bytes.
         return self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) - 32
+
+    def _room_for_answers(self) -> int:
+        """How many acknowledgements wait in the buffer: each is charged 768 bytes of it."""
+        return max(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >> 10, 16)
 
     def _grow(self, forced: int, polite: int, size: int) -> None:
         try:

@@ -1,0 +1,86 @@
+"""The least that attaching can cost: the same messages, packed beforehand, and no more.
+
+One socket of the host's and one in each namespace, opened as the kernel asks for; answers are
+read and looked at for errors, and that is all.
+"""
+
+import os
+import socket
+import struct
+from collections.abc import Sequence
+
+from netalloc.host import namespaces, rtnetlink
+from netalloc.host.attaching import Bridged, Routed
+from netalloc.host.endpoints import Endpoint
+from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket, Request
+from netalloc.host.netlink_messages import ACK, message
+
+Batch = tuple[bytes, int]  # what is sent, and how many answers there will be
+CHUNK = 64
+
+
+def packed(requests: Sequence[Request]) -> Batch:
+    """Many messages as one."""
+    parts = [message(kind, flags | ACK, i, body) for i, (kind, flags, body) in enumerate(requests)]
+    return b"".join(parts), len(parts)
+
+
+def opened() -> socket.socket:
+    """A netlink socket of the namespace that the thread is in."""
+    found = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
+    found.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
+    found.setsockopt(socket.SOL_SOCKET, 32, 4 << 20)  # SO_SNDBUFFORCE
+    found.bind((0, 0))
+    return found
+
+
+def send(netlink: socket.socket, batch: Batch) -> None:
+    """Have it done."""
+    data, count = batch
+    netlink.send(data)
+    while count:
+        answer = netlink.recv(1 << 16)
+        kind = struct.unpack_from("=4xH", answer)[0]
+        if kind == 2:
+            assert struct.unpack_from("=i", answer, 16)[0] == 0, os.strerror(
+                -struct.unpack_from("=i", answer, 16)[0]
+            )
+            count -= 1
+
+
+class Bare:
+    """A number of containers to be attached, routed or on a bridge, with all bytes ready."""
+
+    def __init__(
+        self, endpoints: Sequence[Endpoint], group: int, bridge_index: int | None = None
+    ) -> None:
+        way = (
+            Routed(endpoints, group)
+            if bridge_index is None
+            else Bridged(endpoints, bridge_index, group, hairpin=False, static=False)
+        )
+        host = NetlinkSocket(NETLINK_ROUTE)
+        way._prepare(host)
+        host.close()
+        self._work: list[tuple[Batch, list[tuple[int, Batch]]]] = []
+        for start in range(0, len(endpoints), CHUNK):
+            part = endpoints[start : start + CHUNK]
+            outer = packed([step.request for one in part for step in way._whole(one)])
+            inner = []
+            for one in part:
+                steps = [step.request for step in way._inner(one, 2)]
+                wanted = [one for one in steps if one[0] != rtnetlink.GET_LINK]
+                inner.append((one.netns, packed(wanted)))
+            self._work.append((outer, inner))
+
+    def run(self) -> None:
+        """In a thread of its own, which ends up in the last namespace."""
+        host = opened()
+        for outer, inner in self._work:
+            send(host, outer)
+            for netns, batch in inner:
+                namespaces.setns(netns, namespaces.CLONE_NEWNET)
+                inside = opened()
+                send(inside, batch)
+                inside.close()
+        host.close()
