@@ -11,7 +11,7 @@ from netalloc.host.netlink_messages import CREATE, EXCLUSIVE, attribute, attribu
 
 NEW_LINK, DELETE_LINK, GET_LINK, SET_LINK = 16, 17, 18, 19
 NEW_ADDRESS = 20
-NEW_ROUTE, GET_ROUTE = 24, 26
+NEW_ROUTE, DELETE_ROUTE, GET_ROUTE = 24, 25, 26
 NEW_NEIGHBOUR, DELETE_NEIGHBOUR = 28, 29
 GET_NAMESPACE = 90
 REPLACE = 0x100
@@ -125,6 +125,12 @@ def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Requ
     if source is not None:
         body += attribute(_PREFERRED, source)
     return NEW_ROUTE, CREATE | EXCLUSIVE, body
+
+
+def delete_host_route(index: int, af: int, packed: bytes) -> Request:
+    """No longer to one address through this interface."""
+    head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, 0, 255, 0, 0)  # any scope and kind
+    return DELETE_ROUTE, 0, head + attribute(_DESTINATION, packed) + number(_OIF, index)
 
 
 def default_route(index: int, af: int, gateway: bytes) -> Request:

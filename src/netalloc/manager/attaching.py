@@ -22,6 +22,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 from netalloc.errors import InUseError, InvalidValueError, NetallocError
 from netalloc.host import attached
 from netalloc.host.attaching import attach_bridged, attach_routed
+from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.links import check_name, index_of
 from netalloc.host.macs import mac_of
@@ -266,14 +267,15 @@ class AttachService:
         taps = [one for one in endpoints if one.netns < 0]
         veths = [one for one in endpoints if one.netns >= 0]
         group = records.group_of(self._network.number)
-        bridge = self._network.bridge
+        bridge = None if self._network.bridge is None else index_of(self._network.bridge)
+        hairpin = bridge is not None and needs_hairpin(str(self._network.bridge))
         if veths and bridge is None:
             attach_routed(veths, group)
         elif veths:
-            attach_bridged(veths, bridge)
+            attach_bridged(veths, bridge, group=group, hairpin=hairpin)
         if taps:
             try:
-                attach_taps(taps, group=group, bridge=bridge)
+                attach_taps(taps, group=group, bridge_index=bridge, hairpin=hairpin)
             except BaseException:
                 if veths:
                     self._remove(veths)
