@@ -23,6 +23,7 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
+from netalloc.family import NetworkPair
 from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkSocket
 from netalloc.model import PortMapping, ReconcileResult
@@ -52,8 +53,8 @@ def make(nft_lab):
     with ExitStack() as stack:
 
         def make(name="netalloc", *, bridge=nft_lab.bridge, network=nft_lab.network):
-            network = None if network is None else IPv4Network(network)
-            backend = Nftables(name, bridge=bridge, network=network)
+            networks = NetworkPair(None if network is None else IPv4Network(network))
+            backend = Nftables(name, bridge=bridge, networks=networks)
             stack.callback(backend.close)
             return backend
 

@@ -61,3 +61,6 @@ class NetworkPair(NamedTuple):
 
     def __str__(self) -> str:
         return " and ".join(str(one) for one in self if one is not None) or "any network"
+
+
+NO_NETWORK = NetworkPair()

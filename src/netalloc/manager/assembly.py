@@ -31,9 +31,9 @@ from netalloc.store.records import Network
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from ipaddress import IPv4Network
     from typing import TypeVar
 
+    from netalloc.family import NetworkPair
     from netalloc.ipam.publications import Publications
     from netalloc.ports import Probe
     from netalloc.store.protocol import Store, Transaction
@@ -202,8 +202,8 @@ def _remove_others(network: Network) -> None:
     if network.backend in REAL:
         from netalloc.portmap.choice import remove_others
 
-        name, subnet = kernel_name(network.name), _ipv4(subnet_of(network))
-        for what in remove_others(name, network.backend, network.bridge, subnet):
+        name, networks = kernel_name(network.name), _networks(network)
+        for what in remove_others(name, network.backend, network.bridge, networks):
             log.warning("network %s: removed what another backend had left: %s", network.name, what)
 
 
@@ -228,22 +228,22 @@ def _mappings(
     if part is not None:
         return kind(KernelMappings(part))
     assert stated.backend is not None
-    subnet = subnet_of(network) if network is not None else stated.subnet
+    networks = _networks(stated if network is None else network)
     bridge = network.bridge if network is not None else stated.bridge
     forward = bool(network.forward) if network is not None else bool(stated.forward)
-    assert subnet is not None
     name = kernel_name(stated.name)
-    whole = _ipv4(subnet)
-    made = make_backend(stated.backend, name, bridge, whole, shared=True)
-    return kind(KernelMappings(made, bridge=bridge, network=whole, name=name, forward=forward))
+    made = make_backend(stated.backend, name, bridge, networks, shared=True)
+    return kind(KernelMappings(made, bridge=bridge, network=networks, name=name, forward=forward))
 
 
-def _ipv4(subnet: Subnet) -> IPv4Network:
-    from ipaddress import IPv4Network
+def _networks(network: Network | Statement) -> NetworkPair:
+    from netalloc.portmap.choice import networks_of
 
-    network = subnet.network
-    assert isinstance(network, IPv4Network)  # a real backend has no other
-    return network
+    if isinstance(network, Network):
+        given = [spec for spec in (network.subnet, network.subnet6) if spec]
+    else:
+        given = [str(network.subnet)]
+    return networks_of(given, network.bridge)
 
 
 def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> Network | None:

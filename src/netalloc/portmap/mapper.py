@@ -1,7 +1,7 @@
 """PortMapper: the desired mappings, and the kernel made to agree with them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address
 from threading import RLock
 from types import TracebackType
 
@@ -10,6 +10,7 @@ from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
+from netalloc.portmap.choice import Networks
 from netalloc.portmap.desired import MappingTable, describe
 from netalloc.portmap.kernel import KernelMappings
 from netalloc.portmap.watch import Watch
@@ -48,7 +49,7 @@ count=1, owner=None)
         backend: str | Backend = "auto",
         *,
         bridge: str | None = None,
-        network: IPv4Network | str | None = None,
+        network: Networks | None = None,
         name: str = "netalloc",
         forward: bool = False,
     ) -> None:

@@ -8,7 +8,6 @@ elements that go by netlink over a socket that is kept.
 import errno
 import logging
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Network
 from threading import RLock
 from typing import Final
 
@@ -19,6 +18,7 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
+from netalloc.family import NO_NETWORK, NetworkPair
 from netalloc.host.links import check_name
 from netalloc.host.netlink import NetlinkError, explaining
 from netalloc.host.netns import HomeNamespace
@@ -66,14 +66,14 @@ class Nftables:
         name: str = "netalloc",
         *,
         bridge: str | None = None,
-        network: IPv4Network | None = None,
+        networks: NetworkPair = NO_NETWORK,
         owner: str = "",
     ) -> None:
         self.table = ruleset.check_table(name)
         if (name == HOST_TABLE) != bool(owner):
             raise InUseError(f"nftables table {name} belongs to the managers of networks", name)
         bridge = None if bridge is None else check_name(bridge, "bridge")
-        me = Member.of(bridge, network, owner)
+        me = Member.of(bridge, networks.v4, owner)
         self._table = NftTable(name)
         self._structure = Structure(self._table)
         self._changes = Changes(self._table)
@@ -81,7 +81,7 @@ class Nftables:
         self._asking, self._removing = single.asking(name), single.removing(name)
         self._register = Register(self._table, me, self._emptying)
         self._own = Ownership(me)
-        settings = f"nftables {owner or f'{name} {network}'}"
+        settings = f"nftables {owner or f'{name} {networks.v4}'}"
         self._settings = BridgeSettings(bridge, settings)
         self._earlier = Earlier(self._table, owner or name, bridge, settings)
         self._home = HomeNamespace()
