@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from netalloc.host import namespaces
+from netalloc.host import namespaces, sysctl
 from netalloc.host.links import Links, connect
 
 VARIANTS = ("legacy", "nft")
@@ -171,6 +171,8 @@ class Lab(AbstractContextManager["Lab"]):
 
     def _build(self) -> None:
         with Links() as links:
+            if self.ipv6:
+                sysctl.write("0", "net", "ipv6", "conf", "default", "accept_dad")
             links.set_up("lo")
             links.create_bridge(
                 self.bridge, *self._own(f"{self.gateway}/16", f"{self.gateway6}/64")

@@ -8,13 +8,14 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
 from typing import Any, TypeAlias, TypeVar
 
 from netalloc.closing import Closing
 from netalloc.errors import InterfaceError, InvalidValueError, OutOfRangeError
+from netalloc.host import sysctl
 from netalloc.values import shown
 
 T = TypeVar("T")
@@ -107,12 +108,19 @@ class Links(Closing):
         return addresses[0]
 
     def create_bridge(self, name: str, *addresses: Interface) -> None:
-        """Make a bridge, give it its addresses and set it up; nothing is left on failure."""
+        """Make a bridge, give it its addresses and set it up; nothing is left on failure.
+
+        One with an IPv6 address looks for no duplicates at all: the kernel asks where a
+        container is from the bridge's link-local address, which it would not use for two
+        seconds.
+        """
 
         def work() -> None:
             self._ip.link("add", ifname=name, kind="bridge")
             try:
                 index = _index(name)
+                if any(address.version == 6 for address in with_prefix):
+                    sysctl.write("0", "net", "ipv6", "conf", name, "accept_dad")
                 for address in with_prefix:
                     self._add_address(index, address)
                 self._ip.link("set", index=index, state="up")
@@ -216,8 +224,8 @@ def connect(
     *,
     namespace: str,
     bridge: str,
-    address: Interface | Iterable[Interface],
-    gateway: Address | Iterable[Address] | None = None,
+    address: Interface | Sequence[Interface],
+    gateway: Address | Sequence[Address] | None = None,
     peer: str = "eth0",
     hairpin: bool = False,
 ) -> None:
@@ -247,11 +255,10 @@ def _index(name: str) -> int:
         raise OSError(errno.ENODEV, f"no such interface: {name}") from None
 
 
-def _each(value: T | Iterable[T] | None) -> list[T]:
+def _each(value: Any) -> list[Any]:
     if value is None:
         return []
-    single = isinstance(value, str) or not isinstance(value, Iterable)
-    return [value] if single else list(value)  # type: ignore[list-item, arg-type]
+    return list(value) if isinstance(value, tuple | list) else [value]
 
 
 def _interface(address: Interface) -> IPv4Interface | IPv6Interface:
