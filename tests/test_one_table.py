@@ -190,7 +190,7 @@ def test_a_hundred_networks(host):
         mapper.map(1000 + i, (f"10.{i}.0.2", 80))
     assert len(tables(host)) == 1
     chains = ruleset(host).count("hook")
-    assert chains == 5
+    assert chains == 6
     for i, mapper in enumerate(mappers):
         assert [m.host_port for m in mapper.backend.mappings()] == [1000 + i]
         assert not mapper.reconcile()
