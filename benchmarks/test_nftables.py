@@ -20,7 +20,7 @@ from netalloc.host.netlink import NETLINK_NETFILTER
 from netalloc.host.netlink_messages import ACK, CREATE, EXCLUSIVE, message
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
-from netalloc.portmap.nftables import elements, single
+from netalloc.portmap.nftables import elements, maps, single
 from netalloc.portmap.nftables.backend import Nftables, batch
 
 pytestmark = pytest.mark.root
@@ -79,7 +79,7 @@ def bare(sock: socket.socket, mapper: PortMapper) -> Timed:
     begin, end = (message(kind, 0, 1, b"\0\0\0\x0a") for kind in (0x10, 0x11))
     batches = []
     for one in SINGLES:
-        (element,) = elements.encode_plain([elements.entry(one)], elements.DNAT_ANY)
+        (element,) = elements.encode_plain([elements.entry(one)], maps.DNAT_ANY)
         body = elements.body("netalloc", "dnat_any", [element])
         flags = CREATE | EXCLUSIVE | ACK
         batches.append(begin + message(batch.NEW_ELEMENT, flags, 1, body) + end)
@@ -161,7 +161,7 @@ def test_nothing_to_do(lab: Lab) -> None:
         ours.map_many(BATCH)
         assert isinstance(ours.backend, Nftables)
         table = ours.backend._table
-        sides = once(ours.reconcile), once(lambda: table.list_map(elements.DNAT_ANY))
+        sides = once(ours.reconcile), once(lambda: table.list_map(maps.DNAT_ANY))
         check(f"reconcile of {FULL} with nothing to do", 2, sides, 20)
 
 

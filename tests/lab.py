@@ -24,7 +24,7 @@ from typing import Protocol, TypeVar
 
 import pytest
 
-from netalloc.host import namespaces
+from netalloc.host import namespaces, sysctl
 from netalloc.host.links import Links, connect
 
 VARIANTS = ("legacy", "nft")
@@ -68,6 +68,7 @@ class Place:
     name: str
     namespace: str | None
     ip: str
+    ip6: str = ""
 
 
 class Private(AbstractContextManager["Private"]):
@@ -106,6 +107,8 @@ class Lab(AbstractContextManager["Lab"]):
     `variant` chooses what `iptables` on PATH is, None leaves it. `bridge_nf` sets
     bridge-nf-call-iptables. bridge "br0" is 10.200.0.1/16, containers are c0, c1, ... at
     10.200.0.2 and on, the host is 192.0.2.1 (and 192.0.2.11) to the outside, 192.0.2.2.
+    With `ipv6` it is fd00:c8::1/64 as well, containers fd00:c8::2 and on, the host 2001:db8::1
+    (and 2001:db8::11) to the outside, 2001:db8::2, and servers answer over both.
     """
 
     bridge = "br0"
@@ -113,6 +116,11 @@ class Lab(AbstractContextManager["Lab"]):
     gateway = "10.200.0.1"
     address = "192.0.2.1"
     second_address = "192.0.2.11"
+    network6 = "fd00:c8::/64"
+    gateway6 = "fd00:c8::1"
+    address6 = "2001:db8::1"
+    second_address6 = "2001:db8::11"
+    networks = (network, network6)
 
     def __init__(
         self,
@@ -121,13 +129,18 @@ class Lab(AbstractContextManager["Lab"]):
         bridge_nf: int | None = None,
         containers: int = 2,
         hairpin: bool = True,
+        ipv6: bool = False,
     ) -> None:
         self.hairpin = hairpin
+        self.ipv6 = ipv6
         self.variant = variant
         self.bridge_nf = bridge_nf
-        self.host = Place("host", None, self.gateway)
-        self.outside = Place("outside", "outside", "192.0.2.2")
-        self.containers = [Place(f"c{i}", f"c{i}", f"10.200.0.{i + 2}") for i in range(containers)]
+        self.host = Place("host", None, self.gateway, self.gateway6)
+        self.outside = Place("outside", "outside", "192.0.2.2", "2001:db8::2")
+        self.containers = [
+            Place(f"c{i}", f"c{i}", f"10.200.0.{i + 2}", f"fd00:c8::{i + 2:x}")
+            for i in range(containers)
+        ]
         self._stack = ExitStack()
 
     def __enter__(self) -> "Lab":
@@ -145,22 +158,29 @@ class Lab(AbstractContextManager["Lab"]):
         self._stack.close()
 
     def use(self, variant: str) -> None:
-        """Make `iptables` and its companions the legacy or the nft ones, on this host only."""
+        """Make `iptables` and all its companions the legacy or the nft ones, on this host only."""
         multi = shutil.which(MULTI[variant])
         assert multi is not None, f"{MULTI[variant]} is not on PATH"
         directory = Path("/run/lab", variant)
         directory.mkdir(parents=True, exist_ok=True)
-        for command in ("iptables", "iptables-restore", "iptables-save"):
-            with suppress(FileExistsError):
-                (directory / command).symlink_to(multi)
+        for command in ("iptables", "ip6tables"):
+            for part in ("", "-restore", "-save"):
+                with suppress(FileExistsError):
+                    (directory / f"{command}{part}").symlink_to(multi)
         os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
 
     def _build(self) -> None:
         with Links() as links:
+            if self.ipv6:
+                sysctl.write("0", "net", "ipv6", "conf", "default", "accept_dad")
             links.set_up("lo")
-            links.create_bridge(self.bridge, f"{self.gateway}/16")
+            links.create_bridge(
+                self.bridge, *self._own(f"{self.gateway}/16", f"{self.gateway6}/64")
+            )
             if self.bridge_nf is not None:
-                Path("/proc/sys/net/bridge/bridge-nf-call-iptables").write_text(f"{self.bridge_nf}")
+                for command in self._own("iptables", "ip6tables"):
+                    setting = Path(f"/proc/sys/net/bridge/bridge-nf-call-{command}")
+                    setting.write_text(f"{self.bridge_nf}")
             for i, place in enumerate(self.containers):
                 namespaces.create(place.name)
                 connect(
@@ -168,42 +188,56 @@ class Lab(AbstractContextManager["Lab"]):
                     f"veth{i}",
                     namespace=place.name,
                     bridge=self.bridge,
-                    address=f"{place.ip}/16",
-                    gateway=self.gateway,
+                    address=self._own(f"{place.ip}/16", f"{place.ip6}/64"),
+                    gateway=self._own(self.gateway, self.gateway6),
                     hairpin=self.hairpin,
                 )
             namespaces.create("outside")
             links.create_veth("uplink", "eth0", namespace="outside")
-            links.add_address("uplink", f"{self.address}/24")
-            links.add_address("uplink", f"{self.second_address}/24")
+            for address in (self.address, self.second_address):
+                links.add_address("uplink", f"{address}/24")
+            # The kernel prefers the last one as a source, and of IPv4 the first one.
+            for address in (self.second_address6, self.address6) if self.ipv6 else ():
+                links.add_address("uplink", f"{address}/64")
             with Links("outside") as outside:
                 outside.set_up("lo")
-                outside.add_address("eth0", f"{self.outside.ip}/24")
+                for address in self._own(f"{self.outside.ip}/24", f"{self.outside.ip6}/64"):
+                    outside.add_address("eth0", address)
                 outside.set_up("eth0")
-                outside.add_route(self.address)
+                for gateway in self._own(self.address, self.address6):
+                    outside.add_route(gateway)
+
+    def _own(self, four: str, six: str) -> tuple[str, ...]:
+        """What is there of two of different families."""
+        return (four, six) if self.ipv6 else (four,)
 
     def keep(self, resource: Closing) -> Closing:
         """The resource itself, which the end of the lab closes."""
         self._stack.callback(resource.close)
         return resource
 
-    def socket(self, place: Place, protocol: str) -> socket.socket:
-        """A socket that lives at `place`; the caller closes it."""
-        arguments = (socket.AF_INET, TYPES[protocol], NUMBERS[protocol])
+    def socket(self, place: Place, protocol: str, ip: str = "") -> socket.socket:
+        """A socket that lives at `place`, for the family of an address; the caller closes it."""
+        family = socket.AF_INET6 if ":" in ip else socket.AF_INET
+        arguments = (family, TYPES[protocol], NUMBERS[protocol])
         if place.namespace is None:
             return socket.socket(*arguments)
         with namespaces.inside(place.namespace):
             return socket.socket(*arguments)
 
-    def serve(self, place: Place, protocol: str, port: int, ip: str = "0.0.0.0") -> None:
+    def serve(self, place: Place, protocol: str, port: int, ip: str | None = None) -> None:
         """Answer every request at `place` with the place's name and the client's address."""
-        self._servers.add(self.socket(place, protocol), place.name, (ip, port))
+        for one in self._own("0.0.0.0", "::") if ip is None else (ip,):
+            server = self.socket(place, protocol, one)
+            if server.family == socket.AF_INET6:
+                server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            self._servers.add(server, place.name, (one, port))
 
     def ask(
         self, place: Place, protocol: str, to: tuple[str, int], *, timeout: float = 5.0
     ) -> tuple[str, str]:
         """Ask from `place`: who answered, and what address it saw. OSError when nobody does."""
-        with self.socket(place, protocol) as client:
+        with self.socket(place, protocol, to[0]) as client:
             client.settimeout(timeout)
             client.connect(to)
             client.send(b"?")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from netalloc.errors import InUseError
 from netalloc.host.netlink_messages import ACK, attributes, message
 from netalloc.model import PortMapping
-from netalloc.portmap.nftables import batch, elements
+from netalloc.portmap.nftables import batch, elements, maps
 from netalloc.portmap.nftables import single as singly
 from netalloc.values import PROTOCOLS
 
@@ -71,7 +71,7 @@ mappings = single | block
 @pytest.mark.parametrize("mapping", GOLDEN, ids=lambda mapping: GOLDEN[mapping][0])
 def test_golden(mapping):
     name, expected = GOLDEN[mapping]
-    assert elements.map_type_of(mapping).name == name
+    assert maps.map_type_of(mapping).name == name
     assert elements.entry(mapping).hex(" ", 4) == expected
 
 
@@ -80,7 +80,7 @@ def test_what_is_encoded_is_decoded(batch):
     batch = list(apart(batch))
     back = []
     for name, held in elements.entries(batch).items():
-        map_ = elements.MAP_TYPES[name]
+        map_ = maps.MAP_TYPES[name]
         found = {}
         encoded = elements.encode(held, map_)
         for piece in elements.split(encoded):
@@ -114,7 +114,7 @@ def apart(batch):
 
 def entry_of_both_ways(mapping):
     """The quick way of many and the plain way of one agree."""
-    held = elements.entries([mapping])[elements.map_type_of(mapping).name]
+    held = elements.entries([mapping])[maps.map_type_of(mapping).name]
     return [*held] == elements.entries_of(mapping)
 
 
@@ -122,17 +122,17 @@ ENTRIES = [bytes.fromhex(golden[1]) for golden in GOLDEN.values()]
 listable = st.binary(max_size=80) | st.binary(min_size=32, max_size=32) | st.sampled_from(ENTRIES)
 
 
-@given(listable, st.sampled_from(list(elements.MAP_TYPES.values())))
+@given(listable, st.sampled_from(list(maps.MAP_TYPES.values())))
 def test_a_strangers_element_is_no_mapping_or_a_right_one(data, map_):
     found = elements.decode(data, b"", map_)
     several = []
     assert elements.decode_all({data: b""}, map_, several) == ([data] if found is None else [])
     assert several == ([] if found is None else [found])
     if found is not None:
-        assert elements.map_type_of(found).block <= map_.block
+        assert maps.map_type_of(found).block <= map_.block
 
 
-@given(st.binary(max_size=300), st.sampled_from(list(elements.MAP_TYPES.values())))
+@given(st.binary(max_size=300), st.sampled_from(list(maps.MAP_TYPES.values())))
 def test_a_listing_that_is_garbage_ends(data, map_):
     elements.listed(b"\2\0\0\0" + data, map_, {})
     attributes(data)
@@ -147,11 +147,11 @@ def test_an_owner_survives_what_nft_cannot_quote():
     }
     for owner, shown in wanted.items():
         mapping = PortMapping(1, ("10.0.0.1", 1), owner=owner)
-        (element,) = elements.encode({elements.entry(mapping): mapping}, elements.DNAT_ANY)
+        (element,) = elements.encode({elements.entry(mapping): mapping}, maps.DNAT_ANY)
         found = {}
-        elements.listed(elements.body("t", "dnat_any", [element]), elements.DNAT_ANY, found)
+        elements.listed(elements.body("t", "dnat_any", [element]), maps.DNAT_ANY, found)
         ((entry, rest),) = found.items()
-        assert elements.decode(entry, rest, elements.DNAT_ANY).owner == shown
+        assert elements.decode(entry, rest, maps.DNAT_ANY).owner == shown
 
 
 def test_a_batch_names_no_mapping_twice():
@@ -163,7 +163,7 @@ def test_a_batch_names_no_mapping_twice():
 def test_a_message_never_outgrows_its_nesting():
     longest = [PortMapping(p, ("10.0.0.1", 1), owner="x" * 255) for p in range(1, 2000)]
     held = elements.entries(longest)["dnat_any"]
-    pieces = list(elements.split(elements.encode(held, elements.DNAT_ANY)))
+    pieces = list(elements.split(elements.encode(held, maps.DNAT_ANY)))
     assert sum(map(len, pieces)) == len(longest)
     assert max(len(elements.body("netalloc", "dnat_any", piece)) for piece in pieces) < 65_000
 
@@ -171,7 +171,7 @@ def test_a_message_never_outgrows_its_nesting():
 @given(single, st.integers(1, 0x7FFFFFFF))
 def test_the_messages_about_one_are_those_of_a_batch(mapping, number):
     what = map_, entry = singly.entry(mapping)
-    assert (map_, entry) == (elements.map_type_of(mapping), elements.entry(mapping))
+    assert (map_, entry) == (maps.map_type_of(mapping), elements.entry(mapping))
     held = elements.entries([mapping])
     for made, steps in (
         (singly.adding("web")(number, mapping), batch.additions("web", held)),

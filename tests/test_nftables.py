@@ -23,6 +23,7 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
+from netalloc.family import NetworkPair
 from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkSocket
 from netalloc.model import PortMapping, ReconcileResult
@@ -52,8 +53,8 @@ def make(nft_lab):
     with ExitStack() as stack:
 
         def make(name="netalloc", *, bridge=nft_lab.bridge, network=nft_lab.network):
-            network = None if network is None else IPv4Network(network)
-            backend = Nftables(name, bridge=bridge, network=network)
+            networks = NetworkPair(None if network is None else IPv4Network(network))
+            backend = Nftables(name, bridge=bridge, networks=networks)
             stack.callback(backend.close)
             return backend
 
@@ -354,7 +355,7 @@ BREAKAGES = {
     "delete chain inet netalloc output": "chain output was missing",
     "add rule inet netalloc portmap counter": "chain portmap had 1 rules that are not ours",
     "insert rule inet netalloc guard tcp dport 1 drop": "chain guard had 1 rules that are not ours",
-    "flush chain inet netalloc postrouting": "chain postrouting had 0 of its 2 rules",
+    "flush chain inet netalloc postrouting": "chain postrouting had 0 of its 4 rules",
     "add chain inet netalloc output { policy drop; }": "chain output had other properties",
     "add table inet netalloc { flags dormant; }": "table had other properties",
     "delete table inet netalloc; add table inet netalloc; "
@@ -446,8 +447,8 @@ def test_reconcile_meets_changes_that_happen_meanwhile(nft, make, monkeypatch):
         lambda: other.apply((), [PortMapping(500, (FIRST, 5))]),  # ... and goes once it was listed
     ]  # fmt: skip
 
-    def raced(self):
-        found = listing(self)
+    def raced(self, *families):
+        found = listing(self, *families)
         if self is nft._table and races:
             races.pop(0)()
         return found
@@ -465,8 +466,8 @@ def test_reconcile_gives_up_on_somebody_who_never_stops(nft, make, monkeypatch):
     other = make()
     listing = NftTable.list
 
-    def raced(self):
-        found = listing(self)
+    def raced(self, *families):
+        found = listing(self, *families)
         try:
             other.apply([WEB])
         except InUseError:

@@ -12,6 +12,7 @@ import pytest
 from faults import in_child
 from netalloc import NetworkManager, Networks
 from netalloc.errors import InUseError, NetallocError, OutOfRangeError
+from netalloc.family import NetworkPair
 from netalloc.host import namespaces
 from netalloc.host.links import Links, connect
 from netalloc.model import PortMapping
@@ -44,11 +45,15 @@ def make():
 
         def make(bridge, network=None, **options):
             chosen = NETWORKS[bridge] if network is None else network
-            backend = Nftables(bridge=bridge, network=IPv4Network(chosen), **options)
+            backend = Nftables(bridge=bridge, networks=pair(chosen), **options)
             stack.callback(backend.close)
             return backend
 
         yield make
+
+
+def pair(network):
+    return NetworkPair(IPv4Network(network))
 
 
 def web(bridge, port=8080, **options):
@@ -185,7 +190,7 @@ def test_a_hundred_networks(host):
         mapper.map(1000 + i, (f"10.{i}.0.2", 80))
     assert len(tables(host)) == 1
     chains = ruleset(host).count("hook")
-    assert chains == 5
+    assert chains == 6
     for i, mapper in enumerate(mappers):
         assert [m.host_port for m in mapper.backend.mappings()] == [1000 + i]
         assert not mapper.reconcile()
@@ -279,7 +284,7 @@ def test_a_bridge_that_is_made_anew_or_renamed(host, make, fresh):
         host.run("ip", "link", "set", "br1", "name", "brx")
         one.close()
         one = make("br1", "10.201.0.0/16")
-        renamed = Nftables(bridge="brx", network=IPv4Network("10.201.0.0/16"))
+        renamed = Nftables(bridge="brx", networks=pair("10.201.0.0/16"))
         renamed.setup()
         assert '"brx" . 10.201.0.0/16' in ruleset(host) and '"br1"' not in ruleset(host)
         assert not renamed.reconcile([])
@@ -336,7 +341,7 @@ def work(bridge, rounds, seed):
     """What a process does with a network of its own; it ends with 0 when all was as it should."""
     dice = random.Random(seed)
     for _ in range(rounds):
-        backend = Nftables(bridge=bridge, network=IPv4Network(NETWORKS[bridge]))
+        backend = Nftables(bridge=bridge, networks=pair(NETWORKS[bridge]))
         backend.setup()
         mine = {web(bridge, 1000 * (int(bridge[2:]) + 1) + i) for i in range(dice.randrange(1, 30))}
         backend.apply(list(mine))
@@ -396,7 +401,7 @@ def test_killed_anywhere_the_others_live_on(host, make, when):
     for moment in range(1, 60):
 
         def child(moment=moment):
-            victim = Nftables(bridge="br0", network=IPv4Network(NETWORKS["br0"]))
+            victim = Nftables(bridge="br0", networks=pair(NETWORKS["br0"]))
             if when != "setup":
                 victim.setup()
                 victim.apply(both[:1])

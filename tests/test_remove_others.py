@@ -7,6 +7,7 @@ from ipaddress import IPv4Network
 import pytest
 
 from lab import Lab
+from netalloc.family import NetworkPair
 from netalloc.host import sysctl
 from netalloc.model import PortMapping
 from netalloc.portmap.choice import make_backend, remove_others
@@ -22,7 +23,7 @@ def kernel(backend, lab):
     kind, _, variant = backend.partition("-")
     if variant:
         lab.use(variant)
-    network = IPv4Network(lab.network)
+    network = NetworkPair(IPv4Network(lab.network))
     made = make_backend(kind, "netalloc-br0", lab.bridge, network, shared=True)
     return KernelMappings(made, bridge=lab.bridge, network=network, name="netalloc-br0")
 
@@ -43,7 +44,7 @@ def test_what_the_last_backend_left_goes(before, after):
         for variant in ("legacy", "nft"):
             lab.run(f"iptables-{variant}", "-t", "nat", "-N", "netalloc-br1")
         new = kernel(after, lab)
-        where = lab.bridge, IPv4Network(lab.network)
+        where = lab.bridge, NetworkPair(IPv4Network(lab.network))
         found = remove_others("netalloc-br0", new.name, *where)
         assert len(found) == (before != after), found
         assert remove_others("netalloc-br0", new.name, *where) == []

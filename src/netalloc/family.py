@@ -21,11 +21,23 @@ class Family(NamedTuple):
     iptables: str  # the command
     settings: str  # the directory below /proc/sys/net
     forwarding: tuple[str, ...]  # the setting that makes the host a router
+    bridge_nf: str  # the setting that shows bridged frames to iptables
+    bridge_nf_link: int  # IFLA_BR_NF_CALL_..., the same of one bridge
 
     @property
     def size(self) -> int:
         """Bytes of an address."""
         return self.bits // 8
+
+    @property
+    def suffix(self) -> str:
+        """What names of our own end in, beside the ones that IPv4 has."""
+        return "" if self.version == 4 else "6"
+
+    @property
+    def every(self) -> str:
+        """The address that stands for each one of a host."""
+        return "0.0.0.0" if self.version == 4 else "::"
 
     @property
     def header(self) -> bytes:
@@ -34,13 +46,15 @@ class Family(NamedTuple):
 
 
 V4 = Family(
-    4, 2, 32, "ip", "ipv4_addr", "127.0.0.0/8", "iptables", "ipv4", ("net", "ipv4", "ip_forward")
-)
+    4, 2, 32, "ip", "ipv4_addr", "127.0.0.0/8", "iptables", "ipv4", ("net", "ipv4", "ip_forward"),
+    "bridge-nf-call-iptables", 36,
+)  # fmt: skip
 V6 = Family(
     6, 10, 128, "ip6", "ipv6_addr", "::1/128", "ip6tables", "ipv6",
-    ("net", "ipv6", "conf", "all", "forwarding"),
+    ("net", "ipv6", "conf", "all", "forwarding"), "bridge-nf-call-ip6tables", 37,
 )  # fmt: skip
 FAMILIES = (V4, V6)
+UNIQUE_LOCAL = "fc00::/7"  # addresses that no other network routes to: RFC 4193
 
 
 def family_of(version: int) -> Family:
@@ -61,3 +75,6 @@ class NetworkPair(NamedTuple):
 
     def __str__(self) -> str:
         return " and ".join(str(one) for one in self if one is not None) or "any network"
+
+
+NO_NETWORK = NetworkPair()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from netalloc.errors import NetallocError
+from netalloc.family import V4, Family
 from netalloc.host import links, sysctl
 from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket, explaining
 from netalloc.host.netlink_messages import attribute, attributes, text
@@ -19,7 +20,7 @@ _GET_LINK, _SET_LINK = 18, 19
 _AF_BRIDGE = 7
 _NAME, _MASTER, _PROTOCOL_INFO, _LINK_INFO = 3, 10, 12, 18
 _KIND, _DATA, _SLAVE_DATA = 1, 2, 5  # IFLA_INFO_...
-_MODE, _CALL_IPTABLES = 4, 36  # IFLA_BRPORT_MODE, IFLA_BR_NF_CALL_IPTABLES
+_MODE = 4  # IFLA_BRPORT_MODE
 _NESTED = 0x8000
 _INFO = struct.Struct("=BxHiII")  # struct ifinfomsg
 NEW_LINK = 16
@@ -54,10 +55,10 @@ def set_hairpin(bridge: str) -> list[str]:
     return [port.name for port in wrong]
 
 
-def needs_hairpin(bridge: str) -> bool:
+def needs_hairpin(bridge: str, family: Family = V4) -> bool:
     """Whether frames that cross this bridge pass iptables, by its own setting or the host's."""
     try:
-        if sysctl.read("net", "bridge", "bridge-nf-call-iptables") == "1":
+        if sysctl.read("net", "bridge", family.bridge_nf) == "1":
             return True
     except NetallocError:  # no br_netfilter
         return False
@@ -68,7 +69,7 @@ def needs_hairpin(bridge: str) -> bool:
         finally:
             netlink.close()
     info = attributes(attributes(answers[0], _INFO.size).get(_LINK_INFO, b""))
-    return attributes(info.get(_DATA, b"")).get(_CALL_IPTABLES) == b"\x01"
+    return attributes(info.get(_DATA, b"")).get(family.bridge_nf_link) == b"\x01"
 
 
 def ports(netlink: NetlinkSocket, bridge: int) -> Iterator[BridgePort]:

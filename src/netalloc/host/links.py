@@ -8,20 +8,25 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from ipaddress import IPv4Address, IPv4Interface
-from typing import Any, TypeVar
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface, ip_interface
+from typing import Any, TypeAlias, TypeVar
 
 from netalloc.closing import Closing
 from netalloc.errors import InterfaceError, InvalidValueError, OutOfRangeError
+from netalloc.host import sysctl
 from netalloc.values import shown
 
 T = TypeVar("T")
+Address: TypeAlias = IPv4Address | IPv6Address | str
+Interface: TypeAlias = IPv4Interface | IPv6Interface | str
 
 _NAME = re.compile(r"(?!-)[^\x00-\x20\x7f-\U0010ffff/:%\"'`\\*+!]{1,15}")
 
 logger = logging.getLogger(__name__)
+
+_NO_DETECTION = 0x02  # IFA_F_NODAD: the address works at once, and not after two seconds
 
 _REASONS = {
     errno.EPERM: "CAP_NET_ADMIN is missing",
@@ -102,22 +107,29 @@ class Links(Closing):
             logger.warning("interface %s: using %s and not %s", name, addresses[0], others)
         return addresses[0]
 
-    def create_bridge(self, name: str, address: IPv4Interface | str | None = None) -> None:
-        """Make a bridge, give it its address and set it up; nothing is left on failure."""
+    def create_bridge(self, name: str, *addresses: Interface) -> None:
+        """Make a bridge, give it its addresses and set it up; nothing is left on failure.
+
+        One with an IPv6 address looks for no duplicates at all: the kernel asks where a
+        container is from the bridge's link-local address, which it would not use for two
+        seconds.
+        """
 
         def work() -> None:
             self._ip.link("add", ifname=name, kind="bridge")
             try:
                 index = _index(name)
-                if with_prefix is not None:
-                    self._add_address(index, with_prefix)
+                if any(address.version == 6 for address in with_prefix):
+                    sysctl.write("0", "net", "ipv6", "conf", name, "accept_dad")
+                for address in with_prefix:
+                    self._add_address(index, address)
                 self._ip.link("set", index=index, state="up")
             except BaseException:
                 self._ip.link("del", ifname=name)
                 raise
 
         check_name(name)
-        with_prefix = None if address is None else _interface(address)
+        with_prefix = [_interface(address) for address in addresses]
         self._do(f"bridge {name}", work)
 
     def create_veth(
@@ -155,26 +167,33 @@ class Links(Closing):
         check_name(name)
         self._do(f"interface {name}", lambda: self._ip.link("set", index=_index(name), state="up"))
 
-    def add_address(self, name: str, address: IPv4Interface | str) -> None:
-        """Give an interface one more address, with its prefix length."""
+    def add_address(self, name: str, address: Interface) -> None:
+        """Give an interface one more address, with its prefix length.
+
+        One of IPv6 works at once: it is given where nobody else may have it, so that there is
+        no duplicate to be looked for.
+        """
         check_name(name)
         with_prefix = _interface(address)
         self._do(f"interface {name}", lambda: self._add_address(_index(name), with_prefix))
 
-    def _add_address(self, index: int, address: IPv4Interface) -> None:
+    def _add_address(self, index: int, address: IPv4Interface | IPv6Interface) -> None:
+        four = address.version == 4
         self._ip.addr(
             "add",
             index=index,
             address=str(address.ip),
             prefixlen=address.network.prefixlen,
-            family=socket.AF_INET,
+            family=socket.AF_INET if four else socket.AF_INET6,
+            flags=0 if four else _NO_DETECTION,
         )
 
-    def add_route(self, gateway: IPv4Address | str, network: str = "default") -> None:
+    def add_route(self, gateway: Address, network: str = "default") -> None:
         """Send what goes to `network` through a gateway."""
+        family = socket.AF_INET6 if ":" in str(gateway) else socket.AF_INET
         self._do(
             f"route to {network} through {gateway}",
-            lambda: self._ip.route("add", dst=network, gateway=str(gateway)),
+            lambda: self._ip.route("add", dst=network, gateway=str(gateway), family=family),
         )
 
     def set_hairpin(self, name: str, *, on: bool) -> None:
@@ -205,23 +224,25 @@ def connect(
     *,
     namespace: str,
     bridge: str,
-    address: IPv4Interface | str,
-    gateway: IPv4Address | str | None = None,
+    address: Interface | Sequence[Interface],
+    gateway: Address | Sequence[Address] | None = None,
     peer: str = "eth0",
     hairpin: bool = False,
 ) -> None:
     """Put a named namespace on a bridge: veth pair, loopback up, address and default route.
 
-    `links` is a handle on the bridge's namespace. Nothing is left behind on failure.
+    `address` and `gateway` are one, or several of different families. `links` is a handle on
+    the bridge's namespace. Nothing is left behind on failure.
     """
     links.create_veth(name, peer, namespace=namespace, bridge=bridge, hairpin=hairpin)
     try:
         with Links(namespace) as inner:
             inner.set_up("lo")
-            inner.add_address(peer, address)
+            for one in _each(address):
+                inner.add_address(peer, one)
             inner.set_up(peer)
-            if gateway is not None:
-                inner.add_route(gateway)
+            for through in _each(gateway):
+                inner.add_route(through)
     except BaseException:
         links.delete(name)
         raise
@@ -234,11 +255,17 @@ def _index(name: str) -> int:
         raise OSError(errno.ENODEV, f"no such interface: {name}") from None
 
 
-def _interface(address: IPv4Interface | str) -> IPv4Interface:
-    if not isinstance(address, str | IPv4Interface):
+def _each(value: Any) -> list[Any]:
+    if value is None:
+        return []
+    return list(value) if isinstance(value, tuple | list) else [value]
+
+
+def _interface(address: Interface) -> IPv4Interface | IPv6Interface:
+    if not isinstance(address, str | IPv4Interface | IPv6Interface):
         raise InvalidValueError(f"{shown(address)} is not an address with its prefix length")
     try:
-        return IPv4Interface(address)
+        return ip_interface(address)
     except ValueError as error:
         raise OutOfRangeError(str(error)) from None
 

@@ -20,9 +20,9 @@ _SO_NETNS_COOKIE = 71
 
 
 class Entry(NamedTuple):
-    """Something that is on: `what` ("ip_forward", "route_localnet", "clsact"), where, for which
-    user.
+    """Something that is on: what, where, for which user.
 
+    `what` is "ip_forward", "ip6_forward", "accept_ra", "route_localnet", "clsact" or "loopback6".
     `ifindex` and `interface` are 0 and "" where it is of the whole namespace.
     """
 

@@ -89,6 +89,8 @@ def _rejoining(one: Endpoint, bridge: int | None) -> Iterator[Request]:
 
 def _port(index: int, state: bytes) -> Request:
     body = struct.pack("=BxHiII", rtnetlink.AF_BRIDGE, 0, index, 0, 0)
-    return rtnetlink.SET_LINK, 0, body + attribute(
-        rtnetlink.PROTOCOL_INFO | _NESTED, attribute(_PORT_STATE, state)
+    return (
+        rtnetlink.SET_LINK,
+        0,
+        body + attribute(rtnetlink.PROTOCOL_INFO | _NESTED, attribute(_PORT_STATE, state)),
     )

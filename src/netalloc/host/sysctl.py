@@ -35,6 +35,6 @@ def _path(name: tuple[str, ...]) -> Path:
 
 
 def _absent(name: tuple[str, ...]) -> NetallocError:
-    if name[:3] == ("net", "ipv4", "conf"):
+    if name[:1] == ("net",) and name[2:3] == ("conf",) and name[3] not in ("all", "default"):
         return InterfaceError(f"no such interface: {name[3]}")
     return NetallocError(f"this kernel has no setting {'.'.join(name)}")

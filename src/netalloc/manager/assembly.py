@@ -32,7 +32,6 @@ from netalloc.store.records import Network
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from ipaddress import IPv4Network
     from typing import TypeVar
 
     from netalloc.ipam.publications import Publications
@@ -193,8 +192,6 @@ def _with_subnet(stated: Statement, network: Network | None) -> Statement:
 
 def _complete(stated: Statement) -> Statement:
     """What is stated, with the best backend that works here where none is named."""
-    if stated.subnets is not None and stated.subnets.of_version(4) is None:
-        return stated._replace(backend="null")  # host ports lead to IPv4 addresses alone
     if stated.backend is not None:
         return stated
     from netalloc.portmap.choice import choose
@@ -207,8 +204,8 @@ def _remove_others(network: Network) -> None:
     if network.backend in REAL:
         from netalloc.portmap.choice import remove_others
 
-        name, v4 = kernel_name(network.name), _ipv4(subnets_of(network))
-        for what in remove_others(name, network.backend, network.bridge, v4):
+        name, networks = kernel_name(network.name), subnets_of(network).pair
+        for what in remove_others(name, network.backend, network.bridge, networks):
             log.warning("network %s: removed what another backend had left: %s", network.name, what)
 
 
@@ -237,16 +234,9 @@ def _mappings(
     bridge = network.bridge if network is not None else stated.bridge
     forward = bool(network.forward) if network is not None else bool(stated.forward)
     assert subnets is not None
-    name = kernel_name(stated.name)
-    whole = _ipv4(subnets)
-    made = make_backend(stated.backend, name, bridge, whole, shared=True)
-    return kind(KernelMappings(made, bridge=bridge, network=whole, name=name, forward=forward))
-
-
-def _ipv4(subnets: Subnets) -> IPv4Network:
-    network = subnets.pair.v4
-    assert network is not None  # a real backend is of no other
-    return network
+    name, pair = kernel_name(stated.name), subnets.pair
+    made = make_backend(stated.backend, name, bridge, pair, shared=True)
+    return kind(KernelMappings(made, bridge=bridge, network=pair, name=name, forward=forward))
 
 
 def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> Network | None:

@@ -38,7 +38,7 @@ from netalloc.values import as_int, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from netalloc.ipam.change import Change
     from netalloc.manager.leases import LeaseService
@@ -347,5 +347,3 @@ def _as_mac(mac: object) -> bytes:
     if not isinstance(found, bytes) or len(found) != 6 or found[0] & 1 or not any(found):
         raise InvalidValueError(f"mac {shown(mac)} is not the MAC address of one interface")
     return found
-
-

@@ -300,7 +300,5 @@ def as_pair(pair: object) -> tuple[NetworkInterface, object]:
     """An interface, and the namespace that it is to be put into."""
     items = as_items(pair, "pair")
     if len(items) != 2 or not isinstance(items[0], NetworkInterface):
-        raise InvalidValueError(
-            f"pair {shown(pair)} is not an interface and a network namespace"
-        )
+        raise InvalidValueError(f"pair {shown(pair)} is not an interface and a network namespace")
     return items[0], items[1]

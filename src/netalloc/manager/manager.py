@@ -21,6 +21,7 @@ from netalloc.values import (
     as_each,
     as_flag,
     as_int,
+    as_items,
     as_label,
     as_labels,
     as_optional_text,

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import Final
 
 from netalloc.errors import CommandError, InterfaceError
-from netalloc.host import sysctl
+from netalloc.family import FAMILIES, NO_NETWORK, V4, V6, NetworkPair
+from netalloc.host import forwarding, sysctl
 from netalloc.host.bridge_ports import needs_hairpin, set_hairpin
 from netalloc.host.links import index_of
 from netalloc.host.loopback_guard import (
@@ -20,32 +21,38 @@ from netalloc.host.loopback_guard import (
     remove_place,
     set_guard,
 )
+from netalloc.host.loopback_route import add_route, has_route, remove_route
 from netalloc.host.netlink import NetlinkSocket, explaining
 from netalloc.host.opened import Entry, opened
 
 logger = logging.getLogger(__name__)
 
-_FORWARD: Final = ("net", "ipv4", "ip_forward")
+_LOOPBACK6: Final = "loopback6"  # ::1 is local to a bridge, in the record
 _GET_NAME, _REQUEST = 0x8910, struct.Struct("16si20x")  # SIOCGIFNAME, struct ifreq
 
 
 class BridgeSettings:
     """ip_forward, a guard and route_localnet on the bridge, hairpin mode where it is needed.
 
-    `user` names the one who needs them among all of netalloc in the network namespace. What
-    is changed on the host:
+    `user` names the one who needs them among all of netalloc in the network namespace, and
+    `networks` the families that it needs them for, IPv4 where there are none. What is changed on
+    the host:
 
     - `net.ipv4.ip_forward` is switched on, which is logged. It is switched off again when
-      the last user leaves, if it was off before the first one came.
+      the last user leaves, if it was off before the first one came. The same goes for
+      `net.ipv6.conf.all.forwarding` (netalloc.host.forwarding).
+    - With IPv6 ::1 is made local to the bridge (netalloc.host.loopback_route), for the way from
+      there, until its last user leaves. Where ip6tables sees bridged frames
+      (bridge-nf-call-ip6tables=1) the kernel has no such way: `loopback6` says so.
     - `net.ipv4.conf.BRIDGE.route_localnet`, for the way from 127.0.0.1, is switched on behind
       a guard at the bridge (netalloc.host.loopback_guard), and off before the guard goes. With
       several users on a bridge the last one does it. A bridge that was renamed meanwhile is
       closed at the next set-up, reconciliation or clean-up of any user. Without a guard,
       where the kernel has no cls_bpf, it stays off and there is no way from 127.0.0.1.
-    - Where iptables sees bridged frames (bridge-nf-call-iptables=1), all ports of the bridge
-      are put into hairpin mode, without which a container does not reach its own published
-      port. Those that join later are at the next reconciliation, which a watch makes at once.
-      That stays: it ends with the ports.
+    - Where iptables or ip6tables sees bridged frames (bridge-nf-call-iptables=1), all ports of
+      the bridge are put into hairpin mode, without which a container does not reach its own
+      published port. Those that join later are at the next reconciliation, which a watch makes
+      at once. That stays: it ends with the ports.
 
     The backends' rules hold a second guard. Only a program that removes both, the filters of
     the bridge (`tc qdisc del dev BRIDGE clsact`) and the rules (`nft flush ruleset`), opens
@@ -53,14 +60,16 @@ class BridgeSettings:
     (0.1 to 5 ms measured) or, just after another repair, within half a second.
     """
 
-    def __init__(self, bridge: str | None, user: str) -> None:
+    def __init__(self, bridge: str | None, user: str, networks: NetworkPair = NO_NETWORK) -> None:
         self.bridge = bridge
+        self.loopback6 = False  # whether the host reaches containers from ::1
+        self._families = networks.families or (V4,)
         self._user = user
         self._number = number_of(user)
         self._ifindex: int | None = None  # of the bridge that we have served
         self._localnet = ("net", "ipv4", "conf", bridge or "", "route_localnet")
         self._has_guard = True
-        self._is_known = False  # as a user of ip_forward
+        self._is_known = False  # as a user of forwarding
 
     def check(self) -> None:
         """Raise InterfaceError when there is no bridge, before anything has changed.
@@ -101,15 +110,18 @@ class BridgeSettings:
                 found = self._restore(netlink, ifindex, self.bridge)
             finally:
                 netlink.close()
-        if needs_hairpin(self.bridge):
+        if self._is_bridged(self.bridge):
             found += tuple(f"hairpin mode of {port} was off" for port in set_hairpin(self.bridge))
         return found
 
     def watched(self) -> int | None:
         """The number of the bridge, where ports that join it have to be seen to."""
-        if self.bridge is not None and needs_hairpin(self.bridge):
+        if self.bridge is not None and self._is_bridged(self.bridge):
             return index_of(self.bridge)
         return None
+
+    def _is_bridged(self, bridge: str) -> bool:
+        return any(needs_hairpin(bridge, family) for family in self._families)
 
     def withdraw(self) -> None:
         """Switch off what only we have needed and what was off before; no bridge is no error."""
@@ -122,6 +134,9 @@ class BridgeSettings:
             try:
                 if ifindex is not None:
                     _withdraw_guard(netlink, ifindex, self._number, record)
+                    self._withdraw_loopback6(netlink, ifindex, record)
+                for entry in [e for e in record if e[:2] == (_LOOPBACK6, self._user)]:
+                    self._withdraw_loopback6(netlink, entry.ifindex, record)
                 for entry in [e for e in record if e[:2] == ("route_localnet", self._user)]:
                     if _name_of(entry.ifindex) == entry.interface:
                         _withdraw_guard(netlink, entry.ifindex, self._number, record)
@@ -129,55 +144,87 @@ class BridgeSettings:
                 _close_renamed(netlink, record)
             finally:
                 netlink.close()
-            forwarding = Entry("ip_forward", self._user)
-            if forwarding in record:
-                if sum(entry.what == "ip_forward" for entry in record) == 1:
-                    sysctl.write("0", *_FORWARD)
-                    logger.info("set %s back to 0, as it was", ".".join(_FORWARD))
-                record.discard(forwarding)
-        self._ifindex, self._is_known = None, False
+            for family in FAMILIES:
+                forwarding.switch_off(record, self._user, family)
+        self._ifindex, self._is_known, self.loopback6 = None, False, False
 
     def _restore(self, netlink: NetlinkSocket, ifindex: int, bridge: str) -> tuple[str, ...]:
-        closed = sysctl.read(*self._localnet) == "0"
-        there = guards(netlink, ifindex)
-        guarded = any(guard.number == self._number for guard in there)
-        if self._ifindex and ((guarded and not closed) or not self._has_guard):
-            return self._restore_forwarding()
+        wants6 = V6 in self._families and not needs_hairpin(bridge, V6)
+        settled = self._ifindex and (
+            (V4 not in self._families or self._is_localnet_settled(netlink, ifindex))
+            and (V6 not in self._families or has_route(netlink, ifindex) == wants6)
+        )
         found: tuple[str, ...] = ()
-        with opened() as record:
-            _close_renamed(netlink, record)
-            there = guards(netlink, ifindex)
-            closed = sysctl.read(*self._localnet) == "0"
-            mine = Entry("route_localnet", self._user, ifindex, bridge)
-            ours = any(entry.what == mine.what and entry[2:] == mine[2:] for entry in record)
-            was_closed = closed or ours or any(guard.opened for guard in there)
-            if Guard(self._number, was_closed) not in there:
-                self._set_guard(netlink, ifindex, Guard(self._number, was_closed), record)
-                if self._ifindex and self._has_guard:
-                    found += (f"the guard of bridge {bridge} was missing",)
-            if self._has_guard and was_closed:
-                record.add(mine)
-            if self._has_guard and closed:
-                sysctl.write("1", *self._localnet)
-                found += (f"{'.'.join(self._localnet)} was 0",)
-            self._ifindex = ifindex
-            return found + self._forward(record)
+        if settled:
+            found = self._restore_forwarding()
+        else:
+            with opened() as record:
+                _close_renamed(netlink, record)
+                if V4 in self._families:
+                    found += self._restore_localnet(netlink, ifindex, bridge, record)
+                if wants6:
+                    found += self._restore_loopback6(netlink, ifindex, bridge, record)
+                else:
+                    self._withdraw_loopback6(netlink, ifindex, record)
+                self._ifindex = ifindex
+                found += self._forward(record)
+        self.loopback6 = wants6
+        return found
+
+    def _is_localnet_settled(self, netlink: NetlinkSocket, ifindex: int) -> bool:
+        if not self._has_guard:
+            return True
+        there = any(guard.number == self._number for guard in guards(netlink, ifindex))
+        return there and sysctl.read(*self._localnet) != "0"
+
+    def _restore_localnet(
+        self, netlink: NetlinkSocket, ifindex: int, bridge: str, record: set[Entry]
+    ) -> tuple[str, ...]:
+        found: tuple[str, ...] = ()
+        there = guards(netlink, ifindex)
+        closed = sysctl.read(*self._localnet) == "0"
+        mine = Entry("route_localnet", self._user, ifindex, bridge)
+        ours = any(entry.what == mine.what and entry[2:] == mine[2:] for entry in record)
+        was_closed = closed or ours or any(guard.opened for guard in there)
+        if Guard(self._number, was_closed) not in there:
+            self._set_guard(netlink, ifindex, Guard(self._number, was_closed), record)
+            if self._ifindex and self._has_guard:
+                found += (f"the guard of bridge {bridge} was missing",)
+        if self._has_guard and was_closed:
+            record.add(mine)
+        if self._has_guard and closed:
+            sysctl.write("1", *self._localnet)
+            found += (f"{'.'.join(self._localnet)} was 0",)
+        return found
+
+    def _restore_loopback6(
+        self, netlink: NetlinkSocket, ifindex: int, bridge: str, record: set[Entry]
+    ) -> tuple[str, ...]:
+        record.add(Entry(_LOOPBACK6, self._user, ifindex, bridge))
+        if add_route(netlink, ifindex):
+            return (f"::1 was not local to bridge {bridge}",)
+        return ()
+
+    def _withdraw_loopback6(self, netlink: NetlinkSocket, ifindex: int, record: set[Entry]) -> None:
+        """Note that we need the route no more, which goes with its last user."""
+        users = {entry for entry in record if entry.what == _LOOPBACK6 and entry[2] == ifindex}
+        mine = {entry for entry in users if entry.user == self._user}
+        record -= mine
+        if users == mine:
+            remove_route(netlink, ifindex)
 
     def _restore_forwarding(self) -> tuple[str, ...]:
-        if self._is_known and sysctl.read(*_FORWARD) != "0":
+        if self._is_known and all(forwarding.is_on(family) for family in self._families):
             return ()
         with opened() as record:
             return self._forward(record)
 
     def _forward(self, record: set[Entry]) -> tuple[str, ...]:
-        still = sysctl.read(*_FORWARD) == "0"
-        if still or any(entry.what == "ip_forward" for entry in record):
-            record.add(Entry("ip_forward", self._user))
-        if still:
-            sysctl.write("1", *_FORWARD)
-            logger.info("set %s, which was 0: the containers need it", ".".join(_FORWARD))
+        found: tuple[str, ...] = ()
+        for family in self._families:
+            found += forwarding.switch_on(record, self._user, family)
         self._is_known = True
-        return (f"{'.'.join(_FORWARD)} was 0",) if still else ()
+        return found
 
     def _set_guard(
         self, netlink: NetlinkSocket, ifindex: int, guard: Guard, record: set[Entry]
@@ -211,6 +258,11 @@ def _withdraw_guard(netlink: NetlinkSocket, ifindex: int, number: int, record: s
 def _close_renamed(netlink: NetlinkSocket, record: set[Entry]) -> None:
     """Close the bridges that we have opened and that are called otherwise by now."""
     names = _names_of({entry.ifindex for entry in record})
+    for entry in [entry for entry in record if entry.what == _LOOPBACK6]:
+        if names[entry.ifindex] != entry.interface:
+            record.discard(entry)
+            if names[entry.ifindex] is not None:
+                remove_route(netlink, entry.ifindex)
     for entry in [entry for entry in record if entry.what == "route_localnet"]:
         name = names[entry.ifindex]
         if name == entry.interface:

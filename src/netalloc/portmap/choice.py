@@ -1,10 +1,12 @@
 """Which backend makes the mappings: the one that is named, or the best that works here."""
 
 import logging
-from ipaddress import IPv4Network
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from ipaddress import IPv4Network, IPv6Network, ip_network
+from typing import TYPE_CHECKING, TypeAlias
 
 from netalloc.errors import InvalidValueError, OutOfRangeError
+from netalloc.family import NO_NETWORK, NetworkPair
 from netalloc.model import PortMapping
 from netalloc.portmap.backend import Backend
 from netalloc.values import shown
@@ -14,31 +16,58 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_Network: TypeAlias = IPv4Network | IPv6Network | str
+Networks: TypeAlias = _Network | Sequence[_Network] | NetworkPair
+
 BACKENDS = ("auto", "nftables", "iptables", "null")
 
 
-def network_of(network: IPv4Network | str | None, bridge: str | None) -> IPv4Network | None:
+def networks_of(network: Networks | None, bridge: str | None) -> NetworkPair:
+    """What is behind a bridge: one network, as text or as an object, or one of each family.
+
+    None is that of the bridge's IPv4 address.
+    """
+    if isinstance(network, NetworkPair):
+        return network
     if network is None:
         if bridge is None:
-            return None
+            return NO_NETWORK
         from netalloc.host.links import interface_address
 
-        return interface_address(bridge).network
-    if isinstance(network, IPv4Network):
-        return IPv4Network((int(network.network_address), network.prefixlen))
-    if not isinstance(network, str):
-        raise InvalidValueError(f"network {shown(network)} is not an IPv4 network")
+        return NetworkPair(interface_address(bridge).network)
+    if isinstance(network, tuple | list):
+        given = [_network(one) for one in network]
+    else:
+        given = [_network(network)]
+    pair = NetworkPair(
+        next((one for one in given if isinstance(one, IPv4Network)), None),
+        next((one for one in given if isinstance(one, IPv6Network)), None),
+    )
+    if not given or len(given) != len(pair.families):
+        raise InvalidValueError(
+            f"network {shown(network)} is not one network, or one of IPv4 and one of IPv6"
+        )
+    return pair
+
+
+def _network(value: object) -> IPv4Network | IPv6Network:
+    if isinstance(value, IPv4Network):
+        return IPv4Network((int(value.network_address), value.prefixlen))
+    if isinstance(value, IPv6Network):
+        return IPv6Network((int(value.network_address), value.prefixlen))
+    if not isinstance(value, str):
+        raise InvalidValueError(f"network {shown(value)} is not an IP network")
     try:
-        return IPv4Network(str.__str__(network), strict=False)
+        return ip_network(str.__str__(value), strict=False)
     except ValueError as error:
-        raise OutOfRangeError(f"network {shown(network)}: {error}"[:300]) from None
+        raise OutOfRangeError(f"network {shown(value)}: {error}"[:300]) from None
 
 
 def make_backend(
     backend: str,
     name: str,
     bridge: str | None,
-    network: IPv4Network | None,
+    networks: NetworkPair,
     *,
     shared: bool = False,
 ) -> Backend:
@@ -50,15 +79,15 @@ def make_backend(
     if backend == "iptables":
         from netalloc.portmap.iptables.backend import Iptables
 
-        return Iptables(name, bridge=bridge, network=network)
+        return Iptables(name, bridge=bridge, networks=networks)
     if backend == "nftables":
         from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
         if shared:
-            return Nftables(HOST_TABLE, bridge=bridge, network=network, owner=name)
-        return Nftables(name, bridge=bridge, network=network)
+            return Nftables(HOST_TABLE, bridge=bridge, networks=networks, owner=name)
+        return Nftables(name, bridge=bridge, networks=networks)
     if backend == "auto":
-        return make_backend(choose(None if shared else name), name, bridge, network, shared=shared)
+        return make_backend(choose(None if shared else name), name, bridge, networks, shared=shared)
     raise OutOfRangeError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
 
 
@@ -87,7 +116,7 @@ def choose(name: str | None = None) -> str:
 
 
 def remove_others(
-    name: str, keep: str, bridge: str | None = None, network: IPv4Network | None = None
+    name: str, keep: str, bridge: str | None = None, networks: NetworkPair = NO_NETWORK
 ) -> list[str]:
     """Remove what other backends than `keep` have of a manager's network; says what that was.
 
@@ -107,7 +136,7 @@ def remove_others(
     found: list[str] = []
     stale: list[PortMapping] = []
     if keep != "nftables":
-        other = Nftables(HOST_TABLE, bridge=bridge, network=network, owner=name)
+        other = Nftables(HOST_TABLE, bridge=bridge, networks=networks, owner=name)
         try:
             if other.is_there():
                 gone = other.mappings()

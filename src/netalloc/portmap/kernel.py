@@ -4,7 +4,6 @@ import logging
 import sys
 from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
-from ipaddress import IPv4Network
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import ref
@@ -16,7 +15,7 @@ from netalloc.host.netns import HomeNamespace
 from netalloc.locks import holding
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
-from netalloc.portmap.choice import make_backend, make_forward, network_of
+from netalloc.portmap.choice import Networks, make_backend, make_forward, networks_of
 from netalloc.portmap.watch import Watch, Work
 from netalloc.values import as_flag, as_text, shown
 
@@ -50,16 +49,16 @@ class KernelMappings:
         backend: str | Backend = "auto",
         *,
         bridge: str | None = None,
-        network: IPv4Network | str | None = None,
+        network: Networks | None = None,
         name: str = "netalloc",
         forward: bool = False,
     ) -> None:
         name = as_text(name, "name")
         bridge = None if bridge is None else check_name(bridge, "bridge")
         forwarding = make_forward(name, bridge) if as_flag(forward, "forward") else None
-        subnet = network_of(network, bridge)
+        networks = networks_of(network, bridge)
         if isinstance(backend, str):
-            backend = make_backend(str.__str__(backend), name, bridge, subnet)
+            backend = make_backend(str.__str__(backend), name, bridge, networks)
         elif isinstance(backend, type) or not all(
             callable(getattr(backend, method, None)) for method in _METHODS
         ):
@@ -231,14 +230,14 @@ class KernelMappings:
     def _flush_all(self, add: Collection[PortMapping], remove: Collection[PortMapping]) -> None:
         """Forget the flows that go where these host ports led before the change."""
         if self._flows is not None:
-            self._flows.flush(remove, added=False)
-            self._flows.flush(add, added=True)
+            self._flows.flush(_flushed(remove), added=False)
+            self._flows.flush(_flushed(add), added=True)
 
     def _flush_stale(self) -> None:
         while self._stale:
             mappings, added = self._stale[0]
             if self._flows is not None:
-                self._flows.flush(mappings, added=added)
+                self._flows.flush(_flushed(mappings), added=added)
             del self._stale[:1]
 
     def _undo(
@@ -277,6 +276,13 @@ def _has_udp(mappings: Sequence[PortMapping]) -> bool:
     if len(mappings) == 1:
         return mappings[0].protocol == "udp"
     return any(mapping.protocol == "udp" for mapping in mappings)
+
+
+def _flushed(mappings: Collection[PortMapping]) -> Collection[PortMapping]:
+    """Those whose flows can be told: of IPv4."""
+    if all(mapping.version == 4 for mapping in mappings):
+        return mappings
+    return [mapping for mapping in mappings if mapping.version == 4]
 
 
 def _forget(number: int) -> "Callable[[ref[KernelMappings]], None]":

@@ -1,15 +1,16 @@
 """PortMapper: the desired mappings, and the kernel made to agree with them."""
 
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address
 from threading import RLock
 from types import TracebackType
 
-from netalloc.address_values import as_host_ip
+from netalloc.address_values import as_mapped_ip
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
+from netalloc.portmap.choice import Networks
 from netalloc.portmap.desired import MappingTable, describe
 from netalloc.portmap.kernel import KernelMappings
 from netalloc.portmap.watch import Watch
@@ -21,14 +22,14 @@ class PortMapper:
 
     `backend` is one of "auto" (nftables where kernel and privileges allow it, otherwise
     iptables), "nftables", "iptables", "null", or an object that follows the Backend
-    protocol and serves no other mapper. With `bridge`, and its `network` (default: that of
-    the bridge's address), the containers also reach each other through host ports, and the
-    host reaches them from 127.0.0.1: netalloc.portmap.bridge_settings says what that changes
-    on the host. `name` is what chains or tables are called after. With nftables the mappers of
-    several networks share the table of a name, and each may lead into its own network alone;
-    with iptables two mappers on a host need two names. `forward` also accepts the containers'
-    packets in the FORWARD chain, for hosts where that drops by default; it takes iptables,
-    whatever the backend. Safe for threads.
+    protocol and serves no other mapper. With `bridge`, and its `network` (one, or one of each
+    family; default: that of the bridge's IPv4 address), the containers also reach each other
+    through host ports, and the host reaches them from 127.0.0.1 and ::1:
+    netalloc.portmap.bridge_settings says what that changes on the host. `name` is what chains or
+    tables are called after. With nftables the mappers of several networks share the table of a
+    name, and each may lead into its own network alone; with iptables two mappers on a host need
+    two names. `forward` also accepts the containers' packets in the FORWARD chain, for hosts
+    where that drops by default; it takes iptables, whatever the backend. Safe for threads.
     Raises OutOfRangeError and InUseError for bad arguments.
 
     >>> mapper = PortMapper("null")
@@ -48,7 +49,7 @@ count=1, owner=None)
         backend: str | Backend = "auto",
         *,
         bridge: str | None = None,
-        network: IPv4Network | str | None = None,
+        network: Networks | None = None,
         name: str = "netalloc",
         forward: bool = False,
     ) -> None:
@@ -117,9 +118,9 @@ count=1, owner=None)
     def map(
         self,
         port: int,
-        dest: tuple[IPv4Address | str, int],
+        dest: tuple[IPv4Address | IPv6Address | str, int],
         protocol: str = "tcp",
-        host_ip: IPv4Address | str | None = None,
+        host_ip: IPv4Address | IPv6Address | str | None = None,
         *,
         count: int = 1,
         owner: str | None = None,
@@ -151,20 +152,30 @@ count=1, owner=None)
         self,
         port: int,
         protocol: str = "tcp",
-        host_ip: IPv4Address | str | None = None,
+        host_ip: IPv4Address | IPv6Address | str | None = None,
         *,
         missing_ok: bool = False,
     ) -> None:
         """Take a mapping away; a block goes by its first port and as a whole.
 
-        Raises NotAllocatedError when the port is not mapped, unless `missing_ok`.
+        Without `host_ip` it is that on every address, and those of both families go together;
+        0.0.0.0 and :: mean the one of their own family. Raises NotAllocatedError when the port
+        is not mapped, unless `missing_ok`.
         """
-        port, protocol, address = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        found = self._table.find(port, protocol, address)
-        if found is not None:
-            self._remove([found], missing_ok=missing_ok)
+        port, protocol = as_port(port), as_protocol(protocol)
+        versions: Sequence[int] = (4, 6)
+        address, shown_ip = None, "0.0.0.0"
+        if host_ip is not None:
+            address = as_mapped_ip(host_ip, "host address")
+            versions = (address.version,)
+            shown_ip = str(address) if address.version == 4 else f"[{address}]"
+            address = address if int(address) else None
+        found = [self._table.find(port, protocol, address, version) for version in versions]
+        batch = [mapping for mapping in found if mapping is not None]
+        if batch:
+            self._remove(batch, missing_ok=missing_ok)
         elif not missing_ok:
-            raise NotAllocatedError(f"{address or '0.0.0.0'}:{port}/{protocol} is not mapped")
+            raise NotAllocatedError(f"{shown_ip}:{port}/{protocol} is not mapped")
 
     def map_many(self, mappings: Iterable[PortMapping]) -> None:
         """Add all of them in one batch, or none; raises InUseError as `map` does."""
@@ -189,7 +200,9 @@ count=1, owner=None)
         asked = as_each(mappings, "mappings", _as_mapping)
         batch: dict[PortMapping, None] = {}
         for mapping in asked:
-            found = self._table.find(mapping.host_port, mapping.protocol, mapping.host_ip)
+            found = self._table.find(
+                mapping.host_port, mapping.protocol, mapping.host_ip, mapping.version
+            )
             if found == mapping and found not in batch:
                 batch[found] = None
             elif not missing_ok:

@@ -1,8 +1,8 @@
 """The null backend: remembers the mappings and touches nothing."""
 
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Address
 
+from netalloc.address_values import IP
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
@@ -18,7 +18,7 @@ class Null:
     name = "null"
 
     def __init__(self) -> None:
-        self._present: dict[tuple[IPv4Address | None, str, int], PortMapping] = {}
+        self._present: dict[tuple[IP | None, str, int], PortMapping] = {}
 
     def setup(self) -> None:
         """Nothing to make."""

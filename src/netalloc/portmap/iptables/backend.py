@@ -10,7 +10,6 @@ import logging
 import socket
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Network
 from threading import RLock
 
 from netalloc.errors import (
@@ -18,6 +17,7 @@ from netalloc.errors import (
     InUseError,
     NetallocError,
 )
+from netalloc.family import NO_NETWORK, NetworkPair
 from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.links import check_name
 from netalloc.host.netlink import explaining
@@ -57,11 +57,11 @@ class Iptables:
         name: str = "netalloc",
         *,
         bridge: str | None = None,
-        network: IPv4Network | None = None,
+        networks: NetworkPair = NO_NETWORK,
     ) -> None:
         self.chain = rules.check_name(name)
         self.bridge = None if bridge is None else check_name(bridge, "bridge")
-        self.network = network
+        self.networks = networks
         self._settings = BridgeSettings(self.bridge, f"iptables {name}")
         self._home = HomeNamespace()
         self._known: ChainState | None = None
@@ -198,7 +198,7 @@ class Iptables:
         return ChainState.read(commands.read("nat")["nat"], self.chain)
 
     def _wanted(self, desired: Iterable[PortMapping], *, bridged: bool) -> dict[str, Rules]:
-        wanted = rules.fixed_rules(self.chain, self.bridge, self.network, bridged=bridged)
+        wanted = rules.fixed_rules(self.chain, self.bridge, self.networks.v4, bridged=bridged)
         rules.add_mappings(wanted["nat"], desired, self.chain)
         return wanted
 

@@ -8,7 +8,6 @@ elements that go by netlink over a socket that is kept.
 import errno
 import logging
 from collections.abc import Collection, Sequence
-from ipaddress import IPv4Network
 from threading import RLock
 from typing import Final
 
@@ -19,6 +18,7 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
+from netalloc.family import NO_NETWORK, Family, NetworkPair
 from netalloc.host.links import check_name
 from netalloc.host.netlink import NetlinkError, explaining
 from netalloc.host.netns import HomeNamespace
@@ -26,7 +26,7 @@ from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.bridge_settings import BridgeSettings
-from netalloc.portmap.nftables import batch, elements, ruleset, single
+from netalloc.portmap.nftables import batch, elements, maps, ruleset, single
 from netalloc.portmap.nftables.changes import PRESENT, Changes
 from netalloc.portmap.nftables.earlier import Earlier
 from netalloc.portmap.nftables.members import Member
@@ -66,14 +66,14 @@ class Nftables:
         name: str = "netalloc",
         *,
         bridge: str | None = None,
-        network: IPv4Network | None = None,
+        networks: NetworkPair = NO_NETWORK,
         owner: str = "",
     ) -> None:
         self.table = ruleset.check_table(name)
         if (name == HOST_TABLE) != bool(owner):
             raise InUseError(f"nftables table {name} belongs to the managers of networks", name)
         bridge = None if bridge is None else check_name(bridge, "bridge")
-        me = Member.of(bridge, network, owner)
+        me = Member.of(bridge, networks, owner)
         self._table = NftTable(name)
         self._structure = Structure(self._table)
         self._changes = Changes(self._table)
@@ -81,8 +81,8 @@ class Nftables:
         self._asking, self._removing = single.asking(name), single.removing(name)
         self._register = Register(self._table, me, self._emptying)
         self._own = Ownership(me)
-        settings = f"nftables {owner or f'{name} {network}'}"
-        self._settings = BridgeSettings(bridge, settings)
+        settings = f"nftables {owner or f'{name} {networks.v4 or networks.v6}'}"
+        self._settings = BridgeSettings(bridge, settings, networks)
         self._earlier = Earlier(self._table, owner or name, bridge, settings)
         self._home = HomeNamespace()
         self._explaining = explaining(f"table inet {name}")
@@ -102,7 +102,7 @@ class Nftables:
                 [self.table],
                 own=own,
                 ports_of=self._settings.watched(),
-                maps=elements.MAP_TYPES,
+                maps=maps.MAP_TYPES,
             )
 
     @locked
@@ -176,7 +176,7 @@ class Nftables:
         way explains.
         """
         (mapping,) = add or remove
-        if mapping.count != 1 or not self._own.has(mapping.dest_number):
+        if mapping.count != 1 or not self._own.has(mapping):
             return False
         try:
             netlink = self._table.socket.get()
@@ -213,7 +213,7 @@ class Nftables:
         """
         with self._explaining:
             self._look_around()
-            listing = self._table.list()
+            listing = self._table.list(self._own.families)
         return self._decoded(listing)
 
     @locked
@@ -235,7 +235,7 @@ class Nftables:
         structure: tuple[str, ...] = ()
         for _ in range(_ATTEMPTS):
             structure += self._restore()
-            found = self._table.list()
+            found = self._table.list(self._own.families)
             try:
                 done = repair(self.table, wanted, found, self._own, self._displaces)
                 self._send(done.steps)
@@ -269,7 +269,8 @@ class Nftables:
             lacking = self._joined()
             if lacking is not None:
                 self._look_around()
-                return found + lacking + self._settings.restore()
+                found += lacking + self._settings.restore()
+                return found + self._register.reach(loopback=self._settings.loopback6)
         raise CommandError(f"table inet {self.table} went away during {_ATTEMPTS} set-ups")
 
     def _joined(self) -> tuple[str, ...] | None:
@@ -283,35 +284,36 @@ class Nftables:
 
     def _look_around(self) -> None:
         """Without a network, what is ours depends on the others."""
-        if not self._register.me.last:
+        if not self._register.me[0].last:
             self._own = Ownership(self._register.me, self._register.others())
 
-    def _displaces(self, address: int) -> bool:
+    def _displaces(self, family: Family, address: int) -> bool:
         """Whether an element that leads there makes room for a desired one of ours.
 
         The desired ones of a manager are those of the host's one truth.
         """
-        if self._register.me.owner:
+        if self._register.owner:
             return True
         return not any(
-            other.last and other.first <= address <= other.last for other in self._register.others()
+            other.last and other.family is family and other.first <= address <= other.last
+            for other in self._register.others()
         )
 
     def _emptying(self, gone: Member, stay: Sequence[Member]) -> list[batch.Step]:
         """The steps that take away what leads into a network, and into none of those that stay."""
-        leaving = Ownership(gone, stay)
+        leaving = Ownership([gone], stay)
         return batch.deletions(
             self.table,
             {
-                name: leaving.of(present, elements.MAP_TYPES[name])
-                for name, present in self._table.list().items()
+                name: leaving.of(present, maps.MAP_TYPES[name])
+                for name, present in self._table.list(leaving.families).items()
             },
         )
 
     def _decoded(self, listing: dict[str, dict[bytes, bytes]]) -> list[PortMapping]:
         found: list[PortMapping] = []
         for name, entries in listing.items():
-            map_ = elements.MAP_TYPES[name]
+            map_ = maps.MAP_TYPES[name]
             own = self._own.of(entries, map_)
             ours = entries
             if len(own) < len(entries):

@@ -13,7 +13,7 @@ from netalloc.host.netlink_messages import (
     attributes,
     message,
 )
-from netalloc.portmap.nftables import elements
+from netalloc.portmap.nftables import elements, maps
 
 SUBSYSTEM: Final = 10 << 8  # NFNL_SUBSYS_NFTABLES
 NEW_ELEMENT, GET_ELEMENT, DELETE_ELEMENT = (SUBSYSTEM | kind for kind in (12, 13, 14))
@@ -74,13 +74,13 @@ def _steps(
     kind: int,
     flags: int,
     held: MappingView[str, Any],
-    make: Callable[[Any, elements.MapType], list[bytes]],
+    make: Callable[[Any, maps.MapType], list[bytes]],
 ) -> list[Step]:
     steps = []
     for name, entries in held.items():
         if not entries:
             continue
-        map_ = elements.MAP_TYPES[name]
+        map_ = maps.MAP_TYPES[name]
         order = list(entries)
         for piece in elements.split(make(entries, map_)):
             body = elements.body(table, name, piece)

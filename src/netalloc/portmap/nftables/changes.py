@@ -12,7 +12,7 @@ from netalloc.host.netlink import NetlinkError
 from netalloc.host.netlink_messages import EXCLUSIVE
 from netalloc.model import PortMapping
 from netalloc.portmap.desired import describe
-from netalloc.portmap.nftables import batch, elements
+from netalloc.portmap.nftables import batch, elements, maps
 from netalloc.portmap.nftables.table import NftTable, overlap
 
 if sys.version_info < (3, 11):
@@ -122,7 +122,7 @@ class Changes:
 
     def _check_present(self, remove: elements.Held) -> None:
         for name, entries in remove.items():
-            present = self._table.look_up(elements.MAP_TYPES[name], list(entries))
+            present = self._table.look_up(maps.MAP_TYPES[name], list(entries))
             for entry, mapping in entries.items():
                 if entry not in present or elements.mark_of(present[entry]) != elements.mark(
                     mapping
@@ -141,8 +141,8 @@ class Changes:
             if overlap(before, mapping):
                 _refuse_addition(mapping, before)
         for mapping in order:
-            single, interval = elements.map_types_at(mapping)
-            if elements.divided(mapping):
+            single, interval = maps.map_types_at(mapping)
+            if maps.divided(mapping):
                 self._check_ports(mapping, mapping.ports[:: mapping.count - 1], interval, remove)
             else:
                 self._check_ports(mapping, mapping.ports[::2], interval, remove)
@@ -152,7 +152,7 @@ class Changes:
         self,
         mapping: PortMapping,
         ports: Sequence[int],
-        map_: elements.MapType,
+        map_: maps.MapType,
         remove: elements.Held,
     ) -> None:
         gone = remove.get(map_.name, {})

@@ -3,10 +3,11 @@
 import errno
 import logging
 
+from netalloc.family import V4
 from netalloc.host.netlink import NetlinkError
 from netalloc.model import PortMapping
 from netalloc.portmap.bridge_settings import BridgeSettings
-from netalloc.portmap.nftables import batch, elements, ruleset
+from netalloc.portmap.nftables import batch, elements, maps, ruleset
 from netalloc.portmap.nftables.elements import IPV4
 from netalloc.portmap.nftables.ownership import Ownership
 from netalloc.portmap.nftables.table import NftTable
@@ -31,13 +32,13 @@ class Earlier:
         old = NftTable(self._name, IPV4)
         found: list[PortMapping] = []
         try:
-            for name, entries in old.list().items():
-                elements.decode_all(entries, elements.MAP_TYPES[name], found)
+            for name, entries in old.list([V4]).items():
+                elements.decode_all(entries, maps.MAP_TYPES[name], found)
         finally:
             old.close()
-        held = elements.entries([m for m in found if own.has(int(m.dest[0]))])
-        for name, present in self._table.list().items():
-            size = elements.MAP_TYPES[name].key_size
+        held = elements.entries([m for m in found if own.has(m)])
+        for name, present in self._table.list([V4]).items():
+            size = maps.MAP_TYPES[name].key_size
             taken = {entry[:size] for entry in present}
             kept = {e: m for e, m in held.get(name, {}).items() if e[:size] not in taken}
             held[name] = kept

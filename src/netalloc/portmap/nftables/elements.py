@@ -4,22 +4,28 @@ An element is KEY, for a block KEY_END, DATA and, for the owner, USERDATA. What 
 before USERDATA we call its entry: the kernel lists it byte for byte as it was added, so
 desired and present mappings compare as bytes and need no decoding.
 
-A block is one element only where it is large: the kernel passes all elements of a map of
-intervals to take one away, 26 ms among 3,000. And such a map can keep the port of a block or
-replace it, but not shift it. So a block of up to SMALL ports, or whose container ports are
-others, is an element for each port, 1 µs each; each has in its USERDATA a mark that names the
-block, by which they are one mapping again when they are listed.
+A divided block (netalloc.portmap.nftables.maps) is an element for each port, 1 µs each; each has
+in its USERDATA a mark that names the block, by which they are one mapping again when they are
+listed.
 """
 
 import struct
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from ipaddress import IPv4Address
-from typing import Any, Final, NamedTuple
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, Final
 
 from netalloc.errors import InUseError, InvalidValueError
 from netalloc.host.netlink_messages import attribute, attributes, text
 from netalloc.model import PortMapping
+from netalloc.portmap.nftables.maps import (
+    DNAT_ANY,
+    DNAT_ANY6,
+    MAP_TYPES,
+    MapType,
+    divided,
+    map_type_of,
+)
 
 NUMBERS: Final = {"tcp": 6, "udp": 17, "sctp": 132}
 _NAMES: Final = {number: name for name, number in NUMBERS.items()}
@@ -28,7 +34,6 @@ ANY_FAMILY: Final = b"\0\0\0\0"
 INET: Final = b"\x01\0\0\0"  # struct nfgenmsg: family, version, resource
 IPV4: Final = b"\x02\0\0\0"  # of the tables of earlier versions
 
-SMALL: Final = 256  # ports; of larger blocks there are at most 251 to an address and protocol
 MAX_USERDATA = 254  # bytes: the kernel keeps the size of it and one more in a byte
 
 _ELEMENT, _KEY, _DATA, _USERDATA, _KEY_END, _VALUE = 1, 1, 2, 6, 10, 1
@@ -38,108 +43,31 @@ _MARK = b"\x6e\x04"  # a kind that libnftnl passes over, and the size: first por
 _MESSAGE_ROOM = 64_000  # of the 65,535 bytes that a nested attribute can say it has
 
 _pair = struct.Struct("=HH").pack
+_TWO = struct.Struct(">H").pack
 
-
-def _header(kind: int, size: int) -> bytes:
-    return _pair(8 + size, kind) + _pair(4 + size, _VALUE)
-
-
-class MapType(NamedTuple):
-    """One map: its name, its type in nft's words, and how an entry is packed."""
-
-    name: str
-    declaration: str
-    pack: struct.Struct
-    key_header: bytes
-    end_header: bytes
-    data_header: bytes
-
-    @property
-    def block(self) -> bool:
-        """Whether the keys are intervals of ports."""
-        return bool(self.end_header)
-
-    @property
-    def key_size(self) -> int:
-        """How much of an entry is its key; the address that it leads to is behind that."""
-        return self.pack.size - len(self.data_header) - (4 if self.block else 8)
-
-    @property
-    def address(self) -> slice:
-        """Where in an entry the address stands that it leads to."""
-        start = self.key_size + len(self.data_header)
-        return slice(start, start + 4)
-
-    @property
-    def specific(self) -> bool:
-        """Whether the host address is part of the key."""
-        return self.name.endswith("_ip")
-
-
-def _map_type(name: str, specific: bool, block: bool) -> MapType:
-    # Each component is padded to four bytes: address, protocol, port; then address, port.
-    key = ("I" if specific else "") + "B3xH2x"
-    size = 12 if specific else 8
-    return MapType(
-        name,
-        f"type {'ipv4_addr . ' if specific else ''}inet_proto . inet_service : "
-        + ("ipv4_addr; flags interval;" if block else "ipv4_addr . inet_service;"),
-        struct.Struct(f">8s{key}" + (f"8s{key}8sI" if block else "8sIH2x")),
-        _header(_KEY, size),
-        _header(_KEY_END, size) if block else b"",
-        _header(_DATA, 4 if block else 8),
-    )
-
-
-DNAT_IP: Final = _map_type("dnat_ip", True, False)
-DNAT_ANY: Final = _map_type("dnat_any", False, False)
-BLOCK_IP: Final = _map_type("block_ip", True, True)
-BLOCK_ANY: Final = _map_type("block_any", False, True)
-MAP_TYPES: Final = {map_.name: map_ for map_ in (DNAT_IP, DNAT_ANY, BLOCK_IP, BLOCK_ANY)}
 
 _KEY_ANY, _DATA_ANY = DNAT_ANY.key_header, DNAT_ANY.data_header
-
-BLOCKS: Final = {name for name, map_ in MAP_TYPES.items() if map_.block}
+_DATA_ANY6 = DNAT_ANY6.data_header
 
 _ELEMENT_HEADER: Final = {
     map_.name: _pair(4 + map_.pack.size, _ELEMENT) for map_ in MAP_TYPES.values()
 }
 
 
-def divided(mapping: PortMapping) -> bool:
-    """Whether it is a block of which each port is an element."""
-    return mapping.count > 1 and (mapping.count <= SMALL or mapping.shifted)
-
-
-def map_type_of(mapping: PortMapping) -> MapType:
-    """The map that a mapping belongs in."""
-    if mapping.count == 1 or divided(mapping):
-        return DNAT_ANY if mapping.host_ip is None else DNAT_IP
-    return BLOCK_ANY if mapping.host_ip is None else BLOCK_IP
-
-
-def map_types_at(mapping: PortMapping) -> tuple[MapType, MapType]:
-    """The map of single ports, and that of intervals, at the host address of a mapping."""
-    return (DNAT_ANY, BLOCK_ANY) if mapping.host_ip is None else (DNAT_IP, BLOCK_IP)
-
-
-def entry(mapping: PortMapping, offset: int = 0) -> bytes:
-    """The element of one mapping, or of one port of a divided block, without its owner.
+def entry(mapping: PortMapping) -> bytes:
+    """The element of one mapping, or of the first port of a divided block, without its owner.
 
     >>> entry(PortMapping(8080, ("10.0.0.2", 80))).hex(" ", 4)  # doctest: +NORMALIZE_WHITESPACE
     '10000100 0c000100 06000000 1f900000 10000200 0c000100 0a000002 00500000'
     """
     map_ = map_type_of(mapping)
-    ip, port = mapping.dest
-    number = NUMBERS[mapping.protocol]
-    host = () if mapping.host_ip is None else (int(mapping.host_ip),)
-    start = (*host, number, mapping.host_port + offset)
-    if map_.block:
-        end = (*host, number, mapping.host_port + mapping.count - 1)
-        return map_.pack.pack(
-            map_.key_header, *start, map_.end_header, *end, map_.data_header, int(ip)
-        )
-    return map_.pack.pack(map_.key_header, *start, map_.data_header, int(ip), port + offset)
+    if not map_.block:
+        return map_.key_header + mapping.packed(map_.data_header)
+    both = mapping.packed(b"")
+    cut = len(both) - map_.family.size - 4
+    key, address = both[:cut], both[cut:-4]
+    end = key[:-4] + _TWO(mapping.host_port + mapping.count - 1) + b"\0\0"
+    return map_.key_header + key + map_.end_header + end + map_.data_header + address
 
 
 def entries_of(mapping: PortMapping) -> list[bytes]:
@@ -149,15 +77,19 @@ def entries_of(mapping: PortMapping) -> list[bytes]:
         return [first]
     at = _port_at(map_type_of(mapping))
     before, between = first[:at], first[at + 2 : -4]
-    shift, two = mapping.dest[1] - mapping.host_port, struct.Struct(">H").pack
-    return [before + two(p) + between + two(p + shift) + b"\0\0" for p in mapping.ports]
+    shift = mapping.dest[1] - mapping.host_port
+    return [before + _TWO(p) + between + _TWO(p + shift) + b"\0\0" for p in mapping.ports]
 
 
 def _port_at(map_: MapType) -> int:
     """Where in an entry, or in a key, the host port stands."""
-    return len(map_.key_header) + (8 if map_.specific else 4)
+    return len(map_.key_header) + (map_.family.size if map_.specific else 0) + 4
 
 
+_ADDRESSES: Final[dict[int, type[IPv4Address] | type[IPv6Address]]] = {
+    4: IPv4Address,
+    6: IPv6Address,
+}
 Held = dict[str, dict[bytes, PortMapping]]
 
 
@@ -167,12 +99,16 @@ def entries(mappings: Iterable[PortMapping]) -> Held:
     Raises InUseError when two are the very same.
     """
     usual: dict[bytes, PortMapping] = {}
-    found: Held = {DNAT_ANY.name: usual}
+    usual6: dict[bytes, PortMapping] = {}
+    found: Held = {DNAT_ANY.name: usual, DNAT_ANY6.name: usual6}
     count = 0
     for mapping in mappings:
         count += 1
         if mapping.count == 1 and mapping.host_ip is None:
-            usual[_KEY_ANY + mapping.packed(_DATA_ANY)] = mapping
+            if mapping.version == 4:
+                usual[_KEY_ANY + mapping.packed(_DATA_ANY)] = mapping
+            else:
+                usual6[_KEY_ANY + mapping.packed(_DATA_ANY6)] = mapping
         elif divided(mapping):
             count += mapping.count - 1
             held = found.setdefault(map_type_of(mapping).name, {})
@@ -318,13 +254,17 @@ def decode_all(held: dict[bytes, bytes], map_: MapType, into: list[PortMapping])
     foreign = []
     blocks: dict[PortMapping, list[bytes]] = {}
     unpack, names, size = map_.pack.unpack, _NAMES, map_.pack.size
-    usual = map_ is DNAT_ANY
+    usual = not (map_.specific or map_.block)
+    address = _ADDRESSES[map_.family.version]
     for entry, rest in held.items():
         if usual and len(entry) == size and not mark_of(rest):
             _, number, port, _, ip, dest_port = unpack(entry)
             if number in names and port and dest_port:
-                dest, owner = (IPv4Address(ip), dest_port), comment_of(rest) if rest else None
-                into.append(PortMapping(port, dest, names[number], None, 1, owner))
+                dest, owner = (address(ip), dest_port), comment_of(rest) if rest else None
+                try:
+                    into.append(PortMapping(port, dest, names[number], None, 1, owner))
+                except InvalidValueError:
+                    foreign.append(entry)  # to ::1, say
                 continue
         mapping = decode(entry, rest, map_)
         if mapping is None:
@@ -353,13 +293,14 @@ def decode(entry: bytes, rest: bytes, map_: MapType) -> PortMapping | None:
 
 
 def _decode(fields: tuple[Any, ...], rest: bytes, map_: MapType) -> PortMapping | None:
-    host_ip = None
+    address, host, host_ip = _ADDRESSES[map_.family.version], None, None
     owner = comment_of(rest) if rest else None
     if map_.specific:
-        host_ip, fields = IPv4Address(fields[1]), fields[1:]
+        host, fields = fields[1], fields[1:]
+        host_ip = address(host)
     number, port = fields[1:3]
     if not map_.block:
-        ip, to, first, count = IPv4Address(fields[-2]), fields[-1], port, 1
+        ip, to, first, count = address(fields[-2]), fields[-1], port, 1
         if part := mark_of(rest):
             first, count = struct.unpack_from(">HH", part, len(_MARK))
             to -= port - first
@@ -367,9 +308,9 @@ def _decode(fields: tuple[Any, ...], rest: bytes, map_: MapType) -> PortMapping 
                 return None
         found = PortMapping(first, (ip, to), _NAMES[number], host_ip, count, owner)
         return found if divided(found) == bool(part) else None
-    if fields[-4] != number or (host_ip is not None and int(host_ip) != fields[-5]):
+    if fields[-4] != number or (map_.specific and host != fields[-5]):
         return None  # it spans more than ports
-    dest = (IPv4Address(fields[-1]), port)
+    dest = (address(fields[-1]), port)
     return PortMapping(port, dest, _NAMES[number], host_ip, fields[-3] - port + 1, owner)
 
 

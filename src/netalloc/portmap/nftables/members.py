@@ -1,43 +1,45 @@
 """What belongs to a network in the table that all networks of a host share: set elements.
 
-Three sets say which networks the rules serve. `networks` pairs a bridge with its subnet, and is
-the register: who leaves last is who finds no other element there. `subnets` has the subnets
-that are behind a bridge, `bridges` the bridges by their index, which a renaming leaves as it is.
+Sets say which networks the rules serve. `networks` pairs a bridge with its subnet, and is the
+register: who leaves last is who finds no other element there. `subnets` has the subnets that are
+behind a bridge; both are there once more for IPv6. `bridges` has the bridges by their index,
+which a renaming leaves as it is, and `loopback6` the subnets that the host reaches from ::1.
 """
 
 import errno
 import struct
-from collections.abc import Iterable, Iterator
-from ipaddress import IPv4Network
+from collections.abc import Iterable, Iterator, Sequence
+from ipaddress import IPv4Network, IPv6Network
+from itertools import pairwise
 from sys import byteorder
 from typing import Final, NamedTuple
 
+from netalloc.family import FAMILIES, V4, V6, Family, NetworkPair
 from netalloc.host.netlink import NetlinkError, NetlinkSocket
 from netalloc.host.netlink_messages import CREATE, attribute, attributes
 from netalloc.portmap.nftables import batch, elements
 
-NETWORKS: Final = "networks"
-SUBNETS: Final = "subnets"
+NETWORKS: Final = {family: f"networks{family.suffix}" for family in FAMILIES}
+SUBNETS: Final = {family: f"subnets{family.suffix}" for family in FAMILIES}
 BRIDGES: Final = "bridges"
+LOOPBACK6: Final = "loopback6"
 DECLARATIONS: Final = {
-    NETWORKS: "type ifname . ipv4_addr; flags interval;",
-    SUBNETS: "type nf_proto . ipv4_addr; flags interval;",
+    **{NETWORKS[f]: f"type ifname . {f.address_type}; flags interval;" for f in FAMILIES},
+    **{SUBNETS[f]: f"type nf_proto . {f.address_type}; flags interval;" for f in FAMILIES},
+    LOOPBACK6: f"type nf_proto . {V6.address_type}; flags interval;",
     BRIDGES: "type iface_index;",
 }
 
 _KEY, _KEY_END, _VALUE, _LIST_ELEMENTS = 1, 10, 1, 3
 _NAME = 16  # IFNAMSIZ
 _NO_BRIDGE: Final = "lo"  # nft has no word for an empty name; no bridge is called so
-_IPV4: Final = b"\x02\0\0\0"  # NFPROTO_IPV4, padded to four bytes
 _pair = struct.Struct("=HH")
-_KEY_HEADER: Final = _pair.pack(28, _KEY) + _pair.pack(24, _VALUE)
-_END_HEADER: Final = _pair.pack(28, _KEY_END) + _pair.pack(24, _VALUE)
 
 Wanted = dict[str, tuple[bytes, str]]  # of each set: the entry, and the comment on it
 
 
 class Member(NamedTuple):
-    """A network of the table: bridge, first and last address, and who in it has the two.
+    """A subnet in the table: bridge, first and last address, and who in it has the two.
 
     From 0 to 0 is no subnet: it has what leads into no other's. `owner` is "" where no name but
     the table's tells two predecessors apart. No addresses as objects: a hundred are read at once.
@@ -47,32 +49,58 @@ class Member(NamedTuple):
     first: int
     last: int
     owner: str = ""
+    family: Family = V4
 
     @classmethod
-    def of(cls, bridge: str | None, network: IPv4Network | None, owner: str = "") -> "Member":
-        """The one with this subnet."""
-        if network is None:
-            return cls(bridge, 0, 0, owner)
-        return cls(bridge, int(network[0]), int(network[-1]), owner)
+    def of(cls, bridge: str | None, networks: NetworkPair, owner: str = "") -> "tuple[Member, ...]":
+        """Those of these networks: one of each family, or one without a subnet."""
+        found = [
+            cls(bridge, int(one[0]), int(one[-1]), owner, family)
+            for family, one in zip(FAMILIES, networks, strict=True)
+            if one is not None
+        ]
+        return tuple(found) or (cls(bridge, 0, 0, owner),)
 
     @property
-    def network(self) -> IPv4Network | None:
+    def network(self) -> IPv4Network | IPv6Network | None:
         """Its subnet."""
         if not self.last:
             return None
-        return IPv4Network((self.first, 33 - (self.last - self.first + 1).bit_length()))
+        prefix = self.family.bits + 1 - (self.last - self.first + 1).bit_length()
+        kind = IPv4Network if self.family is V4 else IPv6Network
+        return kind((self.first, prefix))
+
+    @property
+    def register(self) -> tuple[str, bytes]:
+        """The set that it is registered in, and its entry there."""
+        name = (self.bridge or _NO_BRIDGE).encode().ljust(_NAME, b"\0")
+        return NETWORKS[self.family], self._from_first_to_last(name)
+
+    @property
+    def subnet(self) -> bytes:
+        """Its entry in the sets of subnets."""
+        return self._from_first_to_last(bytes((self.family.af, 0, 0, 0)))
 
     def wanted(self, index: int | None) -> Wanted:
         """Its elements; `index` is that of the bridge."""
-        first, last = self.first.to_bytes(4, "big"), self.last.to_bytes(4, "big")
-        name = (self.bridge or _NO_BRIDGE).encode().ljust(_NAME, b"\0")
-        found: Wanted = {NETWORKS: (_interval(name + first, name + last), self.owner)}
+        name, entry = self.register
+        found: Wanted = {name: (entry, self.owner)}
         if self.bridge is None or index is None:
             return found
         found[BRIDGES] = (_entry(_KEY, struct.pack("=I", index)), self.bridge)
         if self.last:
-            found[SUBNETS] = (_interval(_IPV4 + first, _IPV4 + last), self.owner)
+            found[SUBNETS[self.family]] = (self.subnet, self.owner)
         return found
+
+    def overlaps(self, other: "Member") -> bool:
+        """Whether some address is in both."""
+        same = self.family is other.family
+        return same and self.first <= other.last and other.first <= self.last
+
+    def _from_first_to_last(self, start: bytes) -> bytes:
+        size = self.family.size
+        low, high = self.first.to_bytes(size, "big"), self.last.to_bytes(size, "big")
+        return _interval(start + low, start + high)
 
     def __str__(self) -> str:
         return (
@@ -88,38 +116,71 @@ class Element(NamedTuple):
     comment: str
 
 
-def registered(bodies: Iterable[bytes]) -> dict[bytes, Member]:
-    """What a listing of `networks` says, by entry; 3 µs each.
+class _Shape(NamedTuple):
+    """Where in an element of a register the parts are."""
+
+    header: bytes
+    end_header: bytes
+    first: slice
+    end: slice  # the header of the other end
+    name: slice  # the bridge once more
+    last: slice
+    size: int
+
+    @classmethod
+    def of(cls, family: Family) -> "_Shape":
+        """The one of a family."""
+        key = _NAME + family.size
+        value = _pair.pack(4 + key, _VALUE)
+        starts = [8 + _NAME, 8 + key, 16 + key, 16 + key + _NAME, 16 + 2 * key]
+        first, end, name, last = [slice(*two) for two in pairwise(starts)]
+        header, end_header = _pair.pack(8 + key, _KEY), _pair.pack(8 + key, _KEY_END)
+        return cls(header + value, end_header + value, first, end, name, last, starts[-1])
+
+
+_SHAPES: Final = {family: _Shape.of(family) for family in FAMILIES}
+
+
+def registered(bodies: Iterable[bytes], family: Family) -> dict[bytes, Member]:
+    """What a listing of a register says, by entry; 3 µs each.
 
     What says nothing that we could have said is left out.
     """
-    return _read(_elements(bodies))
+    return _read(_elements(bodies), family)
 
 
-def near(bodies: Iterable[bytes], me: Member) -> dict[bytes, Member]:
-    """Those of a listing that overlap a network or have its owner; 0.6 µs for each other."""
-    first, last = me.first.to_bytes(4, "big"), me.last.to_bytes(4, "big")
-    owner = me.owner.encode() or b"\xff"  # which is in no text
+def near(bodies: Iterable[bytes], me: Sequence[Member], family: Family) -> dict[bytes, Member]:
+    """Those of a listing that overlap one of ours or have its owner; 0.6 µs for each other."""
+    _, _, low, _, _, high, size = _SHAPES[family]
+    own = [one for one in me if one.family is family]
+    first = min([one.first for one in own], default=0).to_bytes(family.size, "big")
+    last = max([one.last for one in own], default=0).to_bytes(family.size, "big")
+    owner = me[0].owner.encode() or b"\xff"  # which is in no text
     return _read(
-        data
-        for data in _elements(bodies)
-        if (data[24:28] <= last and first <= data[52:56]) or owner in data[56:]
+        (
+            data
+            for data in _elements(bodies)
+            if (data[low] <= last and first <= data[high]) or owner in data[size:]
+        ),
+        family,
     )
 
 
-def _read(listed: Iterable[bytes]) -> dict[bytes, Member]:
+def _read(listed: Iterable[bytes], family: Family) -> dict[bytes, Member]:
     found = {}
+    header, end_header, low, end, second, high, whole = _SHAPES[family]
     for data in listed:
-        key, end, name = data[:8], data[28:36], data[8:24]
-        if key != _KEY_HEADER or end != _END_HEADER or data[36:52] != name:
+        name = data[8 : 8 + _NAME]
+        if data[:8] != header or data[end] != end_header or data[second] != name:
             continue
-        first, last = int.from_bytes(data[24:28], "big"), int.from_bytes(data[52:56], "big")
+        first, last = int.from_bytes(data[low], "big"), int.from_bytes(data[high], "big")
         size = last - first + 1
         if size < 1 or size & size - 1 or first & size - 1:
             continue
-        bridge = name.rstrip(b"\0").decode(errors="replace")
-        owner = elements.comment_of(data[56:]) or "" if len(data) > 56 else ""
-        found[data[:56]] = Member(None if bridge == _NO_BRIDGE else bridge, first, last, owner)
+        bridge: str | None = name.rstrip(b"\0").decode(errors="replace")
+        bridge = None if bridge == _NO_BRIDGE else bridge
+        owner = elements.comment_of(data[whole:]) or "" if len(data) > whole else ""
+        found[data[:whole]] = Member(bridge, first, last, owner, family)
     return found
 
 

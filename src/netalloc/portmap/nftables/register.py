@@ -8,14 +8,23 @@ nothing can come in between, neither a thread nor a process nor a kill.
 import errno
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Final
 
 from netalloc.errors import CommandError, InterfaceError, InUseError
+from netalloc.family import FAMILIES, V4
 from netalloc.host.links import index_of
 from netalloc.host.netlink import NetlinkError
 from netalloc.portmap.nftables import batch, elements, members, ruleset
 from netalloc.portmap.nftables.batch import Step
-from netalloc.portmap.nftables.members import BRIDGES, NETWORKS, SUBNETS, Element, Member
+from netalloc.portmap.nftables.members import (
+    BRIDGES,
+    LOOPBACK6,
+    NETWORKS,
+    SUBNETS,
+    Element,
+    Member,
+)
 from netalloc.portmap.nftables.table import NftTable
 
 logger = logging.getLogger(__name__)
@@ -28,14 +37,16 @@ Emptying = Callable[[Member, Sequence[Member]], list[Step]]
 
 
 class Register:
-    """A network's place in a table.
+    """A network's place in a table; `me` are its subnets, one or one of each family.
 
     One with an `owner` is of a store that is the one truth of the host: what it finds there
     beside its own is of a store that is gone, and makes room. Others refuse to overlap.
     """
 
-    def __init__(self, table: NftTable, me: Member, emptying: Emptying) -> None:
+    def __init__(self, table: NftTable, me: Sequence[Member], emptying: Emptying) -> None:
         self.me = me
+        self.owner = me[0].owner
+        self._has_looked = False  # for what a predecessor had
         self._table = table
         self._emptying = emptying
 
@@ -45,12 +56,53 @@ class Register:
         Raises InUseError for another network that overlaps, NetlinkError (ENOENT) where the
         table is missing.
         """
-        wanted = self.me.wanted(_index(self.me.bridge))
+        wanted = self._wanted()
         lacking = [name for name, pair in wanted.items() if not self._has(name, *pair)]
-        if not lacking:
+        if not lacking and not self._had_more():
             return ()
         self._attempt(lambda: self._joining(wanted))
-        return tuple(f"set {name} lacked {self.me}" for name in lacking)
+        self._has_looked = True
+        return tuple(f"set {name} lacked {self}" for name in lacking)
+
+    def _had_more(self) -> bool:
+        """Whether there is a subnet of our owner's of a family that we have none of; once."""
+        if self._has_looked or not self.owner:
+            return False
+        self._has_looked = True
+        mine = {one.family for one in self.me}
+        return any(
+            other.owner == self.owner
+            for family in FAMILIES
+            if family not in mine
+            for other in members.near(self._dump(NETWORKS[family]), self.me, family).values()
+        )
+
+    def reach(self, *, loopback: bool) -> tuple[str, ...]:
+        """Say whether the host reaches our containers from ::1; what was said otherwise."""
+        found: tuple[str, ...] = ()
+        for one in self.me:
+            if one.family is V4 or one.bridge is None or not one.last:
+                continue
+            if self._has(LOOPBACK6, one.subnet) != loopback:
+                self._attempt(partial(self._reaching, one, loopback=loopback))
+                found += (f"set {LOOPBACK6} {'lacked' if loopback else 'had'} {one}",)
+        return found
+
+    def _reaching(self, one: Member, *, loopback: bool) -> list[Step]:
+        table = self._table.name
+        there = self._ask(LOOPBACK6, one.subnet)
+        if loopback:
+            gone = [] if there in (None, Element(one.subnet, one.owner)) else [there.entry]
+            steps = members.deletion(table, LOOPBACK6, gone)
+            return [*steps, members.addition(table, LOOPBACK6, one.subnet, one.owner)]
+        return members.deletion(table, LOOPBACK6, [] if there is None else [there.entry])
+
+    def _wanted(self) -> members.Wanted:
+        index = _index(self.me[0].bridge)
+        return {name: pair for one in self.me for name, pair in one.wanted(index).items()}
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, self.me))
 
     def leave(self) -> None:
         """Take out our own with all that leads there; with the last one goes the table."""
@@ -62,7 +114,7 @@ class Register:
 
     def is_joined(self) -> bool:
         """Whether the register has us."""
-        return self._has(NETWORKS, *self.me.wanted(None)[NETWORKS])
+        return all(self._has(*one.register, one.owner) for one in self.me)
 
     def is_known(self) -> bool:
         """Whether it has us in any form, as on another bridge; O(networks)."""
@@ -95,15 +147,15 @@ class Register:
 
     def _joining(self, wanted: members.Wanted) -> list[Step]:
         table = self._table.name
-        stale = self._stale(wanted[NETWORKS][0])
-        stay: list[Member] = [self.me]
+        stale = self._stale()
+        stay: list[Member] = [*self.me]
         if stale:
             stay += [one for entry, one in self._members().items() if entry not in stale]
         steps: list[Step] = []
         doomed: Doomed = {}
         for entry, other in stale.items():
             if not self._is_me(other):
-                what = self._table.name, other, self.me
+                what = self._table.name, other, self
                 logger.warning("table %s: network %s, of another store, makes room for %s", *what)
             steps += self._emptying(other, stay)
             self._doom(doomed, entry, other, stay)
@@ -117,26 +169,27 @@ class Register:
             steps.append(members.addition(table, name, entry, comment))
         return steps
 
-    def _stale(self, mine: bytes) -> dict[bytes, Member]:
+    def _stale(self) -> dict[bytes, Member]:
         """Those in the register that go because we come."""
-        near = members.near(self._dump(NETWORKS), self.me)
+        mine = {one.register[1] for one in self.me}
         return {
             entry: other
-            for entry, other in near.items()
-            if entry != mine and self._is_near(other) and self._makes_room(other)
+            for family in FAMILIES
+            for entry, other in members.near(self._dump(NETWORKS[family]), self.me, family).items()
+            if entry not in mine and self._is_near(other) and self._makes_room(other)
         }
 
     def _is_near(self, other: Member) -> bool:
-        overlaps = self.me.first <= other.last and other.first <= self.me.last
-        return overlaps or (self.me.owner != "" and other.owner == self.me.owner)
+        overlaps = any(one.overlaps(other) for one in self.me)
+        return overlaps or (self.owner != "" and other.owner == self.owner)
 
     def _makes_room(self, other: Member) -> bool:
         """Whether one that overlaps goes because we come; InUseError where we may not say so."""
-        if self.me.owner:
+        if self.owner:
             return True
         if not self._is_me(other):
             raise InUseError(
-                f"network {self.me} overlaps {other}, which table inet {self._table.name} "
+                f"network {self} overlaps {other}, which table inet {self._table.name} "
                 "serves: another name makes another table",
                 other.owner or None,
             )
@@ -151,7 +204,8 @@ class Register:
         doomed: Doomed = {}
         for entry, one in mine.items():
             self._doom(doomed, entry, one, others)
-        return self._emptying(self.me, others) + self._deletions(doomed)
+        steps = [step for one in self.me for step in self._emptying(one, others)]
+        return steps + self._deletions(doomed)
 
     def _end(self) -> list[Step]:
         name = self._table.name
@@ -161,10 +215,12 @@ class Register:
 
     def _doom(self, doomed: Doomed, entry: bytes, gone: Member, stay: Sequence[Member]) -> None:
         """Note what of the sets goes with a network; what others need as well stays."""
-        doomed.setdefault(NETWORKS, {})[entry] = None
-        pair = gone.wanted(0).get(SUBNETS)
-        if pair is not None and self._has(SUBNETS, pair[0]):
-            doomed.setdefault(SUBNETS, {})[pair[0]] = None
+        doomed.setdefault(NETWORKS[gone.family], {})[entry] = None
+        if gone.bridge is not None and gone.last:
+            sets = [SUBNETS[gone.family], *([] if gone.family is V4 else [LOOPBACK6])]
+            for name in sets:
+                if self._has(name, gone.subnet):
+                    doomed.setdefault(name, {})[gone.subnet] = None
         if gone.bridge is not None and all(other.bridge != gone.bridge for other in stay):
             named = members.commented(self._dump(BRIDGES), gone.bridge)
             doomed.setdefault(BRIDGES, {}).update(dict.fromkeys(named))
@@ -179,14 +235,18 @@ class Register:
 
     def _is_me(self, other: Member) -> bool:
         """Whether it is a predecessor's: of our name, or of our subnet where its bridge is gone."""
-        if self.me.owner or other.owner:
-            return other.owner == self.me.owner
-        if (other.first, other.last) != (self.me.first, self.me.last):
+        if self.owner or other.owner:
+            return other.owner == self.owner
+        where = other.family, other.first, other.last
+        if all((one.family, one.first, one.last) != where for one in self.me):
             return False
-        return other.bridge in (None, self.me.bridge) or _index(other.bridge) is None
+        return other.bridge in (None, self.me[0].bridge) or _index(other.bridge) is None
 
     def _members(self) -> dict[bytes, Member]:
-        return members.registered(self._dump(NETWORKS))
+        found: dict[bytes, Member] = {}
+        for family in FAMILIES:
+            found |= members.registered(self._dump(NETWORKS[family]), family)
+        return found
 
     def _dump(self, name: str) -> list[bytes]:
         try:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 from netalloc.errors import InUseError
+from netalloc.family import Family
 from netalloc.model import PortMapping
 from netalloc.portmap.desired import describe
-from netalloc.portmap.nftables import batch, elements
-from netalloc.portmap.nftables.elements import MapType
+from netalloc.portmap.nftables import batch, elements, maps
+from netalloc.portmap.nftables.maps import MapType
 from netalloc.portmap.nftables.ownership import Ownership
 from netalloc.portmap.nftables.table import overlap
 
@@ -26,7 +27,7 @@ def repair(
     wanted: elements.Held,
     found: dict[str, dict[bytes, bytes]],
     own: Ownership,
-    displaces: Callable[[int], bool],
+    displaces: Callable[[Family, int], bool],
 ) -> Repair:
     """The repair of what `found` has; `own` says which of it is ours.
 
@@ -37,8 +38,11 @@ def repair(
     extra: dict[str, set[bytes]] = {}
     removed: list[PortMapping] = []
     foreign: list[str] = []
+    for name, held in wanted.items():
+        if name not in found:
+            own.check(held.values())  # refused: it is not of our families
     for name, present in found.items():
-        map_ = elements.MAP_TYPES[name]
+        map_ = maps.MAP_TYPES[name]
         held = wanted.get(name, {})
         wrong = _wrongly_marked(held, present)
         if held.keys() == present.keys() and not wrong:
@@ -48,7 +52,7 @@ def repair(
         strange = present.keys() - held.keys()
         surplus = own.of(strange, map_) | wrong
         for entry in _in_the_way(missing, strange - surplus, map_):
-            if not displaces(int.from_bytes(entry[map_.address], "big")):
+            if not displaces(map_.family, int.from_bytes(entry[map_.address], "big")):
                 _refuse(entry, present[entry], map_)
             surplus.add(entry)
         add[name], extra[name] = missing, surplus

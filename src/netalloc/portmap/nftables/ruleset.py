@@ -1,15 +1,18 @@
 """The fixed part of the nftables backend: its text, and what of it the kernel has."""
 
+import errno
 import re
 from typing import Final
 
 from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.family import UNIQUE_LOCAL
 from netalloc.host.loopback_guard import MARK
 from netalloc.host.netlink import NetlinkError, NetlinkSocket
 from netalloc.host.netlink_messages import attributes, text
 from netalloc.portmap.nftables.batch import SUBSYSTEM, Step
-from netalloc.portmap.nftables.elements import INET, MAP_TYPES
-from netalloc.portmap.nftables.members import DECLARATIONS
+from netalloc.portmap.nftables.elements import INET
+from netalloc.portmap.nftables.maps import MAP_TYPES
+from netalloc.portmap.nftables.members import DECLARATIONS, LOOPBACK6
 
 GET_TABLE, GET_CHAIN, GET_RULE, GET_SET = (SUBSYSTEM | kind for kind in (1, 4, 7, 10))
 _DELETE_TABLE: Final = SUBSYSTEM | 2
@@ -31,6 +34,7 @@ _BASE_CHAINS: Final = {
     "prerouting": "type nat hook prerouting priority -105; policy accept;",
     "output": "type nat hook output priority -105; policy accept;",
     "postrouting": "type nat hook postrouting priority srcnat; policy accept;",
+    "refused": "type filter hook output priority filter; policy accept;",
     "guard": "type filter hook prerouting priority raw; policy accept;",
     "answers": "type filter hook prerouting priority mangle; policy accept;",
 }
@@ -38,7 +42,7 @@ _BASE_CHAINS: Final = {
 # What of each answer is the fixed part; the rest is handles, counters and use counts.
 # Table: flags. Chain: hook, policy, type, flags. Set: flags, key and data types, lengths.
 _TABLE_PARTS, _CHAIN_PARTS, _SET_PARTS = (2,), (4, 5, 7, 10), (3, 4, 5, 6, 7)
-_NAME, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 4
+_NAME, _SET_NAME, _RULE_CHAIN, _RULE_EXPRESSIONS = 1, 2, 2, 4
 
 
 def check_table(name: str) -> str:
@@ -64,18 +68,36 @@ RULES: Final = {
         "dnat ip to ip daddr . meta l4proto . th dport map @block_ip",
         "meta nfproto ipv4 dnat ip to meta l4proto . th dport map @dnat_any",
         "meta nfproto ipv4 dnat ip to meta l4proto . th dport map @block_any",
+        "dnat ip6 to ip6 daddr . meta l4proto . th dport map @dnat_ip6",
+        "dnat ip6 to ip6 daddr . meta l4proto . th dport map @block_ip6",
+        "meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @dnat_any6",
+        "meta nfproto ipv6 dnat ip6 to meta l4proto . th dport map @block_any6",
     ],
     "prerouting": ["jump portmap"],
     "output": ["jump portmap"],
     "postrouting": [
         "ip saddr 127.0.0.0/8 oif @bridges ct status dnat masquerade",
         "meta nfproto . ip saddr @subnets jump leaving",
+        "ip6 saddr ::1 oif @bridges ct status dnat masquerade",
+        "meta nfproto . ip6 saddr @subnets6 jump leaving6",
     ],
     "leaving": [
         # To the outside and to other networks; on its own bridge what comes back through a
         # host port.
         "oifname . ip saddr != @networks masquerade",
         "meta nfproto ipv4 ct status dnat masquerade",
+    ],
+    "leaving6": [
+        # The same for unique local addresses alone (RFC 4193): others are routed.
+        f"ip6 saddr {UNIQUE_LOCAL} oifname . ip6 saddr != @networks6 masquerade",
+        "meta nfproto ipv6 ct status dnat masquerade",
+    ],
+    # Without the route that netalloc.host.loopback_route makes, answers to ::1 are lost: what is
+    # refused at once is not waited for, and whoever asks for "localhost" goes on to 127.0.0.1.
+    "refused": [
+        f"ip6 saddr ::1 ct status dnat ip6 daddr != ::1 meta nfproto . ip6 daddr != @{LOOPBACK6} "
+        f"{verdict}"
+        for verdict in ("meta l4proto tcp reject with tcp reset", "reject")
     ],
     # route_localnet on the bridge lets the host reach its containers from 127.0.0.1; the guard
     # keeps the containers away from what listens there, also by UDP that says it comes from
@@ -124,9 +146,7 @@ def snapshot(netlink: NetlinkSocket, name: str) -> Snapshot:
     _one(netlink, found, "table", GET_TABLE, table, _TABLE_PARTS)
     if not found:
         return found
-    for kind, names in (("map", MAP_TYPES), ("set", DECLARATIONS)):
-        for set_ in names:
-            _one(netlink, found, f"{kind} {set_}", GET_SET, table + text(2, set_), _SET_PARTS)
+    found |= _sets(netlink, name)
     for chain in RULES:
         _one(netlink, found, f"chain {chain}", GET_CHAIN, table + text(3, chain), _CHAIN_PARTS)
     held: dict[str, list[bytes]] = {chain: [] for chain in RULES if f"chain {chain}" in found}
@@ -136,6 +156,24 @@ def snapshot(netlink: NetlinkSocket, name: str) -> Snapshot:
         if parts.get(_NAME, b"").rstrip(b"\0").decode() == name and chain in held:
             held[chain].append(parts.get(_RULE_EXPRESSIONS, b""))
     found.update((f"rules {chain}", tuple(expressions)) for chain, expressions in held.items())
+    return found
+
+
+def _sets(netlink: NetlinkSocket, name: str) -> Snapshot:
+    """Our maps and sets, listed at once: a fifth of the time of a question for each."""
+    found: Snapshot = {}
+    try:
+        bodies, _ = netlink.dump(GET_SET, INET + text(_NAME, name))
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return found
+    for body in bodies:
+        parts = attributes(body, 4)
+        set_ = parts.get(_SET_NAME, b"").rstrip(b"\0").decode()
+        kind = "map" if set_ in MAP_TYPES else "set" if set_ in DECLARATIONS else None
+        if kind is not None and parts.get(_NAME, b"").rstrip(b"\0").decode() == name:
+            found[f"{kind} {set_}"] = tuple(parts.get(part, b"") for part in _SET_PARTS)
     return found
 
 
@@ -167,7 +205,7 @@ def _one(
     try:
         answers = netlink.call(kind, body)
     except NetlinkError as error:
-        if error.errno != 2:  # ENOENT: it is missing, which is an answer
+        if error.errno != errno.ENOENT:  # it is missing, which is an answer
             raise
         return
     parts = attributes(answers[0], 4)

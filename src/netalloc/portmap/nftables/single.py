@@ -13,7 +13,7 @@ from typing import Final
 
 from netalloc.host.netlink_messages import ACK, CREATE, EXCLUSIVE, message
 from netalloc.model import PortMapping
-from netalloc.portmap.nftables import elements
+from netalloc.portmap.nftables import elements, maps
 from netalloc.portmap.nftables.batch import (
     BEGINNING,
     DELETE_ELEMENT,
@@ -21,29 +21,36 @@ from netalloc.portmap.nftables.batch import (
     GET_ELEMENT,
     NEW_ELEMENT,
 )
-from netalloc.portmap.nftables.elements import DNAT_ANY, DNAT_IP, MapType
+from netalloc.portmap.nftables.maps import (
+    DNAT_ANY,
+    DNAT_ANY6,
+    MAP_TYPES,
+    MapType,
+    single_type_of,
+)
 
 Entry = tuple[MapType, bytes]  # an element without its owner, and the map that it belongs in
 
-_MAPS: Final = (DNAT_ANY, DNAT_IP)
+_MAPS: Final = [map_ for map_ in MAP_TYPES.values() if not map_.block]
 
 
 def entry(mapping: PortMapping) -> Entry:
     """The entry of a mapping that is no block."""
-    map_ = DNAT_ANY if mapping.host_ip is None else DNAT_IP
+    map_ = single_type_of(mapping)
     return map_, map_.key_header + mapping.packed(map_.data_header)
 
 
 def adding(table: str) -> Callable[[int, PortMapping], bytes]:
     """Packs the transaction that adds a mapping with its owner; a key that is present ends it."""
-    data, rest = DNAT_ANY.data_header, DNAT_ANY.pack.size - len(DNAT_ANY.key_header)
-    before, between = _addition(table, DNAT_ANY.name, 0)
-    usual = struct.Struct(f"={len(before)}sI{len(between)}s{rest}s{len(ENDING)}s").pack
+    usual, data, before, between = _usual_addition(table, DNAT_ANY)
+    usual6, data6, before6, between6 = _usual_addition(table, DNAT_ANY6)
 
     def pack(number: int, mapping: PortMapping) -> bytes:
         if mapping.owner is None and mapping.host_ip is None:
-            return usual(before, number, between, mapping.packed(data), ENDING)
-        map_ = DNAT_ANY if mapping.host_ip is None else DNAT_IP
+            if mapping.version == 4:
+                return usual(before, number, between, mapping.packed(data), ENDING)
+            return usual6(before6, number, between6, mapping.packed(data6), ENDING)
+        map_ = single_type_of(mapping)
         comment = elements.userdata(mapping.owner)
         start, middle = _addition(table, map_.name, len(comment))
         entry = mapping.packed(map_.data_header)
@@ -87,10 +94,18 @@ def removing(table: str) -> Callable[[int, Entry], bytes]:
     return pack
 
 
+def _usual_addition(table: str, map_: MapType) -> tuple[Callable[..., bytes], bytes, bytes, bytes]:
+    """What packs an addition without an owner, and the three parts that are always the same."""
+    rest = map_.pack.size - len(map_.key_header)
+    before, between = _addition(table, map_.name, 0)
+    pack = struct.Struct(f"={len(before)}sI{len(between)}s{rest}s{len(ENDING)}s").pack
+    return pack, map_.data_header, before, between
+
+
 @lru_cache
 def _addition(table: str, name: str, comment: int) -> tuple[bytes, bytes]:
     """What of such a transaction is before the number, and from there to the key itself."""
-    map_ = elements.MAP_TYPES[name]
+    map_ = maps.MAP_TYPES[name]
     varies = map_.pack.size - len(map_.key_header) + comment
     element = elements.headed(map_.key_header + bytes(varies))
     flags = CREATE | EXCLUSIVE | ACK

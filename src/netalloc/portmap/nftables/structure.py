@@ -8,7 +8,7 @@ from typing import Final
 from netalloc.errors import CommandError
 from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkError
-from netalloc.portmap.nftables import batch, elements, fingerprint, members, ruleset
+from netalloc.portmap.nftables import batch, fingerprint, maps, members, ruleset
 from netalloc.portmap.nftables.ruleset import RULES, Snapshot
 from netalloc.portmap.nftables.table import NftTable
 
@@ -70,7 +70,7 @@ class Structure:
     def _replace(self, error: CommandError) -> None:
         """Make the table anew where it resists, with the elements of all its networks."""
         name, netlink = self._table.name, self._table.netlink
-        names = (*members.DECLARATIONS, *elements.MAP_TYPES)
+        names = (*members.DECLARATIONS, *maps.MAP_TYPES)
         kept = [step for set_ in names for step in members.copies(netlink, name, set_)]
         run(["nft", "-f", "-"], ruleset.script(name, replace=True))
         logger.warning("table inet %s was replaced, for it resisted: %s", name, error)

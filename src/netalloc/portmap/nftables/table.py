@@ -4,10 +4,11 @@ import errno
 from collections.abc import Sequence
 
 from netalloc.errors import CommandError
+from netalloc.family import FAMILIES, Family
 from netalloc.host.lazy_socket import LazySocket
 from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from netalloc.model import PortMapping
-from netalloc.portmap.nftables import batch, elements
+from netalloc.portmap.nftables import batch, elements, maps
 
 _ASK_ROOM = 64  # keys to a question: its answers have to fit into the receive buffer
 _LIST_FROM = 1024  # keys from which listing the whole map is cheaper than asking for each
@@ -32,11 +33,15 @@ class NftTable:
         """Close the socket; the next call opens another one."""
         self.socket.close()
 
-    def list(self) -> dict[str, dict[bytes, bytes]]:
-        """The entries of every map, each with what is behind it."""
-        return {name: self.list_map(map_) for name, map_ in elements.MAP_TYPES.items()}
+    def list(self, families: Sequence[Family] = FAMILIES) -> dict[str, dict[bytes, bytes]]:
+        """The entries of every map of these families, each with what is behind it."""
+        return {
+            name: self.list_map(map_)
+            for name, map_ in maps.MAP_TYPES.items()
+            if map_.family in families
+        }
 
-    def list_map(self, map_: elements.MapType) -> dict[bytes, bytes]:
+    def list_map(self, map_: maps.MapType) -> dict[bytes, bytes]:
         """All entries of a map; none when the map is missing.
 
         Two things spoil a listing. While the kernel still rehashes a map that has grown,
@@ -61,7 +66,7 @@ class NftTable:
             f"map {map_.name} of table {self.name} changed in each of {_LISTINGS} listings"
         )
 
-    def look_up(self, map_: elements.MapType, entries: Sequence[bytes]) -> dict[bytes, bytes]:
+    def look_up(self, map_: maps.MapType, entries: Sequence[bytes]) -> dict[bytes, bytes]:
         """What the kernel has under the keys of these entries, about 10 µs each."""
         if len(entries) >= _LIST_FROM:
             return self.list_map(map_)
@@ -84,7 +89,7 @@ class NftTable:
         return found
 
     def at_ports(
-        self, block: PortMapping, ports: Sequence[int], map_: elements.MapType
+        self, block: PortMapping, ports: Sequence[int], map_: maps.MapType
     ) -> dict[bytes, bytes]:
         """What of a map these ports of a block are in; 1 µs for each."""
         asked = elements.encode_ports(block, ports, map_)
@@ -99,7 +104,7 @@ class NftTable:
 
     def holder(self, mapping: PortMapping) -> PortMapping | None:
         """What is mapped where `mapping` would be."""
-        map_ = elements.map_type_of(mapping)
+        map_ = maps.map_type_of(mapping)
         if map_.block:
             near = self.list_map(map_)
         else:
