@@ -1,25 +1,6 @@
-"""Which host ports are held, on which of the host's addresses, and which one is next.
+"""Which host port is the next one, of those that nothing holds: see held_ports.py.
 
-A port is held on every address of the host (None), on every one of a family (0.0.0.0, ::), or
-on one. As with sockets, None conflicts with everything of the same protocol and number, and
-0.0.0.0 and :: with every address of their own family; two different addresses do not conflict.
-Per protocol there are these kinds of bitmaps, in which the ordinal of a port is its number,
-whatever the range that it was taken from (in `more` and `more6` its first digit):
-
-    every     ports held on None
-    used      ports held on anything: what None must keep clear of
-    on/<ip>   ports held on that address, or on 0.0.0.0 or ::; one that is taken on an address must
-              keep clear of `every` and of its family's wildcard too
-    more      for each port the number of addresses that hold it, less one, in 32 binary digits:
-              so releasing one of a thousand looks at a word, not at a thousand bitmaps
-
-and, as long as anything is held on IPv6 addresses, so that IPv4 alone is spared them:
-
-    used6     ports held on addresses of IPv6 or on ::
-    more6     the number of these, as `more` has it of all
-    only6     ports of used6 that are held on nothing of IPv4: 0.0.0.0 can have these
-
-so that a pick is a search in one bitmap or in three, however many ports are held.
+A pick is a search in one bitmap or in up to three, however many ports are held.
 """
 
 from __future__ import annotations
@@ -29,19 +10,12 @@ from collections.abc import Callable
 
 from netalloc.address_values import IP, as_host_place
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
+from netalloc.held_ports import HeldPorts, words
 from netalloc.locks import locked
 from netalloc.port_bitmaps import (
-    ANY_V4,
-    ANY_V6,
-    DIGITS,
-    NAMED,
-    SIZE,
     Bitmaps,
     Held,
-    InUseOfIPv4,
     MemoryBitmaps,
-    Ordinals,
-    addresses_with,
     bitmap_of,
     next_free,
 )
@@ -49,7 +23,7 @@ from netalloc.values import PORTS, as_int, as_port, as_protocol, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 _REFUSALS = 8  # of the probe, from which a look at all that it refuses is cheaper: 2 µs each
 Probe = Callable[[int, str, IP | None], bool]
@@ -91,6 +65,7 @@ class PortAllocator:
         self.ports = as_ports(ports)
         self.probe = probe
         self._bitmaps: Bitmaps = MemoryBitmaps() if bitmaps is None else bitmaps
+        self._held = HeldPorts(self._bitmaps)
         self._lock = RLock()
 
     def acquire(self, protocol: str = "tcp", host_ip: IP | str | None = None) -> int:
@@ -109,8 +84,8 @@ class PortAllocator:
         protocol, ip = as_protocol(protocol), as_host_place(host_ip)
         if n != 1 or type(n) is not int:
             n = as_int(n, "number of ports", 0, 65535)
-        used = self._bitmap(protocol, "used")
-        pools: list[Held] = [used] if ip is None else self._pools(protocol, ip)
+        used = self._held.bitmap(protocol, "used")
+        pools: list[Held] = [used] if ip is None else self._held.pools(protocol, ip)
         picked: list[int] = []
         asked = _Asked(self.probe, protocol, ip)
         first = self._first(pools, used.cursor) if n == 1 else None
@@ -119,9 +94,9 @@ class PortAllocator:
         else:
             self._pick(picked, n, pools, used.cursor, asked)
         if len(picked) < n:
-            foreign = asked.foreign(self.ports, self._pools(protocol, ip))
+            foreign = asked.foreign(self.ports, self._held.pools(protocol, ip))
             raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
-        self._hold(picked, protocol, ip, used)
+        self._held.take(picked, protocol, ip, used)
         if picked:
             used.cursor = self._after(picked[-1])
         return picked
@@ -143,8 +118,8 @@ class PortAllocator:
         """
         protocol, ip = as_protocol(protocol), as_host_place(host_ip)
         n = as_int(n, "block of", 1, len(self.ports))
-        pools = self._pools(protocol, ip)
-        used = self._bitmap(protocol, "used")
+        pools = self._held.pools(protocol, ip)
+        used = self._held.bitmap(protocol, "used")
         asked = _Asked(self.probe, protocol, ip)
         first = self.ports.index(self._clamp(used.cursor))
         index = self._gap(pools, first, n, asked)
@@ -153,7 +128,7 @@ class PortAllocator:
         if index is None:
             raise self._exhausted(f"{n} adjacent ", protocol, ip)
         block = self.ports[index : index + n]
-        self._hold(block, protocol, ip)
+        self._held.take(block, protocol, ip)
         used.cursor = self._after(block[-1])
         return block
 
@@ -165,10 +140,10 @@ class PortAllocator:
         address, or every one of a family, is asked for, on any of these.
         """
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_place(host_ip)
-        if self._is_taken(port, protocol, ip):
-            where = self._where(port, protocol, ip)
+        if self._held.is_taken(port, protocol, ip):
+            where = self._held.where(port, protocol, ip)
             raise InUseError(f"port {port}/{protocol} is held on {where}")
-        self._hold((port,), protocol, ip)
+        self._held.take((port,), protocol, ip)
 
     @locked
     def release(self, port: int, protocol: str = "tcp", host_ip: IP | str | None = None) -> None:
@@ -178,22 +153,11 @@ class PortAllocator:
         every address is not released by naming one.
         """
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_place(host_ip)
-        held = self._bitmap(protocol, "every") if ip is None else self._on(protocol, ip)
-        if held is None or port not in held:
-            raise NotAllocatedError(f"port {port}/{protocol} is not held on {_words(ip)}")
-        used = self._bitmap(protocol, "used")
-        full = port in self.ports and self._is_full(self._pools(protocol, ip), used.cursor)
-        held.release(port)
-        if ip is not None and not len(held):
-            self._bitmaps.drop(f"ports/{protocol}/on/{ip}")
-        if ip is None or not self._one_less(port, protocol):
-            used.release(port)
-            if ip is not None and ip.version == 6:
-                self._release6(port, protocol)
-        elif ip.version == 6:
-            self._release6(port, protocol)
-        elif self._bitmaps.known(f"ports/{protocol}/used6"):
-            self._note_only6(port, protocol)
+        if not self._held.has(port, protocol, ip):
+            raise NotAllocatedError(f"port {port}/{protocol} is not held on {words(ip)}")
+        used = self._held.bitmap(protocol, "used")
+        full = port in self.ports and self._is_full(self._held.pools(protocol, ip), used.cursor)
+        self._held.give_back(port, protocol, ip)
         if full:
             used.cursor = port
 
@@ -201,35 +165,7 @@ class PortAllocator:
     def held(self, port: int, protocol: str = "tcp", host_ip: IP | str | None = None) -> bool:
         """Whether asking for that port would be refused."""
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_place(host_ip)
-        return self._is_taken(port, protocol, ip)
-
-    def _is_taken(self, port: int, protocol: str, ip: IP | None) -> bool:
-        """Whether the port is held so that it cannot be had."""
-        if port not in self._bitmap(protocol, "used"):
-            return False
-        if ip is None or port in self._bitmap(protocol, "every"):
-            return True
-        return any(port in pool for pool in self._of_family(protocol, ip))
-
-    def _where(self, port: int, protocol: str, ip: IP | None) -> str:
-        """Where a port that cannot be had is held, in words."""
-        if port in self._bitmap(protocol, "every"):
-            return "every address"
-        if ip is not None and int(ip):
-            wildcard = ANY_V4 if ip.version == 4 else ANY_V6
-            everywhere = self._known(protocol, f"on/{wildcard}")
-            held_there = everywhere is not None and port in everywhere
-            return _FAMILY_WORDS[wildcard] if held_there else str(ip)
-        on: list[str] = []
-        if addresses_with(self._bitmaps, port, protocol) <= NAMED:
-            held = self._bitmaps.holders(port, protocol)
-            on += [one for one in held if ip is None or (":" in one) == (ip.version == 6)]
-        if on == [str(ip)]:
-            return _words(ip)
-        where = "single addresses of the host"
-        if 0 < len(on) <= NAMED:
-            where = ", ".join([_FAMILY_WORDS.get(one, one) for one in on])
-        return f"{where}, so {_words(ip)} cannot be had"
+        return self._held.is_taken(port, protocol, ip)
 
     def _first(self, pools: list[Held], cursor: int) -> int | None:
         """The first of the free ports, where one look can tell; else None."""
@@ -291,114 +227,6 @@ class PortAllocator:
             index = ports.index(held) + 1
         return None
 
-    def _hold(
-        self,
-        ports: Iterable[int],
-        protocol: str,
-        ip: IP | None,
-        used: Ordinals | None = None,
-    ) -> None:
-        if used is None:
-            used = self._bitmap(protocol, "used")
-        held = self._bitmap(protocol, "every" if ip is None else f"on/{ip}")
-        if ip is None:
-            for port in ports:
-                held.reserve(port)
-                used.reserve(port)
-            return
-        only6 = self._known(protocol, "only6")
-        for port in ports:
-            held.reserve(port)
-            shared = port in used
-            if shared:
-                self._one_more(port, protocol)
-            else:
-                used.reserve(port)
-            if ip.version == 6:
-                self._hold6(port, protocol, shared)
-            elif only6 is not None and port in only6:
-                only6.release(port)
-
-    def _hold6(self, port: int, protocol: str, shared: bool) -> None:
-        """Note that a port is held on one more address of IPv6; `shared`: and on others."""
-        used6 = self._bitmap(protocol, "used6")
-        if port in used6:
-            self._one_more(port, protocol, "more6")
-            return
-        used6.reserve(port)
-        if not shared:
-            self._bitmap(protocol, "only6").reserve(port)
-
-    def _release6(self, port: int, protocol: str) -> None:
-        """Note that a port is held on one address of IPv6 less."""
-        if self._one_less(port, protocol, "more6"):
-            return
-        used6 = self._bitmap(protocol, "used6")
-        used6.release(port)
-        only6 = self._known(protocol, "only6")
-        if only6 is not None and port in only6:
-            only6.release(port)
-        if not len(used6):
-            for kind in ("used6", "more6", "only6"):
-                if self._bitmaps.known(f"ports/{protocol}/{kind}"):
-                    self._bitmaps.drop(f"ports/{protocol}/{kind}")
-
-    def _note_only6(self, port: int, protocol: str) -> None:
-        """Note it where what still holds a port is all of IPv6."""
-        if port not in self._bitmap(protocol, "used6"):
-            return
-        of_ipv6 = addresses_with(self._bitmaps, port, protocol, "more6")
-        if addresses_with(self._bitmaps, port, protocol) == of_ipv6:
-            self._bitmap(protocol, "only6").reserve(port)
-
-    def _one_more(self, port: int, protocol: str, of: str = "more") -> None:
-        """Count one more of the addresses that hold a port: a binary counter, carry and all."""
-        more = self._more(protocol, of)
-        digit = port * DIGITS
-        while digit in more:
-            more.release(digit)
-            digit += 1
-        more.reserve(digit)
-
-    def _one_less(self, port: int, protocol: str, of: str = "more") -> bool:
-        """Count one less; False where that was the only one."""
-        if not self._bitmaps.known(f"ports/{protocol}/{of}"):
-            return False
-        more = self._more(protocol, of)
-        digit = first = port * DIGITS
-        found = more.next_set(first)
-        if found is None or found >= first + DIGITS:
-            return False
-        more.release(found)
-        while digit < found:  # a borrow
-            more.reserve(digit)
-            digit += 1
-        return True
-
-    def _more(self, protocol: str, of: str) -> Ordinals:
-        return self._bitmaps.bitmap(f"ports/{protocol}/{of}", SIZE * DIGITS)
-
-    def _pools(self, protocol: str, ip: IP | None) -> list[Held]:
-        """What a port must be clear of to be taken there."""
-        if ip is None:
-            return [self._bitmap(protocol, "used")]
-        of_family = self._of_family(protocol, ip)
-        if ip.version == 4 and not int(ip):
-            return of_family  # `every` is among them
-        return [self._bitmap(protocol, "every"), *of_family]
-
-    def _of_family(self, protocol: str, ip: IP) -> list[Held]:
-        """What besides `every` a port on an address, or on every one of a family, is clear of."""
-        if int(ip):
-            wildcard = ANY_V4 if ip.version == 4 else ANY_V6
-            known = self._on(protocol, ip), self._known(protocol, f"on/{wildcard}")
-            return [one for one in known if one is not None]
-        if ip.version == 6:
-            used6 = self._known(protocol, "used6")
-            return [] if used6 is None else [used6]
-        used, only6 = self._bitmap(protocol, "used"), self._known(protocol, "only6")
-        return [used] if only6 is None else [InUseOfIPv4(used, only6)]
-
     def _clamp(self, cursor: int) -> int:
         # The cursor of another range, or from before the range was changed, may lie anywhere.
         return cursor if cursor in self.ports else self.ports[0]
@@ -414,18 +242,6 @@ class PortAllocator:
         # Once round from the cursor, where as a rule the first look finds a free one.
         return next(self._free(pools, cursor), None) is None
 
-    def _bitmap(self, protocol: str, kind: str) -> Ordinals:
-        return self._bitmaps.bitmap(f"ports/{protocol}/{kind}", SIZE)
-
-    def _on(self, protocol: str, ip: IP) -> Ordinals | None:
-        """The ports held on one address; None where there are none: such a bitmap is dropped."""
-        return self._known(protocol, f"on/{ip}")
-
-    def _known(self, protocol: str, kind: str) -> Ordinals | None:
-        """The bitmap of that kind where there is one."""
-        name = f"ports/{protocol}/{kind}"
-        return self._bitmaps.bitmap(name, SIZE) if self._bitmaps.known(name) else None
-
     def _exhausted(
         self, what: str, protocol: str, ip: IP | None, foreign: int = 0
     ) -> ExhaustedError:
@@ -433,16 +249,8 @@ class PortAllocator:
         span = f"{ports[0]}-{ports[-1]}" + (f" step {ports.step}" if ports.step != 1 else "")
         others = f" ({foreign} more are in use by other programs or reserved)" if foreign else ""
         return ExhaustedError(
-            f"no {what}free {protocol} port on {_words(ip)} is left in {span}{others}"
+            f"no {what}free {protocol} port on {words(ip)} is left in {span}{others}"
         )
-
-
-_FAMILY_WORDS = {ANY_V4: "every address of IPv4", ANY_V6: "every address of IPv6"}
-
-
-def _words(ip: IP | None) -> str:
-    """What a port is asked for on."""
-    return "every address" if ip is None else _FAMILY_WORDS.get(str(ip), str(ip))
 
 
 class _Asked:

@@ -20,6 +20,7 @@ from netalloc.ipam.networks import (
     replace,
     subnet_of,
 )
+from netalloc.ipam.subnets import Subnets
 from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_store import HostStore, open_store, private_store, shared_store
@@ -138,12 +139,14 @@ def _publications(network: Network, probe: Probe | None) -> Callable[[], Publica
 def _made_publications(network: Network, probe: Probe | None) -> Publications:
     from netalloc.ipam.publications import Publications
 
-    subnet, ports, check = subnet_of(network), ports_of(network), None
+    subnets, ports, check = Subnets((subnet_of(network),)), ports_of(network), None
     if network.backend in REAL:
-        from netalloc.manager.host_checks import host_check, host_probe
+        from netalloc.manager.host_checks import HostCheck, host_probe
 
-        probe, check = host_probe(ports) if probe is None else probe, host_check
-    return Publications(network.number, subnet, ports, probe, check)
+        versions = tuple([subnet.version for subnet in subnets.each])
+        probe = host_probe(ports, versions) if probe is None else probe
+        check = HostCheck(versions)
+    return Publications(network.number, subnets, ports, probe, check)
 
 
 def _host_store(stated: Statement, store: object) -> HostStore:
@@ -267,8 +270,9 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
         try:
             mappings.setup()
             _remove_others(network)
-            number, subnet = network.number, subnet_of(network)
-            mappings.reconcile(Publications(number, subnet, ports_of(network)).desired(tx))
+            subnets = Subnets((subnet_of(network),))
+            of = Publications(network.number, subnets, ports_of(network))
+            mappings.reconcile(of.desired(tx))
             tx.commit()
         except BaseException:
             if not tx.committed:

@@ -26,6 +26,7 @@ from netalloc.ipam.networks import (
 )
 from netalloc.ipam.publications import Publications, holding
 from netalloc.ipam.reboot import AfterReboot
+from netalloc.ipam.subnets import Subnets
 from netalloc.model import PortMapping
 from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Cooldown, Lease, Network, Reservation
@@ -195,7 +196,8 @@ def _place(tx: Transaction, ip: IP) -> tuple[Network | None, int]:
 
 def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
     subnet = subnet_of(network)
-    publications = Publications(network.number, subnet, ports_of(network))
+    publications = Publications(network.number, Subnets((subnet,)), ports_of(network))
+    rows = publications.of(tx, lease)
     return Held(
         network.name,
         subnet.address(lease.ordinal),
@@ -204,7 +206,7 @@ def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
         lease.generation,
         datetime.fromtimestamp(lease.since_ns / SECOND, timezone.utc),
         labels_of(tx, lease),
-        tuple(publications.mapping(row, lease.owner) for row in publications.of(tx, lease)),
+        tuple([one for row in rows for one in publications.mappings(row, lease.owner)]),
     )
 
 
