@@ -1,5 +1,6 @@
 """What is published of networks with IPv4, IPv6 and both: rows, mappings, ports, words."""
 
+import os
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 import pytest
@@ -250,3 +251,37 @@ def test_bitmaps_of_both_families_are_checked_and_mended(store, way):
         both.unpublish(9000, place)
     both.publish(PortRequest(80, host_port=9000, host_ip="::"))
     assert port_complaints(store) == []
+
+
+def test_another_process_reads_what_one_has_published(tmp_path):
+    path = tmp_path / "host.db"
+    places = (None, "::", "0.0.0.0", "2001:db8::1", "192.0.2.1")
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            with SqliteStore(path) as store:
+                Network(store, 0).publish(
+                    *[PortRequest(80 + i, host_ip=place) for i, place in enumerate(places)]
+                )
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with SqliteStore(path) as store:
+        (lease,) = store.view(lambda tx: tx.table(Lease).all())
+        subnets = Subnets(map(Subnet, NETWORKS[0]))
+        publications = Publications(lease.network, subnets, range(8000, 8100))
+        rows = store.view(lambda tx: publications.of(tx, lease))
+        assert {row.host_ip for row in rows} == {
+            0, "::", "0.0.0.0", "2001:db8::1", int(IPv4Address("192.0.2.1"))
+        }  # fmt: skip
+        assert port_complaints(store) == []
+
+        def end(tx):
+            gone = publications.unpublish(Change(tx), rows)
+            assert len(gone) == 6
+            assert not any("6" in name for name in tx.names("ports/"))
+            tx.commit()
+
+        store.run("end", end)

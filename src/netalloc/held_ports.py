@@ -98,7 +98,6 @@ class HeldPorts:
                 held.reserve(port)
                 used.reserve(port)
             return
-        only6 = self._known(protocol, "only6")
         for port in ports:
             held.reserve(port)
             shared = port in used
@@ -108,24 +107,25 @@ class HeldPorts:
                 used.reserve(port)
             if ip.version == 6:
                 self._hold6(port, protocol, shared)
-            elif only6 is not None and port in only6:
-                only6.release(port)
+            elif shared:
+                only6 = self._known(protocol, "only6")
+                if only6 is not None and port in only6:
+                    only6.release(port)
 
-    def has(self, port: int, protocol: str, ip: IP | None) -> bool:
-        """Whether the port is held in that very way."""
-        held = self._known(protocol, "every" if ip is None else f"on/{ip}")
-        return held is not None and port in held
+    def on(self, protocol: str, ip: IP | None) -> Ordinals | None:
+        """The ports held in that very way; None where there are none."""
+        return self.bitmap(protocol, "every") if ip is None else self._known(protocol, f"on/{ip}")
 
-    def give_back(self, port: int, protocol: str, ip: IP | None) -> None:
-        """Hold a port no longer that is held in that very way."""
-        kind = "every" if ip is None else f"on/{ip}"
-        held, used = self.bitmap(protocol, kind), self.bitmap(protocol, "used")
+    def give_back(
+        self, port: int, protocol: str, ip: IP | None, held: Ordinals, used: Ordinals
+    ) -> None:
+        """Hold a port no longer that is in `held`, which is `on` of that; `used`: that bitmap."""
         held.release(port)
         if ip is None:
             used.release(port)
             return
         if not len(held):
-            self._bitmaps.drop(f"ports/{protocol}/{kind}")
+            self._bitmaps.drop(f"ports/{protocol}/on/{ip}")
         shared = self._one_less(port, protocol)
         if not shared:
             used.release(port)

@@ -153,11 +153,12 @@ class PortAllocator:
         every address is not released by naming one.
         """
         port, protocol, ip = as_port(port), as_protocol(protocol), as_host_place(host_ip)
-        if not self._held.has(port, protocol, ip):
+        held = self._held.on(protocol, ip)
+        if held is None or port not in held:
             raise NotAllocatedError(f"port {port}/{protocol} is not held on {words(ip)}")
         used = self._held.bitmap(protocol, "used")
         full = port in self.ports and self._is_full(self._held.pools(protocol, ip), used.cursor)
-        self._held.give_back(port, protocol, ip)
+        self._held.give_back(port, protocol, ip, held, used)
         if full:
             used.cursor = port
 

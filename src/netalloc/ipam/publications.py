@@ -122,7 +122,7 @@ class Publications:
                 (
                     lease.network,
                     lease.ordinal,
-                    entry_of(place),
+                    0 if place is None else entry_of(place),
                     request.protocol,
                     port,
                     request.count,
@@ -140,12 +140,15 @@ class Publications:
         self._bitmaps.enter(change.tx)
         rows = list(publications)
         change.tx.table(Publication).remove(rows)
-        gone = [mapping for row in rows for mapping in self.mappings(row)]
+        gone: list[PortMapping] = []
+        for row in rows:
+            gone += self.mappings(row)
         change.remove += gone
         for row in rows:
-            place = place_of(row.host_ip)
-            for port in range(row.host_port, row.host_port + row.port_count):
-                self.ports.release(port, row.protocol, place)
+            _, _, host_ip, protocol, first, count, _ = row
+            place = place_of(host_ip) if host_ip else None
+            for port in range(first, first + count):
+                self.ports.release(port, protocol, place)
         return gone
 
     def count(self, change: Change, lease: Lease, more: int) -> Lease | None:
@@ -165,14 +168,13 @@ class Publications:
         Where it is on every address of a family, the host address of its mapping is None.
         """
         _, ordinal, host_ip, protocol, host_port, count, container_port = row
-        place = place_of(host_ip) if host_ip else None
-        at = place if place is None or int(place) else None
+        at = place_of(host_ip) if host_ip else None
         if self._family:
-            ips: tuple[IP, ...] = (self._address(ordinal),)
-        else:
-            ips = self._subnets.addresses(ordinal)
-            if place is not None:
-                ips = (ips[place.version == 6],)
+            to = self._address(ordinal), container_port
+            return [PortMapping(host_port, to, protocol, at, count, owner)]
+        ips = self._subnets.addresses(ordinal)
+        if at is not None:
+            ips, at = (ips[at.version == 6],), at if int(at) else None
         return [
             PortMapping(host_port, (ip, container_port), protocol, at, count, owner) for ip in ips
         ]
