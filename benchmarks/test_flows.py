@@ -14,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from netalloc import NetworkManager, PortRequest
-from netalloc.host import conntrack
+from netalloc.host import conntrack, flow_messages
 from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkSocket
 from netalloc.host.netlink_messages import attribute, message
+from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
 
 sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from flows6 import enter, entry
 from lab import Lab, require_kernel
 from promised import check
 
@@ -63,7 +65,7 @@ def make_flows(count: int) -> None:
             client = socket.inet_aton("10.77.0.0")[:2] + (first + i & 0xFFFF).to_bytes(2, "big")
             port = 1024 + (first + i >> 16)
             body = (
-                conntrack._IPV4
+                flow_messages.IPV4
                 + way(1, client, server, port, 443)
                 + way(2, server, client, 443, port)
                 + attribute(_STATUS, _CONFIRMED_AND_ASSURED)
@@ -79,7 +81,11 @@ def make_flows(count: int) -> None:
 def way(kind: int, source: bytes, destination: bytes, source_port: int, port: int) -> bytes:
     """One direction of a flow."""
     ip = attribute(1, source) + attribute(2, destination)
-    proto = attribute(1, bytes((6,))) + conntrack._port(2, source_port) + conntrack._port(3, port)
+    proto = (
+        attribute(1, bytes((6,)))
+        + flow_messages.port_attribute(2, source_port)
+        + flow_messages.port_attribute(3, port)
+    )
     return attribute(kind | 0x8000, attribute(1 | 0x8000, ip) + attribute(2 | 0x8000, proto))
 
 
@@ -101,15 +107,25 @@ def manager_of(lab: Lab, store: Path) -> NetworkManager:
     )
 
 
+def make_flows_of_ipv6(count: int) -> None:
+    """The same over IPv6, through ports of this host to containers, each port its own."""
+    enter(
+        [
+            entry(f"2001:db8:c::{i:x}", 2000, ("2001:db8::1", 10_000 + i), (f"fd00:77::{i:x}", 80))
+            for i in range(count)
+        ]
+    )
+
+
 class Floor:
     """One deletion by filter, over a socket that is kept."""
 
     def __init__(self) -> None:
         self._netlink = NetlinkSocket(NETLINK_NETFILTER)
-        self._body = conntrack._answered(NOWHERE.packed)
+        self._body = flow_messages.answered(NOWHERE.packed)
 
     def __call__(self) -> None:
-        self._netlink.call(conntrack._DELETE, self._body)
+        self._netlink.call(flow_messages.DELETE, self._body)
 
     def close(self) -> None:
         self._netlink.close()
@@ -151,6 +167,27 @@ def test_a_change_looks_at_all_flows_once(crowded: Lab, tmp_path: Path) -> None:
                 return min(one for one, _ in pairs) / min(two for _, two in pairs)
 
             check(f"{name} : one deletion by filter, 50,000 flows", measure, 1.5)
+
+
+def test_over_ipv6_a_change_lists_what_was_sent_to_its_ports(lab: Lab) -> None:
+    """For the kernel cannot be had to delete by an address of IPv6."""
+    lab.run("nft", "add table inet t; add chain inet t c { type nat hook prerouting priority 0; }")
+    make_flows_of_ipv6(FLOWS)
+    with conntrack.Flows() as flows, ExitStack() as stack:
+        assert flows.count() >= FLOWS
+        floor = Floor()
+        stack.callback(floor.close)
+        gone = [PortMapping(1000 + i, ("fd00:77::1", 80), "udp") for i in range(20)]
+        cases = (("1 port", gone[:1], 6.0), ("4 ports", gone[:4], 20.0), ("20 ports", gone, 80.0))
+        for name, mappings, limit in cases:
+
+            def measure(mappings: list[PortMapping] = mappings) -> float:
+                step = lambda: flows.flush(mappings, added=False)  # noqa: E731
+                pairs = [(timed(step), timed(floor)) for _ in range(ROUNDS)]
+                return min(one for one, _ in pairs) / min(two for _, two in pairs)
+
+            check(f"{name} of IPv6 : one deletion by filter, 50,000 flows", measure, limit)
+        assert flows.count() >= FLOWS
 
 
 def releasing(lab: Lab, store: Path) -> int:
@@ -208,7 +245,7 @@ def test_where_there_are_no_flows_a_listing_is_not_made(lab: Lab) -> None:
             for _ in range(ROUNDS):
                 ours.append(timed(lambda: mapper.map(1000, (NOWHERE, 53), "udp")))
                 mapper.unmap(1000, "udp")
-                base.append(timed(lambda: listing.dump(conntrack._GET, conntrack._IPV4)))
+                base.append(timed(lambda: listing.dump(flow_messages.GET, flow_messages.IPV4)))
             return min(ours) / min(base)
 
         check("map udp : one listing, no flows", measure, 0.3)

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 import pytest
 
 from netalloc.errors import CommandError, InterfaceError
-from netalloc.host import conntrack, neighbours, netns
+from netalloc.host import conntrack, flow_messages, neighbours, netns
 from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 from netalloc.host.netlink_messages import attributes
 from netalloc.host.shown_flows import shown_flows
@@ -111,7 +111,7 @@ def way(request, monkeypatch):
         call = NetlinkSocket.call
 
         def refuse(self, kind, body, flags=0):
-            if kind == conntrack._DELETE and conntrack._FILTER in attributes(body, 4):
+            if kind == flow_messages.DELETE and flow_messages.FILTER in attributes(body, 4):
                 raise NetlinkError(errno.EINVAL)
             return call(self, kind, body, flags)
 
@@ -281,17 +281,19 @@ def test_the_quick_look_and_the_whole_one_agree(nft_lab, flow):
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP) as ping:
         ping.sendto(b"\x08\0\xf7\xff\0\0\0\0", (lab.outside.ip, 0))
     netlink = NetlinkSocket(NETLINK_NETFILTER)
-    flows = netlink.dump(conntrack._GET, conntrack._IPV4)[0]
+    flows = netlink.dump(flow_messages.GET, flow_messages.IPV4)[0]
     netlink.close()
     assert len(flows) >= 7  # the bridge's own multicast may be among them
-    whole = [found for body in flows if (found := conntrack._parse(body))]
+    whole = [found for body in flows if (found := flow_messages.parse(body))]
     assert len(whole) == 6  # a ping has no ports
     assert all(
-        body.startswith(conntrack._USUAL_HEAD, 4) for body in flows if conntrack._parse(body)
+        body.startswith(flow_messages.USUAL[2].head, 4)
+        for body in flows
+        if flow_messages.parse(body)
     )
     for number, port in ((17, 8080), (6, 80), (6, 8080), (1, 0)):
         wanted = [found for found in whole if (found.number, found.port) == (number, port)]
-        assert list(conntrack._among(flows, {(number, port)})) == wanted
+        assert list(flow_messages.among(flows, {(number, port)}, 2)) == wanted
 
 
 @pytest.fixture
@@ -310,9 +312,9 @@ def test_what_proc_shows_is_what_is_listed(nft_lab, flows, flow):
         for to in ((lab.address, 8080), (lab.address, 9000), (lab.second_address, 9000)):
             assert flow(lab.outside, to).silent()
         netlink = NetlinkSocket(NETLINK_NETFILTER)
-        bodies = netlink.dump(conntrack._GET, conntrack._IPV4)[0]
+        bodies = netlink.dump(flow_messages.GET, flow_messages.IPV4)[0]
         netlink.close()
-        listed = filter(None, map(conntrack._parse, bodies))
+        listed = filter(None, map(flow_messages.parse, bodies))
         wanted = {(one.number, one.ip, one.port, one.server[0]) for one in listed}
         assert {port for _, _, port, _ in wanted} == {80, 8080, 9000}
         assert {server for *_, server in wanted} >= {IPv4Address(c0.ip).packed}
@@ -351,7 +353,7 @@ def test_where_there_are_few_flows_it_makes_no_difference_how_many_addresses(
         for i in range(60):
             lab.run("ip", "address", "add", f"198.18.0.{i + 1}/32", "dev", "uplink")
         assert questions(8081) == few
-        assert questions(9000) == [*few, 26, conntrack._DELETE]  # is it our own; its flows
+        assert questions(9000) == [*few, 26, flow_messages.DELETE]  # is it our own; its flows
 
 
 def test_a_kernel_without_a_flow_table_is_no_error(flows, monkeypatch, caplog):

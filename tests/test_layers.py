@@ -18,7 +18,7 @@ ROWS = (
     {"values"},
     {"address_values"},
     {"family", "model", "port_bitmaps"},
-    {"host"},
+    {"host", "held_ports"},
     {"portmap", "store", "ports"},
     {"ipam"},
     {"fleet"},

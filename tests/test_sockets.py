@@ -4,22 +4,29 @@ import logging
 import os
 import resource
 import socket
+import subprocess
 from contextlib import ExitStack, closing
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
 
 from lab import Private
 from netalloc.errors import ExhaustedError, InUseError, NetallocError
+from netalloc.family import V6
 from netalloc.host import sockets
 from netalloc.host.links import Links
-from netalloc.host.local_addresses import is_host_address, local_addresses
+from netalloc.host.local_addresses import addresses, is_host_address, local_addresses
+from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket
 from netalloc.host.sockets import can_bind, hold, parse_ports, reserved_ports, warn_of_overlap
+from netalloc.manager.host_checks import HostCheck, HostProbe
+from netalloc.manager.host_ports import PortHolds
+from netalloc.model import PortMapping
 
 pytestmark = pytest.mark.root
 
 LOOPBACK, OTHER, FOREIGN = map(IPv4Address, ("127.0.0.1", "127.0.0.2", "192.0.2.77"))
+ANY6, LOOPBACK6, OTHER6, FOREIGN6 = map(IPv6Address, ("::", "::1", "fd00::2", "2001:db8::77"))
 
 
 @pytest.fixture(autouse=True)
@@ -228,3 +235,127 @@ def test_the_hosts_own_addresses():
     for ip in (FOREIGN, IPv4Address("10.9.0.2"), IPv4Address("10.9.0.255"), IPv4Address(2**32 - 1)):
         assert not is_host_address(ip)
     assert local_addresses() == {LOOPBACK, own, IPv4Address("10.9.0.7")}
+
+
+def add_ipv6(interface, address):
+    command = ("ip", "-6", "address", "add", address, "dev", interface, "nodad")
+    subprocess.run(command, check=True)
+
+
+@pytest.fixture
+def host6():
+    add_ipv6("lo", "fd00::2/128")
+
+
+def only_ipv6(protocol, ip, port):
+    kind = socket.SOCK_DGRAM if protocol == "udp" else socket.SOCK_STREAM
+    with ExitStack() as stack:
+        made = stack.enter_context(socket.socket(socket.AF_INET6, kind))
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        made.bind((ip, port))
+        if protocol == "tcp":
+            made.listen()
+        stack.pop_all()
+    return made
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+def test_over_ipv6_a_listener_is_in_the_way_of_what_it_covers(protocol, host6):
+    every = (ANY6, LOOPBACK6, OTHER6, FOREIGN6)
+    assert all(can_bind(8080, protocol, ip) for ip in every)
+    for one in (
+        lambda: only_ipv6(protocol, "::", 8080),
+        lambda: listener(protocol, "::", 8080, socket.AF_INET6),
+    ):
+        with one():
+            assert not any(can_bind(8080, protocol, ip) for ip in every)
+            assert can_bind(8081, protocol, ANY6)
+    with only_ipv6(protocol, "::1", 8080):
+        assert [can_bind(8080, protocol, ip) for ip in every] == [False, False, True, True]
+        assert can_bind(8080, protocol)
+    for ip, family in (("0.0.0.0", socket.AF_INET), ("::ffff:127.0.0.1", socket.AF_INET6)):
+        with listener(protocol, ip, 8080, family):
+            assert all(can_bind(8080, protocol, ip) for ip in every)
+    assert can_bind(8080, protocol, IPv6Address("fe80::1"))  # one of each link: not to be tried
+
+
+def test_over_ipv6_what_is_in_the_way_is_found_at_once_and_named(host6):
+    me = f"pid {os.getpid()})"
+    with ExitStack() as stack:
+        for ip, port in (("::", 22), ("::1", 80), ("fd00::2", 81)):
+            stack.enter_context(only_ipv6("tcp", ip, port))
+        stack.enter_context(listener("tcp", "::", 82, socket.AF_INET6))
+        stack.enter_context(listener("tcp", "::ffff:127.0.0.2", 83, socket.AF_INET6))
+        stack.enter_context(listener("tcp", "0.0.0.0", 84))
+        for ip in (ANY6, LOOPBACK6, OTHER6, FOREIGN6, None, LOOPBACK, OTHER):
+            refused = {port for port in range(1, 100) if not can_bind(port, "tcp", ip)}
+            assert sockets.ports_in_the_way("tcp", ip) == refused
+            named = {port for port in range(1, 100) if sockets.listener(port, "tcp", ip)}
+            assert named == refused
+        assert sockets.listener(80, "tcp", ANY6).endswith("listens on [::1]:80")
+        assert me in sockets.listener(22, "tcp", FOREIGN6)
+        assert not can_bind(20, "tcp", OTHER6, count=70)
+
+
+@pytest.mark.parametrize("protocol", ["tcp", "udp"])
+@pytest.mark.parametrize("ip", [ANY6, OTHER6, FOREIGN6], ids=["all", "one", "foreign"])
+def test_over_ipv6_a_held_port_cannot_be_taken_by_anybody(protocol, ip, host6):
+    with closing(hold(8080, protocol, ip)):
+        assert not can_bind(8080, protocol, ip)
+        assert not can_bind(8080, protocol, ANY6)
+        assert can_bind(8080, protocol, LOOPBACK6) == (ip != ANY6)
+        assert can_bind(8080, protocol)  # of IPv4
+        with pytest.raises(InUseError, match=rf"\[{ip}\]:8080/{protocol} is held"):
+            hold(8080, protocol, ip)
+        with pytest.raises(OSError, match="in use"):
+            only_ipv6(protocol, "::", 8080)
+    assert can_bind(8080, protocol, ip)
+
+
+def test_ports_are_held_in_the_families_that_they_are_mapped_in(host6):
+    holds = PortHolds()
+    both = [PortMapping(8080, (ip, 80), "udp", count=2) for ip in ("10.0.0.2", "fd00::9")]
+    holds.take(both)
+    for port in (8080, 8081):
+        for ip in (None, ANY6):
+            assert not can_bind(port, "udp", ip)
+    holds.drop(both[1:])
+    assert can_bind(8081, "udp", ANY6) and not can_bind(8081, "udp")
+    with pytest.raises(InUseError):  # all or nothing
+        holds.take([both[1], PortMapping(8080, ("10.0.0.2", 80), "udp", "127.0.0.1")])
+    assert can_bind(8080, "udp", ANY6)
+    holds.close()
+    assert can_bind(8080, "udp")
+
+
+def test_both_families_are_asked_about_where_no_address_is_named(host6):
+    both, of_ipv4 = HostProbe(frozenset(), (4, 6)), HostProbe(frozenset())
+    with only_ipv6("tcp", "::1", 8080), listener("tcp", "127.0.0.1", 8081):
+        assert of_ipv4(8080, "tcp", None) and not of_ipv4(8081, "tcp", None)
+        assert not both(8080, "tcp", None) and not both(8081, "tcp", None)
+        assert both.refused("tcp", None) == {8080, 8081}
+        assert both.refused("tcp", ANY6) == {8080}
+        assert of_ipv4.refused("tcp", None) == {8081}
+        assert both(8080, "tcp", LOOPBACK) and not both(8080, "tcp", LOOPBACK6)
+        check = HostCheck((4, 6))
+        assert "listens on [::1]:8080" in check(8080, "tcp", None)
+        assert "listens on 127.0.0.1:8081" in check(8081, "tcp", None)
+        assert check(8082, "tcp", None) is check(0, "tcp", LOOPBACK6) is None
+        assert check(8080, "tcp", OTHER6) is check(8081, "tcp", ANY6) is None
+        assert check(0, "tcp", FOREIGN6) == "2001:db8::77 is not an address of this host"
+        assert "link-local" in check(8080, "tcp", IPv6Address("fe80::1"))
+        assert HostCheck()(8080, "tcp", None) is None
+
+
+def test_the_hosts_own_addresses_of_ipv6(host6):
+    with Links() as links:
+        links.create_bridge("br0")
+    for address in ("fd00:9::1/64", "fd00:9::7/64"):
+        add_ipv6("br0", address)
+    own = {IPv6Address("fd00:9::1"), IPv6Address("fd00:9::7"), LOOPBACK6, OTHER6}
+    assert all(map(is_host_address, own))
+    for ip in (FOREIGN6, IPv6Address("fd00:9::2"), IPv6Address("ff02::1")):
+        assert not is_host_address(ip)
+    with closing(NetlinkSocket(NETLINK_ROUTE)) as netlink:
+        found = set(map(IPv6Address, addresses(netlink, V6)))
+    assert {ip for ip in found if not ip.is_link_local} == own

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from contextlib import ExitStack, closing, suppress
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,7 +16,7 @@ import pytest
 from lab import Private
 from netalloc import NetworkManager, PortRequest
 from netalloc.errors import NetallocError
-from netalloc.host import conntrack, owed_flows
+from netalloc.host import conntrack, flow_messages, owed_flows
 from netalloc.host.netlink import NetlinkSocket
 from netalloc.host.owed_flows import ADDED, ENDED, OwedFlows, OwedFlush
 from netalloc.model import PortMapping
@@ -124,7 +125,7 @@ def ends_with_one_deletion(manager, monkeypatch):
 
     def counted(way):
         def count(self, kind, *arguments):
-            if kind in (conntrack._GET, conntrack._DELETE):
+            if kind in (flow_messages.GET, flow_messages.DELETE):
                 asked.append(kind)
             return way(self, kind, *arguments)
 
@@ -136,11 +137,11 @@ def ends_with_one_deletion(manager, monkeypatch):
         lease = manager.allocate("x", ports=[PortRequest(80 + i) for i in range(number)])
         assert asked == []
         lease.release()
-        assert asked == [conntrack._DELETE][:number]
+        assert asked == [flow_messages.DELETE][:number]
         asked.clear()
     lease = manager.allocate("x", ports=[80, 81])
     lease.release_port(lease.ports()[0].host_port)
-    assert asked == [conntrack._DELETE]
+    assert asked == [flow_messages.DELETE]
 
 
 def test_death_between_commit_and_flush_is_mended_for_the_ports_next_holder(
@@ -424,13 +425,13 @@ def test_whom_a_flush_concerns(owed, monkeypatch, address, mapping, concerned):
     monkeypatch.setattr(owed_flows, "_flushed", lambda flows, items: flushed.append(items))
     note = OwedFlush(owed, ENDED, MAPPINGS)
     note.note()
-    owed.wait([int(conntrack.IPv4Address(address))] if address else [], [mapping] * bool(mapping))
+    owed.wait([int(IPv4Address(address))] if address else [], [mapping] * bool(mapping))
     assert bool(flushed) is concerned
     note.cancel()
     new = OwedFlush(owed, ADDED, MAPPINGS)  # what is only just there keeps none
     new.note()
     flushed.clear()
-    owed.wait([int(conntrack.IPv4Address("10.200.0.2"))], MAPPINGS)
+    owed.wait([int(IPv4Address("10.200.0.2"))], MAPPINGS)
     assert not flushed
     new.cancel()
 

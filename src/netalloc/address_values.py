@@ -77,6 +77,22 @@ def as_host_ip(value: object) -> IPv4Address | None:
     return None if ip == ANY else ip
 
 
+def as_host_place(value: object) -> IP | None:
+    """Where on the host a port is published: None is every address, of both families.
+
+    0.0.0.0 and :: stay, for each is every address of its own family.
+    """
+    kind = type(value)
+    if value is None or kind is IPv4Address:
+        return value  # type: ignore[return-value]
+    if kind is str and ":" not in value:  # type: ignore[operator]
+        try:
+            return int_to_ip(ip_to_int(value))  # type: ignore[arg-type]
+        except NetallocError:
+            pass
+    return as_mapped_ip(value, "host address")
+
+
 def as_host_ip_for(value: object, dest: IP) -> IP | None:
     """The host address of what leads to `dest`, which is of its family; None is every one.
 

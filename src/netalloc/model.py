@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 
 from netalloc._alloc import MappingState
-from netalloc.address_values import as_destination, as_host_ip, as_host_ip_for
+from netalloc.address_values import as_destination, as_host_ip_for, as_host_place
 from netalloc.errors import OutOfRangeError
 from netalloc.values import (
     as_int,
@@ -129,8 +129,10 @@ class PortRequest(Immutable):
     """A container port to be reachable on the host.
 
     `container_port` None is the same number as the host's. `host_port` None takes the next
-    free one of the network's range. `count` adjacent ports: of the host, and from
-    `container_port` on of the container. Raises InvalidValueError and OutOfRangeError.
+    free one of the network's range. `host_ip` None is every address of the host in each family
+    that the container has; 0.0.0.0 and :: are every one of their family, and one address of
+    either family is that alone. `count` adjacent ports: of the host, and from `container_port`
+    on of the container. Raises InvalidValueError and OutOfRangeError.
 
     >>> PortRequest(53, "udp", host_port=5353)
     PortRequest(container_port=53, protocol='udp', host_port=5353, host_ip=None, count=1)
@@ -142,7 +144,7 @@ class PortRequest(Immutable):
     container_port: int | None
     protocol: str
     host_port: int | None
-    host_ip: IPv4Address | None
+    host_ip: IP | None
     count: int
 
     def __init__(
@@ -150,7 +152,7 @@ class PortRequest(Immutable):
         container_port: int | None,
         protocol: str = "tcp",
         host_port: int | None = None,
-        host_ip: IPv4Address | str | None = None,
+        host_ip: IP | str | None = None,
         count: int = 1,
     ) -> None:
         if container_port is not None:
@@ -163,7 +165,7 @@ class PortRequest(Immutable):
                 if first is not None:
                     as_int(count, f"count from {what} port {first}", 1, 65536 - first)
         if host_ip is not None:
-            host_ip = as_host_ip(host_ip)
+            host_ip = as_host_place(host_ip)
         # One by one, for `_set` takes twice as long.
         _put(self, "container_port", container_port)
         _put(self, "protocol", as_protocol(protocol))

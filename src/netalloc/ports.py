@@ -1,36 +1,21 @@
-"""Which host ports are held, on which of the host's addresses, and which one is next.
+"""Which host port is the next one, of those that nothing holds: see held_ports.py.
 
-A port is held either on every address of the host (the wildcard) or on one. As with sockets,
-the wildcard conflicts with everything of the same protocol and number, and two different
-addresses do not conflict. Per protocol there are four kinds of bitmaps, in which the ordinal
-of a port is its number, whatever the range that it was taken from (in `more` its first digit):
-
-    every     ports held on every address
-    used      ports held on any address: what a wildcard must keep clear of
-    on/<ip>   ports held on that address; one that is taken there must keep clear of `every` too
-    more      for each port the number of addresses that hold it, less one, in 32 binary digits:
-              so releasing one of a thousand looks at a word, not at a thousand bitmaps
-
-so that a pick is a search in one bitmap or in two, however many ports are held.
+A pick is a search in one bitmap or in up to three, however many ports are held.
 """
 
 from __future__ import annotations
 
 from _thread import RLock
 from collections.abc import Callable
-from ipaddress import IPv4Address
 
-from netalloc.address_values import as_host_ip
+from netalloc.address_values import IP, as_host_place
 from netalloc.errors import ExhaustedError, InUseError, InvalidValueError, NotAllocatedError
+from netalloc.held_ports import HeldPorts, words
 from netalloc.locks import locked
 from netalloc.port_bitmaps import (
-    DIGITS,
-    NAMED,
-    SIZE,
     Bitmaps,
+    Held,
     MemoryBitmaps,
-    Ordinals,
-    addresses_with,
     bitmap_of,
     next_free,
 )
@@ -38,10 +23,10 @@ from netalloc.values import PORTS, as_int, as_port, as_protocol, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 _REFUSALS = 8  # of the probe, from which a look at all that it refuses is cheaper: 2 µs each
-Probe = Callable[[int, str, IPv4Address | None], bool]
+Probe = Callable[[int, str, IP | None], bool]
 
 
 def as_ports(ports: object) -> range:
@@ -59,8 +44,9 @@ class PortAllocator:
     """Hands out the ports of a range, the one released longest ago first.
 
     `ports` is any range within 1 to 65535, with a step or descending too; it bounds the
-    automatic picks, while `reserve` takes any port. `probe(port, protocol, host_ip)`, where
-    given, is asked about each automatic pick, and those it answers with False are skipped.
+    automatic picks, while `reserve` takes any port. `host_ip` None is every address of the host,
+    0.0.0.0 and :: are every one of their family. `probe(port, protocol, host_ip)`, where given,
+    is asked about each automatic pick, and those it answers with False are skipped.
     `bitmaps` keeps the state, in memory unless something else is given. Thread-safe. Raises
     InvalidValueError and OutOfRangeError for values that are none of these.
 
@@ -79,9 +65,10 @@ class PortAllocator:
         self.ports = as_ports(ports)
         self.probe = probe
         self._bitmaps: Bitmaps = MemoryBitmaps() if bitmaps is None else bitmaps
+        self._held = HeldPorts(self._bitmaps)
         self._lock = RLock()
 
-    def acquire(self, protocol: str = "tcp", host_ip: IPv4Address | str | None = None) -> int:
+    def acquire(self, protocol: str = "tcp", host_ip: IP | str | None = None) -> int:
         """The next free port: constant time, plus one probe for each port that is skipped.
 
         In a range with a step or a descending one, also a look at each held port that is
@@ -91,14 +78,14 @@ class PortAllocator:
 
     @locked
     def acquire_many(
-        self, n: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
+        self, n: int, protocol: str = "tcp", host_ip: IP | str | None = None
     ) -> list[int]:
         """The next n free ports, or none of them: ExhaustedError."""
-        protocol, ip = as_protocol(protocol), as_host_ip(host_ip)
+        protocol, ip = as_protocol(protocol), as_host_place(host_ip)
         if n != 1 or type(n) is not int:
             n = as_int(n, "number of ports", 0, 65535)
-        used = self._bitmap(protocol, "used")
-        pools = [used] if ip is None else self._pools(protocol, ip)
+        used = self._held.bitmap(protocol, "used")
+        pools: list[Held] = [used] if ip is None else self._held.pools(protocol, ip)
         picked: list[int] = []
         asked = _Asked(self.probe, protocol, ip)
         first = self._first(pools, used.cursor) if n == 1 else None
@@ -107,16 +94,16 @@ class PortAllocator:
         else:
             self._pick(picked, n, pools, used.cursor, asked)
         if len(picked) < n:
-            foreign = asked.foreign(self.ports, self._pools(protocol, ip))
+            foreign = asked.foreign(self.ports, self._held.pools(protocol, ip))
             raise self._exhausted("" if n == 1 else f"{n} ", protocol, ip, foreign)
-        self._hold(picked, protocol, ip, used)
+        self._held.take(picked, protocol, ip, used)
         if picked:
             used.cursor = self._after(picked[-1])
         return picked
 
     @locked
     def acquire_block(
-        self, n: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
+        self, n: int, protocol: str = "tcp", host_ip: IP | str | None = None
     ) -> range:
         """The first n ports in a row at or after the cursor, as a range with this one's step.
 
@@ -129,10 +116,10 @@ class PortAllocator:
         >>> PortAllocator(range(8000, 8100)).acquire_block(10)
         range(8000, 8010)
         """
-        protocol, ip = as_protocol(protocol), as_host_ip(host_ip)
+        protocol, ip = as_protocol(protocol), as_host_place(host_ip)
         n = as_int(n, "block of", 1, len(self.ports))
-        pools = self._pools(protocol, ip)
-        used = self._bitmap(protocol, "used")
+        pools = self._held.pools(protocol, ip)
+        used = self._held.bitmap(protocol, "used")
         asked = _Asked(self.probe, protocol, ip)
         first = self.ports.index(self._clamp(used.cursor))
         index = self._gap(pools, first, n, asked)
@@ -141,80 +128,47 @@ class PortAllocator:
         if index is None:
             raise self._exhausted(f"{n} adjacent ", protocol, ip)
         block = self.ports[index : index + n]
-        self._hold(block, protocol, ip)
+        self._held.take(block, protocol, ip)
         used.cursor = self._after(block[-1])
         return block
 
     @locked
-    def reserve(
-        self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
-    ) -> None:
+    def reserve(self, port: int, protocol: str = "tcp", host_ip: IP | str | None = None) -> None:
         """Take that very port, of the range or not; the cursor stays where it is.
 
         Raises InUseError when it is held on every address, on this one, or, where every
-        address is asked for, on any.
+        address, or every one of a family, is asked for, on any of these.
         """
-        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        if self._is_taken(port, protocol, ip):
-            where = self._where(port, protocol, ip)
+        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_place(host_ip)
+        if self._held.is_taken(port, protocol, ip):
+            where = self._held.where(port, protocol, ip)
             raise InUseError(f"port {port}/{protocol} is held on {where}")
-        self._hold((port,), protocol, ip)
+        self._held.take((port,), protocol, ip)
 
     @locked
-    def release(
-        self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
-    ) -> None:
+    def release(self, port: int, protocol: str = "tcp", host_ip: IP | str | None = None) -> None:
         """Give a port back; where none of the range was free, it is the next one given.
 
         Raises NotAllocatedError when it is not held in that way: a port that is held on
         every address is not released by naming one.
         """
-        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        held = self._bitmap(protocol, "every") if ip is None else self._on(protocol, ip)
+        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_place(host_ip)
+        held = self._held.on(protocol, ip)
         if held is None or port not in held:
-            where = "every address" if ip is None else str(ip)
-            raise NotAllocatedError(f"port {port}/{protocol} is not held on {where}")
-        used = self._bitmap(protocol, "used")
-        full = port in self.ports and self._is_full(self._pools(protocol, ip), used.cursor)
-        held.release(port)
-        if ip is None or not self._one_less(port, protocol):
-            used.release(port)
-        if ip is not None and not len(held):
-            self._bitmaps.drop(f"ports/{protocol}/on/{ip}")
+            raise NotAllocatedError(f"port {port}/{protocol} is not held on {words(ip)}")
+        used = self._held.bitmap(protocol, "used")
+        full = port in self.ports and self._is_full(self._held.pools(protocol, ip), used.cursor)
+        self._held.give_back(port, protocol, ip, held, used)
         if full:
             used.cursor = port
 
     @locked
-    def held(
-        self, port: int, protocol: str = "tcp", host_ip: IPv4Address | str | None = None
-    ) -> bool:
+    def held(self, port: int, protocol: str = "tcp", host_ip: IP | str | None = None) -> bool:
         """Whether asking for that port would be refused."""
-        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_ip(host_ip)
-        return self._is_taken(port, protocol, ip)
+        port, protocol, ip = as_port(port), as_protocol(protocol), as_host_place(host_ip)
+        return self._held.is_taken(port, protocol, ip)
 
-    def _is_taken(self, port: int, protocol: str, ip: IPv4Address | None) -> bool:
-        """Whether the port is held so that it cannot be had."""
-        if port not in self._bitmap(protocol, "used"):
-            return False
-        if ip is None or port in self._bitmap(protocol, "every"):
-            return True
-        own = self._on(protocol, ip)
-        return own is not None and port in own
-
-    def _where(self, port: int, protocol: str, ip: IPv4Address | None) -> str:
-        """Where a port that cannot be had is held, in words."""
-        if port in self._bitmap(protocol, "every"):
-            return "every address"
-        if ip is not None:
-            return str(ip)
-        on: list[str] = []
-        if addresses_with(self._bitmaps, port, protocol) <= NAMED:
-            on += self._bitmaps.holders(port, protocol)
-        if not 0 < len(on) <= NAMED:
-            return "single addresses of the host, so every address cannot be had"
-        return f"{', '.join(on)}, so every address cannot be had"
-
-    def _first(self, pools: list[Ordinals], cursor: int) -> int | None:
+    def _first(self, pools: list[Held], cursor: int) -> int | None:
         """The first of the free ports, where one look can tell; else None."""
         if len(pools) > 1 or self.ports.step != 1:
             return None
@@ -222,7 +176,7 @@ class PortAllocator:
         return None if port is None or port >= self.ports.stop else port
 
     def _pick(
-        self, picked: list[int], n: int, pools: list[Ordinals], cursor: int, asked: _Asked
+        self, picked: list[int], n: int, pools: list[Held], cursor: int, asked: _Asked
     ) -> None:
         """Add free ports that the probe has nothing against, up to n of them."""
         for port in self._free(pools, cursor) if n else ():
@@ -232,7 +186,7 @@ class PortAllocator:
             if len(picked) == n:
                 return
 
-    def _free(self, pools: list[Ordinals], cursor: int) -> Iterator[int]:
+    def _free(self, pools: list[Held], cursor: int) -> Iterator[int]:
         """The free ports of the range, once round from the cursor."""
         start = self._clamp(cursor)
         if self.ports.step == 1:
@@ -248,7 +202,7 @@ class PortAllocator:
                 if not any(port in pool for pool in pools):
                     yield port
 
-    def _gap(self, pools: list[Ordinals], index: int, n: int, asked: _Asked) -> int | None:
+    def _gap(self, pools: list[Held], index: int, n: int, asked: _Asked) -> int | None:
         """Where in the range n ports in a row begin that are to be had, at or after an index."""
         while True:
             found = self._free_gap(pools, index, n)
@@ -260,7 +214,7 @@ class PortAllocator:
                 return found
             index = self.ports.index(refused) + 1
 
-    def _free_gap(self, pools: list[Ordinals], index: int, n: int) -> int | None:
+    def _free_gap(self, pools: list[Held], index: int, n: int) -> int | None:
         """The same of ports that are free."""
         ports = self.ports
         if ports.step == 1 and index < len(ports):
@@ -274,57 +228,6 @@ class PortAllocator:
             index = ports.index(held) + 1
         return None
 
-    def _hold(
-        self,
-        ports: Iterable[int],
-        protocol: str,
-        ip: IPv4Address | None,
-        used: Ordinals | None = None,
-    ) -> None:
-        if used is None:
-            used = self._bitmap(protocol, "used")
-        held = self._bitmap(protocol, "every" if ip is None else f"on/{ip}")
-        for port in ports:
-            held.reserve(port)
-            if port in used:
-                self._one_more(port, protocol)
-            else:
-                used.reserve(port)
-
-    def _one_more(self, port: int, protocol: str) -> None:
-        """Count one more of the addresses that hold a port: a binary counter, carry and all."""
-        more = self._more(protocol)
-        digit = port * DIGITS
-        while digit in more:
-            more.release(digit)
-            digit += 1
-        more.reserve(digit)
-
-    def _one_less(self, port: int, protocol: str) -> bool:
-        """Count one less; False where that was the only one."""
-        if not self._bitmaps.known(f"ports/{protocol}/more"):
-            return False
-        more = self._more(protocol)
-        digit = first = port * DIGITS
-        found = more.next_set(first)
-        if found is None or found >= first + DIGITS:
-            return False
-        more.release(found)
-        while digit < found:  # a borrow
-            more.reserve(digit)
-            digit += 1
-        return True
-
-    def _more(self, protocol: str) -> Ordinals:
-        return self._bitmaps.bitmap(f"ports/{protocol}/more", SIZE * DIGITS)
-
-    def _pools(self, protocol: str, ip: IPv4Address | None) -> list[Ordinals]:
-        """What a port must be clear of to be taken there."""
-        if ip is None:
-            return [self._bitmap(protocol, "used")]
-        every, own = self._bitmap(protocol, "every"), self._on(protocol, ip)
-        return [every] if own is None else [every, own]
-
     def _clamp(self, cursor: int) -> int:
         # The cursor of another range, or from before the range was changed, may lie anywhere.
         return cursor if cursor in self.ports else self.ports[0]
@@ -336,26 +239,19 @@ class PortAllocator:
             return port + 1
         return ports[(ports.index(port) + 1) % len(ports)]
 
-    def _is_full(self, pools: list[Ordinals], cursor: int) -> bool:
+    def _is_full(self, pools: list[Held], cursor: int) -> bool:
         # Once round from the cursor, where as a rule the first look finds a free one.
         return next(self._free(pools, cursor), None) is None
 
-    def _bitmap(self, protocol: str, kind: str) -> Ordinals:
-        return self._bitmaps.bitmap(f"ports/{protocol}/{kind}", SIZE)
-
-    def _on(self, protocol: str, ip: IPv4Address) -> Ordinals | None:
-        """The ports held on one address; None where there are none: such a bitmap is dropped."""
-        name = f"ports/{protocol}/on/{ip}"
-        return self._bitmaps.bitmap(name, SIZE) if self._bitmaps.known(name) else None
-
     def _exhausted(
-        self, what: str, protocol: str, ip: IPv4Address | None, foreign: int = 0
+        self, what: str, protocol: str, ip: IP | None, foreign: int = 0
     ) -> ExhaustedError:
-        where = "every address" if ip is None else str(ip)
         ports = self.ports
         span = f"{ports[0]}-{ports[-1]}" + (f" step {ports.step}" if ports.step != 1 else "")
         others = f" ({foreign} more are in use by other programs or reserved)" if foreign else ""
-        return ExhaustedError(f"no {what}free {protocol} port on {where} is left in {span}{others}")
+        return ExhaustedError(
+            f"no {what}free {protocol} port on {words(ip)} is left in {span}{others}"
+        )
 
 
 class _Asked:
@@ -365,12 +261,12 @@ class _Asked:
     from some refusals on these are looked up at once, and passed over like ports that are held.
     """
 
-    def __init__(self, probe: Probe | None, protocol: str, ip: IPv4Address | None) -> None:
+    def __init__(self, probe: Probe | None, protocol: str, ip: IP | None) -> None:
         self._probe, self._protocol, self._ip = probe, protocol, ip
         self._refused: set[int] = set()
         self._known: frozenset[int] = frozenset()
 
-    def refuses(self, port: int, pools: list[Ordinals]) -> bool:
+    def refuses(self, port: int, pools: list[Held]) -> bool:
         """Whether the port is not to be had; the pools get what else is not."""
         if self._probe is None:
             return False
@@ -385,7 +281,7 @@ class _Asked:
             pools.append(bitmap_of(self._known))
         return True
 
-    def foreign(self, ports: range, pools: list[Ordinals]) -> int:
+    def foreign(self, ports: range, pools: list[Held]) -> int:
         """How many ports of the range are free but for the probe, as far as it was asked."""
         known = [port for port in self._known - self._refused if port in ports]
         return len(self._refused) + sum(not any(port in pool for pool in pools) for port in known)

@@ -5,11 +5,11 @@ MAC address until the entry has grown stale, which takes up to a minute.
 """
 
 import errno
-import socket
 import struct
 from collections.abc import Iterable
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
+from netalloc.family import family_of
 from netalloc.host.links import index_of
 from netalloc.host.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket, explaining
 from netalloc.host.netlink_messages import attribute
@@ -19,23 +19,23 @@ _DESTINATION = 1  # linux/neighbour.h
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, interface, state, flags, type
 
 
-def forget(interface: str, addresses: Iterable[IPv4Address]) -> int:
+def forget(interface: str, addresses: Iterable[IPv4Address | IPv6Address]) -> int:
     """Remove the neighbour entries of these addresses behind an interface; how many there were.
 
     Raises InterfaceError when there is no such interface, CommandError without the
     privilege. About 10 µs for each address.
     """
     index = index_of(interface)
-    head = _NEIGHBOUR.pack(socket.AF_INET, index, 0, 0, 0)
     with explaining(f"neighbour entries of {interface}"):
         netlink = NetlinkSocket(NETLINK_ROUTE)
         try:
-            return sum([_forget(netlink, head, ip) for ip in addresses])
+            return sum([_forget(netlink, index, ip) for ip in addresses])
         finally:
             netlink.close()
 
 
-def _forget(netlink: NetlinkSocket, head: bytes, ip: IPv4Address) -> bool:
+def _forget(netlink: NetlinkSocket, index: int, ip: IPv4Address | IPv6Address) -> bool:
+    head = _NEIGHBOUR.pack(family_of(ip.version).af, index, 0, 0, 0)
     try:
         netlink.call(_DELETE_NEIGHBOUR, head + attribute(_DESTINATION, ip.packed))
     except NetlinkError as error:

@@ -19,10 +19,10 @@ import logging
 import os
 import struct
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from threading import Lock, get_ident
 from typing import NamedTuple
 from weakref import WeakSet
@@ -30,7 +30,8 @@ from weakref import WeakSet
 from netalloc.closing import Closing
 from netalloc.errors import NetallocError
 from netalloc.host import netns, runtime_dir
-from netalloc.host.conntrack import NUMBERS, Flows
+from netalloc.host.conntrack import Flows
+from netalloc.host.flow_messages import NUMBERS
 from netalloc.host.namespace_lock import FLOWS, file_name
 from netalloc.host.ofd_lock import NONE, WRITE, is_locked, set_lock
 from netalloc.locks import holding
@@ -40,8 +41,11 @@ log = logging.getLogger(__name__)
 
 _SLOTS = 4096  # flushes under way at a time, on a host
 _STRIDE = 1 << 24  # bytes for one of them; what is not written takes no room
-_HEAD = struct.Struct("=QI")  # when it was noted, and how many items follow
-_ITEM = struct.Struct("=BBHHHII")  # kind, protocol, host port, count, container port, addresses
+_HEAD = struct.Struct("=QI")  # when it was noted, and how many times 16 bytes follow
+# Kind, protocol, host port, count, container port, the host's address and the container's. Of
+# IPv6 these are too long, and stand in two more items behind it.
+_ITEM = struct.Struct("=BBHHHII")
+_OF_IPV6 = 0x80  # in the kind
 _MOST = (_STRIDE - _HEAD.size) // _ITEM.size
 _PROTOCOLS = {number: name for name, number in NUMBERS.items()}
 _PATIENCE = 1.0  # seconds; a flush takes 30 ms with 200,000 flows
@@ -108,13 +112,16 @@ class OwedFlows(Closing):
 
     def note(self, owed: OwedFlush) -> None:
         """Write down what is owed."""
-        if len(owed.items) > _MOST:
-            raise NetallocError(f"{len(owed.items)} mappings at once; the limit is {_MOST}")
+        packed = b"".join(map(_packed, owed.items))
+        size = len(packed) // _ITEM.size
+        if size > _MOST:
+            limit = _MOST * len(owed.items) // size
+            raise NetallocError(f"{len(owed.items)} mappings at once; the limit is {limit}")
         self._flows.open()  # what the flush needs is there before anything has changed
         fd = self._file()
         owed.slot = slot = self._slot(fd)
         self._using[slot] = owed.token
-        data = _HEAD.pack(time.monotonic_ns(), len(owed.items)) + b"".join(map(_packed, owed.items))
+        data = _HEAD.pack(time.monotonic_ns(), size) + packed
         try:
             place = _place(slot)
             while data:
@@ -219,7 +226,7 @@ class OwedFlows(Closing):
             return []
         size = _HEAD.unpack(head)[1] * _ITEM.size
         data = os.pread(fd, size, _place(slot) + _HEAD.size)
-        return [_unpacked(item) for item in _ITEM.iter_unpack(data[: len(data) // 16 * 16])]
+        return list(_unpacked(data[: len(data) // _ITEM.size * _ITEM.size]))
 
     # ---- flushing
 
@@ -296,7 +303,7 @@ class OwedFlows(Closing):
 def _flushed(flows: Flows, items: Sequence[_Item]) -> bool:
     """Make the flush of these; whether it is made."""
     try:
-        flows.forget({item.mapping.dest[0] for item in items if item.kind == ENDED})
+        flows.forget([item.mapping for item in items if item.kind == ENDED])
         for kind in (REMOVED, ADDED):
             mappings = [item.mapping for item in items if item.kind == kind]
             flows.flush(mappings, added=kind == ADDED)
@@ -313,7 +320,7 @@ def _concerning(addresses: set[int], mappings: Sequence[PortMapping]) -> Callabl
         old = item.mapping
         if item.kind == ADDED:
             return False
-        return int(old.dest[0]) in addresses or any(_overlap(old, new) for new in mappings)
+        return old.dest_number in addresses or any(_overlap(old, new) for new in mappings)
 
     return concerned
 
@@ -321,6 +328,7 @@ def _concerning(addresses: set[int], mappings: Sequence[PortMapping]) -> Callabl
 def _overlap(one: PortMapping, two: PortMapping) -> bool:
     return (
         one.protocol == two.protocol
+        and one.version == two.version
         and one.host_port < two.host_port + two.count
         and two.host_port < one.host_port + one.count
         and (None in (one.host_ip, two.host_ip) or one.host_ip == two.host_ip)
@@ -333,17 +341,32 @@ def _place(slot: int) -> int:
 
 def _packed(item: _Item) -> bytes:
     kind, mapping = item
-    host_ip = int(mapping.host_ip) if mapping.host_ip is not None else 0
     ip, port = mapping.dest
-    number = NUMBERS[mapping.protocol]
-    return _ITEM.pack(kind, number, mapping.host_port, mapping.count, port, host_ip, int(ip))
+    at, number = mapping.host_ip, NUMBERS[mapping.protocol]
+    what = number, mapping.host_port, mapping.count, port
+    if ip.version == 6:
+        host_ip = bytes(16) if at is None else at.packed
+        return _ITEM.pack(kind | _OF_IPV6, *what, 0, 0) + host_ip + ip.packed
+    return _ITEM.pack(kind, *what, 0 if at is None else int(at), int(ip))
 
 
-def _unpacked(item: tuple[int, int, int, int, int, int, int]) -> _Item:
-    kind, number, host_port, count, port, host_ip, ip = item
-    at = IPv4Address(host_ip) if host_ip else None
-    dest = IPv4Address(ip), port
-    return _Item(kind, PortMapping(host_port, dest, _PROTOCOLS[number], at, count))
+def _unpacked(data: bytes) -> Iterator[_Item]:
+    """The items; where the end of one is cut off, those before it."""
+    make: type[IPv4Address | IPv6Address]
+    place = 0
+    while place < len(data):
+        kind, number, host_port, count, port, *numbers = _ITEM.unpack_from(data, place)
+        place, make = place + _ITEM.size, IPv4Address
+        if kind & _OF_IPV6:
+            kind, make = kind & ~_OF_IPV6, IPv6Address
+            numbers = [int.from_bytes(data[i : i + 16], "big") for i in (place, place + 16)]
+            place += 32
+            if place > len(data):
+                return
+        host_ip, ip = numbers
+        at = make(host_ip) if host_ip else None
+        mapping = PortMapping(host_port, (make(ip), port), _PROTOCOLS[number], at, count)
+        yield _Item(kind, mapping)
 
 
 def _lock(fd: int, kind: int, slot: int) -> bool:

@@ -8,7 +8,7 @@ address may have a new holder before the old one's interface is gone.
 
 import errno
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from netalloc.errors import InterfaceError
 from netalloc.family import FAMILIES
@@ -44,7 +44,12 @@ def rejoin(endpoints: Sequence[Endpoint], bridge: int | None) -> None:
     _send("cannot be reached again", endpoints, bridge, _rejoining)
 
 
-def _send(what, endpoints, bridge, make) -> None:  # type: ignore[no-untyped-def]
+def _send(
+    what: str,
+    endpoints: Sequence[Endpoint],
+    bridge: int | None,
+    make: Callable[[Endpoint, int | None], Iterator[Request]],
+) -> None:
     with explaining(f"interfaces that {what}"):
         netlink = NetlinkSocket(NETLINK_ROUTE)
         try:

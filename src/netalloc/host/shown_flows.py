@@ -6,16 +6,22 @@ written out as text, 3 µs, and not every kernel shows them (CONFIG_NF_CONNTRACK
 """
 
 import re
-from ipaddress import IPv4Address
+from socket import inet_pton
 from typing import NamedTuple
 
+from netalloc.family import FAMILIES, V4, Family
 from netalloc.host import netns
 
 _PATH = "/proc/thread-self/net/nf_conntrack"
-# Each flow as it was sent, and as it is answered.
-_FLOW = re.compile(
-    r"^ipv4 +2 +\S+ +(\d+) .*?dst=(\S+) sport=\d+ dport=(\d+) .*?src=(\S+) ", re.MULTILINE
-)
+# Each flow as it was sent, and as it is answered; by the version of IP.
+_FLOW = {
+    family.version: re.compile(
+        rf"^ipv{family.version} +{family.af} +\S+ +(\d+) .*?dst=(\S+) sport=\d+ dport=(\d+) "
+        r".*?src=(\S+) ",
+        re.MULTILINE,
+    )
+    for family in FAMILIES
+}
 
 
 class ShownFlow(NamedTuple):
@@ -27,8 +33,8 @@ class ShownFlow(NamedTuple):
     server: bytes
 
 
-def shown_flows(home: netns.NamespaceId) -> list[ShownFlow] | None:
-    """The flows over IPv4 that have ports. O(flows).
+def shown_flows(home: netns.NamespaceId, family: Family = V4) -> list[ShownFlow] | None:
+    """The flows of a family that have ports. O(flows).
 
     None where they are not shown, or the thread is in another network namespace than `home`.
     """
@@ -40,6 +46,6 @@ def shown_flows(home: netns.NamespaceId) -> list[ShownFlow] | None:
     except OSError:
         return None
     return [
-        ShownFlow(int(number), IPv4Address(ip).packed, int(port), IPv4Address(server).packed)
-        for number, ip, port, server in _FLOW.findall(text)
+        ShownFlow(int(number), inet_pton(family.af, ip), int(port), inet_pton(family.af, server))
+        for number, ip, port, server in _FLOW[family.version].findall(text)
     ]

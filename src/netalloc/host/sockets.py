@@ -10,9 +10,10 @@ import os
 import resource
 import socket
 from collections.abc import Iterator
-from ipaddress import IPv4Address, IPv6Address
+from ipaddress import IPv6Address
 from pathlib import Path
 
+from netalloc.address_values import IP
 from netalloc.errors import ExhaustedError, InUseError, NetallocError
 from netalloc.host.socket_list import ListedSocket, covered_ports, listed, listed_ports
 
@@ -24,9 +25,9 @@ _KINDS = {
     "sctp": (socket.SOCK_STREAM, socket.IPPROTO_SCTP),
 }
 _SETTINGS = Path("/proc/sys/net/ipv4")
-_IP_FREEBIND = 15  # linux/in.h
+_IP_FREEBIND, _IPV6_FREEBIND = 15, 78  # linux/in.h, linux/in6.h
 _LOOK_FROM = 8  # ports from which a look at all sockets is cheaper than to bind them in vain
-_ABSENT = (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT)
+_ABSENT = (errno.EPROTONOSUPPORT, errno.ESOCKTNOSUPPORT, errno.EAFNOSUPPORT)
 
 
 class BoundPort:
@@ -41,12 +42,11 @@ class BoundPort:
             self._socket.close()
 
 
-def can_bind(
-    port: int, protocol: str = "tcp", host_ip: IPv4Address | None = None, count: int = 1
-) -> bool:
+def can_bind(port: int, protocol: str = "tcp", host_ip: IP | None = None, count: int = 1) -> bool:
     """Whether nothing on the host listens on the ports, or holds one, at that address.
 
-    None is every address, where a listener on any one of them is in the way. Connections
+    None is every address of IPv4, as 0.0.0.0 is, and :: every one of IPv6: there a listener on
+    any one of the family is in the way. Connections
     that wait out their end (TIME_WAIT) are not. Raises NetallocError when this process may
     not bind a port, and thus cannot know. About 10 µs for each of `count` ports from `port`
     on; a block that meets a listener ends sooner.
@@ -77,15 +77,15 @@ def bound_ports(protocol: str = "tcp") -> frozenset[int]:
     return frozenset(listed_ports(protocol))
 
 
-def ports_in_the_way(protocol: str = "tcp", host_ip: IPv4Address | None = None) -> frozenset[int]:
-    """Of these ports, those that can_bind would refuse at an address; None is every address.
+def ports_in_the_way(protocol: str = "tcp", host_ip: IP | None = None) -> frozenset[int]:
+    """Of these ports, those that can_bind would refuse at an address; None is every one of IPv4.
 
     A port that is not among them may still be refused: see `bound_ports`.
     """
     return frozenset(covered_ports(protocol, host_ip))
 
 
-def listener(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = None) -> str | None:
+def listener(port: int, protocol: str = "tcp", host_ip: IP | None = None) -> str | None:
     """What holds a port at an address, in words: "sshd (pid 812) listens on 0.0.0.0:22".
 
     None where no socket does, or none that can be seen. For messages: it looks through the
@@ -100,9 +100,17 @@ def listener(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = Non
 
 
 def _in_the_way(
-    protocol: str, host_ip: IPv4Address | None, port: int = 0
+    protocol: str, host_ip: IP | None, port: int = 0
 ) -> Iterator[tuple[int, ListedSocket]]:
-    """The sockets that exclude others of their port at an address; None is every address."""
+    """The sockets that exclude others of their port at an address; None is every one of IPv4."""
+    if host_ip is not None and host_ip.version == 6:
+        for one in listed(protocol, port):
+            of_ipv6 = isinstance(one.ip, IPv6Address) and one.ip.ipv4_mapped is None
+            if of_ipv6 and (not int(host_ip) or int(one.ip) in (0, int(host_ip))):
+                yield one.port, one
+        return
+    if host_ip is not None and not int(host_ip):
+        host_ip = None
     for one in listed(protocol, port):
         mapped = one.ip.ipv4_mapped if isinstance(one.ip, IPv6Address) else one.ip
         everywhere = int(one.ip) == 0 and not one.only_ipv6
@@ -124,7 +132,7 @@ def _holder_of(one: ListedSocket) -> str:
     return f"a socket of user {one.uid}"
 
 
-def hold(port: int, protocol: str = "tcp", host_ip: IPv4Address | None = None) -> BoundPort:
+def hold(port: int, protocol: str = "tcp", host_ip: IP | None = None) -> BoundPort:
     """Bind the port and keep it, so that no program on the host can take it later.
 
     Costs one file descriptor. Raises InUseError when another socket has it, be it only for
@@ -183,18 +191,26 @@ def warn_of_overlap(ports: range) -> None:
     )
 
 
-def _bind(
-    port: int, protocol: str, host_ip: IPv4Address | None, *, reuse: bool
-) -> socket.socket | None:
-    """A bound socket; None where the kernel has no such protocol, so that none can listen."""
+def _bind(port: int, protocol: str, host_ip: IP | None, *, reuse: bool) -> socket.socket | None:
+    """A bound socket; None where the kernel has no such protocol, so that none can listen.
+
+    Nor is one bound to a link-local address, which is one of each interface.
+    """
+    of_ipv6 = host_ip is not None and host_ip.version == 6
+    if host_ip is not None and of_ipv6 and host_ip.is_link_local:
+        return None
     try:
-        made = socket.socket(socket.AF_INET, *_KINDS[protocol])
+        made = socket.socket(socket.AF_INET6 if of_ipv6 else socket.AF_INET, *_KINDS[protocol])
     except OSError as error:
         if error.errno in _ABSENT:
             return None
         raise
     try:
-        if host_ip is not None:  # one that the host does not have yet is no reason to refuse
+        # An address that the host does not have yet is no reason to refuse.
+        if of_ipv6:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            made.setsockopt(socket.IPPROTO_IPV6, _IPV6_FREEBIND, 1)
+        elif host_ip is not None:
             made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
         if reuse and protocol != "udp":  # there it would let us in beside a listener
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -205,10 +221,9 @@ def _bind(
     return made
 
 
-def _explained(
-    error: OSError, port: int, protocol: str, host_ip: IPv4Address | None
-) -> NetallocError:
-    what = f"{host_ip or '0.0.0.0'}:{port}/{protocol}"
+def _explained(error: OSError, port: int, protocol: str, host_ip: IP | None) -> NetallocError:
+    at = f"[{host_ip}]" if host_ip is not None and host_ip.version == 6 else host_ip or "0.0.0.0"
+    what = f"{at}:{port}/{protocol}"
     if error.errno == errno.EADDRINUSE:
         return InUseError(f"{what} is held by a socket of this host")
     if error.errno in (errno.EMFILE, errno.ENFILE):

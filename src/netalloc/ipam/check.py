@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from ipaddress import IPv4Address
 
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.networks import networks
+from netalloc.ipam.places import in_order, place_of
 from netalloc.logs import Log
 from netalloc.port_bitmaps import MemoryBitmaps, Ordinals, bitmap_size
 from netalloc.ports import PortAllocator
@@ -100,13 +100,13 @@ def _drop_conflicts(tx: Transaction) -> None:
     ports = PortAllocator(bitmaps=MemoryBitmaps())
     found = [(leases.get(row.network, row.ordinal), row) for row in publications.all()]
     for lease, row in sorted(
-        found, key=lambda pair: ((pair[0] and pair[0].generation) or 0, pair[1])
+        found, key=lambda pair: ((pair[0] and pair[0].generation) or 0, in_order(pair[1]))
     ):
-        host_ip = IPv4Address(row.host_ip) if row.host_ip else None
+        place = place_of(row.host_ip)
         block = range(row.host_port, row.host_port + row.port_count)
-        if not any(ports.held(port, row.protocol, host_ip) for port in block):
+        if not any(ports.held(port, row.protocol, place) for port in block):
             for port in block:
-                ports.reserve(port, row.protocol, host_ip)
+                ports.reserve(port, row.protocol, place)
             continue
         log.warning("published twice, so this one is not any more: %s of %s", row, lease)
         publications.remove((row,))
@@ -121,10 +121,10 @@ def expected_ports(tx: Transaction, twice: list[str] | None = None) -> MemoryBit
     made = MemoryBitmaps()
     ports = PortAllocator(bitmaps=made)
     for row in tx.table(Publication).all():
-        host_ip = IPv4Address(row.host_ip) if row.host_ip else None
+        place = place_of(row.host_ip)
         for port in range(row.host_port, row.host_port + row.port_count):
-            if not ports.held(port, row.protocol, host_ip):
-                ports.reserve(port, row.protocol, host_ip)
+            if not ports.held(port, row.protocol, place):
+                ports.reserve(port, row.protocol, place)
             elif twice is not None:
                 twice.append(f"port {port}/{row.protocol} is published twice, by {row} too")
     return made

@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from functools import partial
-from ipaddress import IPv4Address
 
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.check import all_addresses, expected_ports, outside, rebuild_ports, set_bits
 from netalloc.ipam.networks import networks
+from netalloc.ipam.places import in_order, place_of
 from netalloc.ipam.publications import holding
 from netalloc.port_bitmaps import SIZE, MemoryBitmaps, bitmap_size
 from netalloc.ports import PortAllocator
@@ -249,10 +249,10 @@ def _port(
     rows.update(holding(tx, port, protocol))
     wanted = MemoryBitmaps()
     ports = PortAllocator(bitmaps=wanted)
-    for row in sorted(rows):
-        host_ip = IPv4Address(row.host_ip) if row.host_ip else None
-        if not ports.held(port, protocol, host_ip):
-            ports.reserve(port, protocol, host_ip)
+    for row in sorted(rows, key=in_order):
+        place = place_of(row.host_ip)
+        if not ports.held(port, protocol, place):
+            ports.reserve(port, protocol, place)
     mended = False
     for name in sorted({*names, *wanted.names("ports/")}):
         size = bitmap_size(name)
@@ -263,6 +263,6 @@ def _port(
                 change = does.reserve if bit in should else does.release
                 change(bit)
                 mended = True
-        if "/on/" in name and not len(does):
+        if not len(does) and not name.endswith(("/every", "/used", "/more")):
             tx.drop(name)
     return f"what is said of port {port}/{protocol} was mended" if mended else None

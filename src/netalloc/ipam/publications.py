@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from ipaddress import IPv4Address
 
-from netalloc.address_values import as_ipv4
+from netalloc.address_values import IP
 from netalloc.errors import (
     InUseError,
     InvalidValueError,
@@ -14,6 +13,7 @@ from netalloc.errors import (
     StoreError,
 )
 from netalloc.ipam.change import Change
+from netalloc.ipam.places import by_place, conflict, entry_of, in_order, place_of
 from netalloc.logs import Log
 from netalloc.model import PortMapping, PortRequest
 from netalloc.port_bitmaps import NAMED, SIZE, Ordinals, addresses_with
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = Log(__name__)
 
 # Says why the host cannot publish that port there, or None: (port, protocol, host address).
-HostCheck = Callable[[int, str, IPv4Address | None], str | None]
+HostCheck = Callable[[int, str, IP | None], str | None]
 
 
 class _InTransaction:
@@ -45,7 +45,7 @@ class _InTransaction:
 
     def holders(self, port: int, protocol: str) -> Iterator[str]:
         rows = holding(self.tx, port, protocol, limit=NAMED + 1)
-        return (str(IPv4Address(row.host_ip)) for row in rows)
+        return (str(place_of(row.host_ip)) for row in rows)
 
     def known(self, name: str) -> bool:
         return self.tx.known(name)
@@ -63,13 +63,15 @@ class Publications:
     def __init__(
         self,
         number: int,
-        subnet: Subnets,
+        subnets: Subnets,
         ports: range,
         probe: Probe | None = None,
         host_check: HostCheck | None = None,
     ) -> None:
         self._number = number
-        self._subnet = subnet
+        self._subnets = subnets
+        self._address = subnets.address
+        self._family = subnets.first.version if len(subnets.each) == 1 else 0  # 0: both
         self._host_check = host_check
         self._bitmaps = _InTransaction()
         self.ports = PortAllocator(ports, probe=probe, bitmaps=self._bitmaps)
@@ -83,40 +85,44 @@ class Publications:
     ) -> list[PortMapping]:
         """Host ports for all the requests, or for none; the mappings in the same order.
 
-        The leases must have counted them. Ports asked for by number come first, then the
-        adjacent ones, and what is picked automatically last, so that no pick takes what a
-        later request names.
+        A request has a mapping in each family that it is of, the IPv4 one first, with one
+        number. Raises InvalidValueError where it names an address of a family that the network
+        does not have. The leases must have counted them. Ports asked for by number come first,
+        then the adjacent ones, and what is picked automatically last, so that no pick takes what
+        a later request names.
         """
         self._bitmaps.enter(change.tx)
         host: list[int] = [0] * len(requests)
-        picks: dict[tuple[str, IPv4Address | None], list[int]] = {}
+        places = [request.host_ip and self.place(request.host_ip) for _, request in requests]
+        picks: dict[tuple[str, IP | None], list[int]] = {}
         blocks: list[int] = []
         for i, (_, request) in enumerate(requests):
-            first = request.host_port
+            first, place = request.host_port, places[i]
             if first is not None:
                 host[i] = first
-                self._reserve(change, request, first, check_host)
+                self._reserve(change, request, first, place, check_host)
                 continue
-            if request.host_ip is not None:
-                self._ask_host(0, request, check_host)
+            if place is not None:
+                self._ask_host(0, request.protocol, place, check_host)
             if request.count > 1:
                 blocks.append(i)
             else:
-                picks.setdefault((request.protocol, request.host_ip), []).append(i)
+                picks.setdefault((request.protocol, place), []).append(i)
         for i in blocks:
-            host[i] = self._block(requests[i][1])
+            host[i] = self._block(requests[i][1], places[i])
         for (protocol, ip), indexes in picks.items():
             for i, port in zip(
                 indexes, self.ports.acquire_many(len(indexes), protocol, ip), strict=True
             ):
                 host[i] = port
-        rows, mappings = [], []
-        for (lease, request), port in zip(requests, host, strict=True):
+        rows: list[Publication] = []
+        mappings: list[PortMapping] = []
+        for (lease, request), place, port in zip(requests, places, host, strict=True):
             row = new_publication(
                 (
                     lease.network,
                     lease.ordinal,
-                    int(request.host_ip) if request.host_ip else 0,
+                    0 if place is None else entry_of(place),
                     request.protocol,
                     port,
                     request.count,
@@ -124,7 +130,7 @@ class Publications:
                 )
             )
             rows.append(row)
-            mappings.append(self.mapping(row, lease.owner))
+            mappings += self.mappings(row, lease.owner)
         change.tx.table(Publication).add(rows)
         change.add += mappings
         return mappings
@@ -134,11 +140,15 @@ class Publications:
         self._bitmaps.enter(change.tx)
         rows = list(publications)
         change.tx.table(Publication).remove(rows)
-        gone = [self.mapping(row) for row in rows]
+        gone: list[PortMapping] = []
+        for row in rows:
+            gone += self.mappings(row)
         change.remove += gone
-        for row, mapping in zip(rows, gone, strict=True):
-            for port in mapping.ports:
-                self.ports.release(port, row.protocol, mapping.host_ip)
+        for row in rows:
+            _, _, host_ip, protocol, first, count, _ = row
+            place = place_of(host_ip) if host_ip else None
+            for port in range(first, first + count):
+                self.ports.release(port, protocol, place)
         return gone
 
     def count(self, change: Change, lease: Lease, more: int) -> Lease | None:
@@ -152,17 +162,38 @@ class Publications:
         )
         return counted if change.tx.table(Lease).replace(lease, counted) else None
 
-    def mapping(self, row: Publication, owner: str | None = None) -> PortMapping:
-        """What the kernel is told of a publication."""
-        _, ordinal, host_ip, protocol, host_port, port_count, container_port = row
-        return PortMapping(
-            host_port,
-            (as_ipv4(self._subnet.address(ordinal), "destination"), container_port),
-            protocol,
-            IPv4Address(host_ip) if host_ip else None,
-            port_count,
-            owner,
-        )
+    def mappings(self, row: Publication, owner: str | None = None) -> list[PortMapping]:
+        """What the kernel is told of a publication: one of each family that it is in, IPv4 first.
+
+        Where it is on every address of a family, the host address of its mapping is None.
+        """
+        _, ordinal, host_ip, protocol, host_port, count, container_port = row
+        at = place_of(host_ip) if host_ip else None
+        if self._family:
+            to = self._address(ordinal), container_port
+            return [PortMapping(host_port, to, protocol, at, count, owner)]
+        ips = self._subnets.addresses(ordinal)
+        if at is not None:
+            ips, at = (ips[at.version == 6],), at if int(at) else None
+        return [
+            PortMapping(host_port, (ip, container_port), protocol, at, count, owner) for ip in ips
+        ]
+
+    def place(self, host_ip: IP) -> IP | None:
+        """Where a port of this network is published that is asked for at a host address.
+
+        None, as for no address, where it is every one of the family that the network has.
+        Raises InvalidValueError where the network has none of the address's family.
+        """
+        if self._family:
+            if host_ip.version != self._family:
+                raise InvalidValueError(
+                    f"host address {host_ip} is of IPv{host_ip.version}, and {self._subnets} has "
+                    f"addresses of IPv{self._family} alone"
+                )
+            if not int(host_ip):
+                return None
+        return host_ip
 
     def of(self, tx: Transaction, lease: Lease) -> list[Publication]:
         """The publications of a lease, by host port. Raises StoreError when one is missing."""
@@ -174,33 +205,36 @@ class Publications:
         rows = tx.table(Publication).where("network", "ordinal", equal=where)
         if lease.publications != len(rows):
             raise StoreError(
-                f"{self._subnet.address(lease.ordinal)} publishes {lease.publications} times, but "
+                f"{self._address(lease.ordinal)} publishes {lease.publications} times, but "
                 f"{len(rows)} can be read: check() says what else is wrong, repair() mends it"
             )
         if not rows:
             return rows
-        return sorted(rows, key=lambda row: (row.host_port, row.protocol, row.host_ip))
+        if len(rows) > 1:
+            rows = sorted(rows, key=lambda row: (row.host_port, row.protocol, by_place(row)))
+        return rows
 
     def find_own(
-        self, tx: Transaction, lease: Lease, host_port: int, protocol: str, ip: IPv4Address | None
+        self, tx: Transaction, lease: Lease, host_port: int, protocol: str, ip: IP | None
     ) -> Publication:
         """The publication of a lease that begins with that port; without `ip` on any address.
 
         O(1) where it is on every address or `ip` is given. Raises NotAllocatedError, and
-        InvalidValueError where it is on several addresses.
+        InvalidValueError where it is on several addresses, or `ip` cannot be one of them.
         """
         table, own = tx.table(Publication), (lease.network, lease.ordinal)
-        row = table.get(*own, int(ip) if ip else 0, protocol, host_port)
+        place = None if ip is None else self.place(ip)
+        row = table.get(*own, entry_of(place), protocol, host_port)
         if row is not None:
             return row
         begin = table.where("protocol", "host_port", equal=(protocol, host_port))
         found = [row for row in begin if row[:2] == own and ip is None]
         if not found:
             self.of(tx, lease)  # raises where it may be one that cannot be read
-            where = self._subnet.address(lease.ordinal)
+            where = self._address(lease.ordinal)
             raise NotAllocatedError(f"{where} does not publish port {host_port}/{protocol}")
         if len(found) > 1:
-            on = ", ".join(str(IPv4Address(row.host_ip)) for row in found)
+            on = ", ".join(str(place_of(row.host_ip)) for row in found)
             raise InvalidValueError(
                 f"port {host_port}/{protocol} is published on {on}: name the host address"
             )
@@ -213,16 +247,20 @@ class Publications:
         if not rows:
             return []
         if not owners:
-            return list(map(self.mapping, rows))
+            return [mapping for row in rows for mapping in self.mappings(row)]
         leases = tx.table(Lease).where("network", equal=number)
         owner_of = {lease.ordinal: lease.owner for lease in leases}
-        return [self.mapping(row, owner_of.get(row.ordinal)) for row in rows]
+        return [
+            mapping for row in rows for mapping in self.mappings(row, owner_of.get(row.ordinal))
+        ]
 
     def check_same(self, tx: Transaction, lease: Lease, requests: Sequence[PortRequest]) -> None:
         """Raise InUseError where a lease publishes something else than is requested."""
         left = rows = self.of(tx, lease)
         for request in sorted(requests, key=lambda one: one.host_port is None):
-            met = next((row for row in left if _meets(row, request)), None)
+            place = request.host_ip and self.place(request.host_ip)
+            host_ip = entry_of(place)
+            met = next((row for row in left if _meets(row, request, host_ip)), None)
             if met is None:
                 break
             left = [row for row in left if row is not met]
@@ -230,55 +268,67 @@ class Publications:
             has = ", ".join(_words(row) for row in rows) or "no ports"
             asked = ", ".join(map(_asked, requests))
             raise InUseError(
-                f"{lease.owner} holds {self._subnet.address(lease.ordinal)} as {lease.key} with "
+                f"{lease.owner} holds {self._address(lease.ordinal)} as {lease.key} with "
                 f"{has}, and asks for it with {asked}: publish and release_port change ports",
                 lease.owner,
             )
 
-    def _reserve(self, change: Change, request: PortRequest, first: int, check_host: bool) -> None:
+    def _reserve(
+        self,
+        change: Change,
+        request: PortRequest,
+        first: int,
+        place: IP | None,
+        check_host: bool,
+    ) -> None:
         if first + request.count > 65536:
             raise OutOfRangeError(f"{request.count} ports from {first} do not end by 65535")
         for port in range(first, first + request.count):
             try:
-                self.ports.reserve(port, request.protocol, request.host_ip)
+                self.ports.reserve(port, request.protocol, place)
             except InUseError as error:
-                holder = self._holder(change.tx, port, request.protocol)
+                holder = self._holder(change.tx, port, request.protocol, place)
                 raise InUseError(
                     f"{error}, by {holder}" if holder else str(error), holder
                 ) from None
-            self._ask_host(port, request, check_host)
+            self._ask_host(port, request.protocol, place, check_host)
 
-    def _ask_host(self, port: int, request: PortRequest, check_host: bool) -> None:
+    def _ask_host(self, port: int, protocol: str, place: IP | None, check_host: bool) -> None:
         """Raise InUseError for a port, or an address alone (port 0), that the host cannot publish.
 
         Where the caller has asked for no check, it is logged.
         """
         if self._host_check is None:
             return
-        reason = self._host_check(port, request.protocol, request.host_ip)
+        reason = self._host_check(port, protocol, place)
         if reason is None:
             return
         if check_host:
             raise InUseError(f"{reason} (check_host=False publishes it all the same)", reason)
         log.warning("published all the same: %s", reason)
 
-    def _block(self, request: PortRequest) -> int:
+    def _block(self, request: PortRequest, place: IP | None) -> int:
         if abs(self.ports.ports.step) != 1:
             raise OutOfRangeError(
                 f"{request.count} adjacent ports are not to be had from {self.ports.ports}"
             )
-        block = self.ports.acquire_block(request.count, request.protocol, request.host_ip)
+        block = self.ports.acquire_block(request.count, request.protocol, place)
         return min(block[0], block[-1])
 
-    def _holder(self, tx: Transaction, port: int, protocol: str) -> str | None:
-        """What holds a port, on whatever address; looked up only to name it in an error."""
+    def _holder(self, tx: Transaction, port: int, protocol: str, place: IP | None) -> str | None:
+        """What keeps a port from that place; looked up only to name it in an error.
+
+        None where what was found first, of the many that there may be, is elsewhere.
+        """
         for limit in (1, NAMED):  # as a rule the first one has a name
             for row in holding(tx, port, protocol, limit):
+                if not conflict(place_of(row.host_ip), place):
+                    continue
                 lease = tx.table(Lease).get(row.network, row.ordinal)
                 if lease is not None and lease.owner is not None:
                     return lease.owner
                 if row.network == self._number:
-                    return f"the holder of {self._subnet.address(row.ordinal)}"
+                    return f"the holder of {self._address(row.ordinal)}"
         return None
 
 
@@ -308,16 +358,16 @@ def holding(tx: Transaction, port: int, protocol: str, limit: int = -1) -> list[
         if len(found) >= wanted or (free is not None and free < port):
             break
         n = max(wanted, 4 * n)
-    found.sort(key=lambda row: (-row.host_port, row))
+    found.sort(key=lambda row: (-row.host_port, in_order(row)))
     return found
 
 
-def _meets(row: Publication, request: PortRequest) -> bool:
+def _meets(row: Publication, request: PortRequest, host_ip: int | str) -> bool:
     """Whether a publication is what was requested, whichever port was picked for it."""
     return (
         row.protocol == request.protocol
         and row.port_count == request.count
-        and row.host_ip == (int(request.host_ip) if request.host_ip else 0)
+        and row.host_ip == host_ip
         and row.host_port == (request.host_port or row.host_port)
         and row.container_port == (request.container_port or row.host_port)
     )

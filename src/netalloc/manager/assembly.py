@@ -140,9 +140,11 @@ def _made_publications(network: Network, probe: Probe | None) -> Publications:
 
     subnets, ports, check = subnets_of(network), ports_of(network), None
     if network.backend in REAL:
-        from netalloc.manager.host_checks import host_check, host_probe
+        from netalloc.manager.host_checks import HostCheck, host_probe
 
-        probe, check = host_probe(ports) if probe is None else probe, host_check
+        versions = tuple([subnet.version for subnet in subnets.each])
+        probe = host_probe(ports, versions) if probe is None else probe
+        check = HostCheck(versions)
     return Publications(network.number, subnets, ports, probe, check)
 
 
@@ -260,8 +262,9 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
         try:
             mappings.setup()
             _remove_others(network)
-            number, subnets = network.number, subnets_of(network)
-            mappings.reconcile(Publications(number, subnets, ports_of(network)).desired(tx))
+            subnets = subnets_of(network)
+            of = Publications(network.number, subnets, ports_of(network))
+            mappings.reconcile(of.desired(tx))
             tx.commit()
         except BaseException:
             if not tx.committed:

@@ -40,6 +40,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from netalloc.address_values import IP
     from netalloc.ipam.change import Change
     from netalloc.manager.leases import LeaseService
     from netalloc.store.protocol import Transaction
@@ -219,7 +220,7 @@ class AttachService:
             target.mtu or 0,
         )
 
-    def _ip(self, ordinal: int):  # type: ignore[no-untyped-def]
+    def _ip(self, ordinal: int) -> IP:
         return self._leases.subnets.address(ordinal)
 
     def _endpoint(self, record: Attachment, store: str, target: Target | None = None) -> Endpoint:
@@ -269,9 +270,11 @@ class AttachService:
         group = records.group_of(self._network.number)
         bridge = None if self._network.bridge is None else index_of(self._network.bridge)
         hairpin = bridge is not None and needs_hairpin(str(self._network.bridge))
-        if veths and bridge is None:
+        if not veths:
+            pass
+        elif bridge is None:
             attach_routed(veths, group)
-        elif veths:
+        else:
             attach_bridged(veths, bridge, group=group, hairpin=hairpin)
         if taps:
             try:

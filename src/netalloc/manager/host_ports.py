@@ -5,17 +5,17 @@ from __future__ import annotations
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
-    from ipaddress import IPv4Address
     from typing import TypeAlias
 
+    from netalloc.address_values import IP
     from netalloc.host.sockets import BoundPort
     from netalloc.model import PortMapping
 
-    _Key: TypeAlias = tuple[IPv4Address | None, str, int]
+    _Key: TypeAlias = tuple[IP | None, str, int]  # None is every address of IPv4, :: of IPv6
 
 
 class PortHolds:
-    """Bound sockets that accept nothing, one for each host port that is held."""
+    """Bound sockets that accept nothing, one for each host port that is held, and each family."""
 
     def __init__(self) -> None:
         self._held: dict[_Key, BoundPort] = {}
@@ -51,5 +51,6 @@ class PortHolds:
 
 def _keys(mappings: Iterable[PortMapping]) -> Iterable[_Key]:
     for mapping in mappings:
+        host_ip, protocol, _ = mapping.key
         for port in mapping.ports:
-            yield mapping.host_ip, mapping.protocol, port
+            yield host_ip, protocol, port

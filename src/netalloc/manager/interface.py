@@ -12,7 +12,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
-    from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
+    from ipaddress import IPv4Interface, IPv6Interface
     from types import TracebackType
     from typing import NoReturn
 
@@ -100,7 +100,7 @@ class NetworkInterface(InterfaceState):
         container_port: int,
         protocol: str = "tcp",
         host_port: int | None = None,
-        host_ip: IPv4Address | str | None = None,
+        host_ip: IP | str | None = None,
         *,
         hold: bool = False,
         check_host: bool = True,
@@ -108,11 +108,12 @@ class NetworkInterface(InterfaceState):
         """Publish a container port; the host port it is reachable at.
 
         The next free port of the network's range, or the one named by `host_port`; on every
-        address of the host or on `host_ip`. `hold` keeps a bound socket on it as long as
-        the manager is open, so that no other program can take it. A port that is named must
-        be free on the host and `host_ip` one of its addresses, unless `check_host` is False,
-        which is logged. Raises ExhaustedError, InUseError, InvalidValueError, CommandError;
-        then no port is taken and no rule made.
+        address of the host, in each family that the interface has an address of, or on
+        `host_ip` alone: 0.0.0.0 and :: are every address of their family. `hold` keeps a bound
+        socket on it as long as the manager is open, so that no other program can take it. A
+        port that is named must be free on the host and `host_ip` one of its addresses, unless
+        `check_host` is False, which is logged. Raises ExhaustedError, InUseError,
+        InvalidValueError, CommandError; then no port is taken and no rule made.
         """
         from netalloc.model import PortRequest
 
@@ -126,13 +127,13 @@ class NetworkInterface(InterfaceState):
         n: int,
         protocol: str = "tcp",
         host_port: int | None = None,
-        host_ip: IPv4Address | str | None = None,
+        host_ip: IP | str | None = None,
         *,
         container_port: int | None = None,
         hold: bool = False,
         check_host: bool = True,
     ) -> range:
-        """Publish n adjacent ports as one mapping; the host ports.
+        """Publish n adjacent ports as one mapping of each family; the host ports.
 
         The first free ones in a row, or those from `host_port`. They lead to the container
         ports of the same numbers, or to those from `container_port` on.
@@ -149,7 +150,10 @@ class NetworkInterface(InterfaceState):
         hold: bool = False,
         check_host: bool = True,
     ) -> list[PortMapping]:
-        """All of the ports in one step, or none of them; see `allocate_port`."""
+        """All of the ports in one step, or none of them; see `allocate_port`.
+
+        A port that is of both families has two mappings, the IPv4 one first.
+        """
         return self._publish(as_requests(ports), hold, check_host)
 
     def _publish(
@@ -166,17 +170,17 @@ class NetworkInterface(InterfaceState):
         self,
         host_port: int,
         protocol: str = "tcp",
-        host_ip: IPv4Address | str | None = None,
+        host_ip: IP | str | None = None,
     ) -> None:
         """Publish a port, or the adjacent ports that begin with it, no longer.
 
         `host_ip` is needed only where the port is published on several host addresses.
         Raises NotAllocatedError when this interface does not publish it.
         """
-        from netalloc.address_values import as_host_ip
+        from netalloc.address_values import as_host_place
 
-        protocol, host_port, ip = as_protocol(protocol), as_port(host_port), as_host_ip(host_ip)
-
+        protocol, host_port = as_protocol(protocol), as_port(host_port)
+        ip = None if host_ip is None else as_host_place(host_ip)
         self._lease = self._leases.unpublish(self._in_force(), host_port, protocol, ip)
 
     def attach(

@@ -31,7 +31,6 @@ if sys.version_info < (3, 11):
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from ipaddress import IPv4Address
     from typing import TypeVar
 
     from netalloc.address_values import IP
@@ -226,9 +225,7 @@ class LeaseService:
 
         return self.committer.run("publish", change)
 
-    def unpublish(
-        self, lease: Lease, host_port: int, protocol: str, host_ip: IPv4Address | None
-    ) -> Lease:
+    def unpublish(self, lease: Lease, host_port: int, protocol: str, host_ip: IP | None) -> Lease:
         """Take back the publication of a lease that begins with that port, see find_own(); the
         lease as it is then.
         """
@@ -320,7 +317,8 @@ class LeaseService:
             return self.publications.of(tx, lease)
 
         rows = self.read(view)
-        return tuple(self.publications.mapping(row, lease.owner) for row in rows)
+        of = self.publications.mappings
+        return tuple([mapping for row in rows for mapping in of(row, lease.owner)])
 
     def labels(self, lease: Lease) -> dict[str, str]:
         """The labels of a lease; none once it has ended."""

@@ -81,13 +81,10 @@ class ExclusiveMappings:
         self, bridge: str | None, ips: Sequence[IPv4Address | IPv6Address]
     ) -> None:
         """Forget at which MAC addresses these were, for they will be at others."""
-        from ipaddress import IPv4Address
-
-        old = [ip for ip in ips if isinstance(ip, IPv4Address)]
-        if self.is_real and old and bridge is not None:
+        if self.is_real and ips and bridge is not None:
             from netalloc.host.neighbours import forget
 
-            failure = attempt(lambda: forget(bridge, old))
+            failure = attempt(lambda: forget(bridge, ips))
             if failure:  # a bridge that is gone has no neighbours
                 logger.warning("neighbour entries stay: %s", failure)
 

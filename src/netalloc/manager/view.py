@@ -200,6 +200,7 @@ def _place(tx: Transaction, ip: IP) -> tuple[Network | None, int]:
 def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
     subnets = subnets_of(network)
     publications = Publications(network.number, subnets, ports_of(network))
+    rows = publications.of(tx, lease)
     return Held(
         network.name,
         subnets.address(lease.ordinal),
@@ -208,7 +209,7 @@ def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
         lease.generation,
         datetime.fromtimestamp(lease.since_ns / SECOND, timezone.utc),
         labels_of(tx, lease),
-        tuple(publications.mapping(row, lease.owner) for row in publications.of(tx, lease)),
+        tuple([one for row in rows for one in publications.mappings(row, lease.owner)]),
         subnets.addresses(lease.ordinal),
     )
 

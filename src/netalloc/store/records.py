@@ -120,14 +120,16 @@ class Label(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """`port_count` host ports that lead to a leased address; host_ip 0 is every address.
+    """`port_count` host ports that lead to a lease's addresses, the first to `container_port`.
 
-    The first of them leads to `container_port`, the next to the one behind it, and so on.
+    `host_ip` 0 is every address of the host in each family that the network has. One address of
+    IPv4 is its number; one of IPv6 is text, and so are "0.0.0.0" and "::" where the network has
+    both families.
     """
 
     network: int
     ordinal: int
-    host_ip: int
+    host_ip: int | str
     protocol: str
     host_port: int
     port_count: int
