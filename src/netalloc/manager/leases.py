@@ -74,6 +74,7 @@ class LeaseService:
         self.committer = committer
         self.flows = flows  # with a backend that touches the kernel
         self.subnets: Subnets = addresses.subnets
+        self.address = self.subnets.address  # of an ordinal: asked for by each call that names one
         self.stale_releases = 0
         self._attaching: AttachService | None = None
         self._has_neighbours = mappings.is_real and network.bridge is not None
@@ -165,7 +166,7 @@ class LeaseService:
             pairs = [(lease, port) for port in ports]
             self.publications.publish(made, pairs, check_host=check_host)
         if self.flows is not None:
-            self.flows.got(made, (self.subnets.address(lease.ordinal),), made.add)
+            self.flows.got(made, (self.address(lease.ordinal),), made.add)
         return lease
 
     def allocate_many(
@@ -335,7 +336,7 @@ class LeaseService:
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""
-        return str(self.subnets.address(lease.ordinal))
+        return str(self.address(lease.ordinal))
 
     def _check_registered(self, tx: Transaction) -> None:
         """Raise NotAllocatedError where the network was removed, or configured anew, meanwhile."""
@@ -400,7 +401,7 @@ class LeaseService:
                 self.flows.gone(made, gone, ended=ended)
 
     def _ips(self, leases: Sequence[Lease]) -> list[IP]:
-        return [self.subnets.address(lease.ordinal) for lease in leases]
+        return [self.address(lease.ordinal) for lease in leases]
 
     def current(self, tx: Transaction, lease: Lease) -> Lease:
         """That very lease as it is now. Raises StaleLeaseError where it has ended."""
