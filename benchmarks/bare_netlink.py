@@ -15,14 +15,18 @@ from netalloc.host.endpoints import Endpoint
 from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket, Request
 from netalloc.host.netlink_messages import ACK, message
 
-Batch = tuple[bytes, int]  # what is sent, and how many answers there will be
 CHUNK = 64
 
 
-def packed(requests: Sequence[Request]) -> Batch:
-    """Many messages as one."""
-    parts = [message(kind, flags | ACK, i, body) for i, (kind, flags, body) in enumerate(requests)]
-    return b"".join(parts), len(parts)
+def packed(requests: Sequence[Request]) -> bytes:
+    """Many messages as one, of which the last asks for an answer; errors come unasked."""
+    last = len(requests) - 1
+    return b"".join(
+        [
+            message(kind, flags | (ACK if i == last else 0), i, body)
+            for i, (kind, flags, body) in enumerate(requests)
+        ]
+    )
 
 
 def opened() -> socket.socket:
@@ -34,18 +38,11 @@ def opened() -> socket.socket:
     return found
 
 
-def send(netlink: socket.socket, batch: Batch) -> None:
+def send(netlink: socket.socket, batch: bytes) -> None:
     """Have it done."""
-    data, count = batch
-    netlink.send(data)
-    while count:
-        answer = netlink.recv(1 << 16)
-        kind = struct.unpack_from("=4xH", answer)[0]
-        if kind == 2:
-            assert struct.unpack_from("=i", answer, 16)[0] == 0, os.strerror(
-                -struct.unpack_from("=i", answer, 16)[0]
-            )
-            count -= 1
+    netlink.send(batch)
+    kind, error = struct.unpack_from("=4xH10xi", netlink.recv(1 << 16))
+    assert (kind, error) == (2, 0), os.strerror(-error)
 
 
 class Bare:
@@ -62,7 +59,7 @@ class Bare:
         host = NetlinkSocket(NETLINK_ROUTE)
         way._prepare(host)
         host.close()
-        self._work: list[tuple[Batch, list[tuple[int, Batch]]]] = []
+        self._work: list[tuple[bytes, list[tuple[int, bytes]]]] = []
         for start in range(0, len(endpoints), CHUNK):
             part = endpoints[start : start + CHUNK]
             outer = packed([step.request for one in part for step in way._whole(one)])

@@ -212,13 +212,13 @@ class Attaching:
         inside: list[tuple[Endpoint, NetlinkSocket]],
     ) -> None:
         """Go from one namespace to the next; a socket of each is put into `inside`."""
-        peers = attached.look(host, [one.index for one in part])
+        peers = attached.peers(host, [one.index for one in part])
         for one in part:
             if one.netns < 0:
                 continue
             if one.index not in peers:
                 raise InterfaceError(f"{one.shown} has gone again: did its namespace end?")
-            index = peers[one.index].peer
+            index = peers[one.index]
             netlink = _enter(one)
             inside.append((one, netlink))
             if one.index in old:
@@ -253,19 +253,21 @@ class Routed(Attaching):
             packed, source = address.packed, None if gateway is None else gateway.packed
             plan += (
                 Step(
-                    f"no route to {address.ip}",
+                    "no route to",
                     rtnetlink.host_route(one.index, af, packed, source),
-                    address.ip,
+                    address,
+                    address,
                 ),
                 Step(
-                    f"no neighbour entry for {address.ip}",
+                    "no neighbour entry for",
                     rtnetlink.add_neighbour(one.index, af, packed, one.mac),
+                    address,
                 ),
             )
         return plan
 
     def _inner(self, one: Endpoint, index: int) -> Plan:
-        plan = inside(index, with_v6=self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)
+        plan = [*inside(index, self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)]
         for (af, address, _), router in zip(families(one), routers(one), strict=True):
             whole = 8 * len(address.packed)
             plan += address_steps(index, af, address, whole)
@@ -320,8 +322,9 @@ class Bridged(Attaching):
             plan.append(Step("no static entry", rtnetlink.add_fdb(one.index, one.mac)))
         plan += [
             Step(
-                f"no neighbour entry for {address.ip}",
+                "no neighbour entry for",
                 rtnetlink.add_neighbour(self._bridge.ifindex, af, address.packed, one.mac),
+                address,
             )
             for af, address, _ in families(one)
         ]
@@ -329,7 +332,7 @@ class Bridged(Attaching):
 
     def _inner(self, one: Endpoint, index: int) -> Plan:
         assert self._bridge is not None
-        plan = inside(index, with_v6=self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)
+        plan = [*inside(index, self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)]
         for af, address, gateway in families(one):
             plan += address_steps(index, af, address, address.network.prefixlen)
             if gateway is not None:

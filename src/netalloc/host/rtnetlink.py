@@ -23,6 +23,7 @@ _ADDRESS = struct.Struct("=BBBBI")  # struct ifaddrmsg: family, prefix, flags, s
 _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, index, state, flags, type
 _U32 = struct.Struct("=I")
+_HEAD = struct.Struct("=HH")
 _S32 = struct.Struct("=i")
 
 # IFLA_...
@@ -172,6 +173,17 @@ def is_local(body: bytes) -> bool:
 def namespace_number(fd: int) -> bytes:
     """The body of a question for the number that this namespace has for that one."""
     return bytes(4) + number(3, fd)  # struct rtgenmsg; NETNSA_FD
+
+
+def peer_in(body: bytes) -> int:
+    """The index of the other end in a message about an interface; 0 where there is none."""
+    start, stop = INFO.size, len(body)
+    while start + 8 <= stop:
+        size, kind = _HEAD.unpack_from(body, start)
+        if kind == LINK:
+            return int(_U32.unpack_from(body, start + 4)[0])
+        start += size + 3 & ~3 or stop
+    return 0
 
 
 def number_in(body: bytes) -> int | None:
