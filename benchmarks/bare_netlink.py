@@ -4,6 +4,7 @@ One socket of the host's and one in each namespace, opened as the kernel asks fo
 read and looked at for errors, and that is all.
 """
 
+import fcntl
 import os
 import socket
 import struct
@@ -14,6 +15,7 @@ from netalloc.host.attaching import Bridged, Routed
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket, Request
 from netalloc.host.netlink_messages import ACK, message
+from netalloc.host.taps import RoutedTaps
 
 CHUNK = 64
 
@@ -80,4 +82,34 @@ class Bare:
                 inside = opened()
                 send(inside, batch)
                 inside.close()
+        host.close()
+
+
+class BareTaps:
+    """The same for taps behind routes."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], group: int) -> None:
+        way = RoutedTaps(endpoints, group)
+        host = NetlinkSocket(NETLINK_ROUTE)
+        way._prepare(host)
+        host.close()
+        self._names = [
+            (struct.pack("=I", one.index), struct.pack("16sH22x", one.name.encode(), 0xD002))
+            for one in endpoints
+        ]
+        self._batch = packed([step.request for one in endpoints for step in way._whole(one)])
+
+    def run(self) -> None:
+        """All of them."""
+        host = opened()
+        fds = []
+        for index, name in self._names:
+            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+            fds.append(fd)
+            fcntl.ioctl(fd, 0x400454DA, index)
+            fcntl.ioctl(fd, 0x400454CA, name)
+        send(host, self._batch)
+        for fd in fds:
+            fcntl.ioctl(fd, 0x400454CB, 1)
+            os.close(fd)
         host.close()

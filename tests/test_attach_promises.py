@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,20 @@ def test_one_that_fails_leaves_nothing_of_the_others(lab):
         assert present_of([one.index for one in many]) == {}
 
 
+def test_nothing_is_done_to_an_interface_of_another(lab):
+    subprocess.run(["ip", "link", "add", "foreign", "index", "65537", "type", "bridge"], check=True)
+    show = ["ip", "-d", "-o", "link", "show", "foreign"]
+    before = subprocess.run(show, capture_output=True, check=True).stdout
+    many = lab.endpoints(2)
+    assert many[1].index == 65537
+    for attach in (lambda: attach_routed(many, GROUP), lambda: attach_taps(many, group=GROUP)):
+        with pytest.raises(InterfaceError, match="na1.*there is interface foreign .65537."):
+            attach()
+        assert detach(many) == 0
+        assert subprocess.run(show, capture_output=True, check=True).stdout == before
+        assert present(PREFIX) == {}
+
+
 def test_a_route_of_another_is_not_taken_over(lab):
     subprocess.run(["ip", "route", "add", "10.88.0.2/32", "dev", "lo"], check=True)
     many = lab.endpoints(2)
@@ -180,6 +195,15 @@ def test_without_privilege_it_is_said(lab):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+def test_a_refused_one_leaves_no_neighbour_entry(bridged):
+    many = bridged.endpoints(2)
+    broken = endpoint(1, many[1].netns, ifname="lo")
+    with pytest.raises(InterfaceError, match="an interface lo already"):
+        attach_bridged([many[0], broken], bridged.holder)
+    shown = subprocess.run(["ip", "neigh"], capture_output=True, text=True, check=True).stdout
+    assert shown == ""
+
+
 # ---- a full bridge
 
 
@@ -238,10 +262,10 @@ def test_all_ways_to_name_a_namespace(lab, tmp_path):
         (os.getpid(), "the host's own"),
         (child.pid, "there is no process"),
     ):
-        before = len(os.listdir("/proc/self/fd"))
+        before = len([*Path("/proc/self/fd").iterdir()])
         with pytest.raises(InterfaceError, match=match):
             open_netns(target)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len([*Path("/proc/self/fd").iterdir()]) == before
     for target in (None, 1.5, True, b"web", "a\0b", "", ".", object()):
         with pytest.raises(InvalidValueError):
             open_netns(target)
@@ -309,7 +333,12 @@ def test_an_interrupt_at_any_place_leaves_nothing(way):
             try:
                 knife.run(work)
             except Interrupted:
-                assert present_of([FIRST, FIRST + 1]) == {}, knife.cuts
+                left = present_of([FIRST, FIRST + 1])
+                # On the way out of the call itself all is done.
+                if left and " attach_" in knife.cuts[0]:
+                    assert sweep() == 2
+                else:
+                    assert left == {}, knife.cuts
                 cuts += 1
                 continue
             if knife.cuts:  # it came when all was done, and went nowhere
@@ -344,8 +373,6 @@ def rounds_of_kill(lab, rounds):
                 os._exit(1)
         os.close(write)
         assert os.read(read, 1) == b"!"
-        import time
-
         time.sleep(wait)
         os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -415,8 +442,8 @@ def test_two_processes_at_once(lab):
 
 
 def test_the_callers_thread_stays_where_it_is(lab):
-    before = os.readlink("/proc/thread-self/ns/net")
+    before = Path("/proc/thread-self/ns/net").readlink()
     attach_routed(lab.endpoints(2), GROUP)
-    assert os.readlink("/proc/thread-self/ns/net") == before
+    assert Path("/proc/thread-self/ns/net").readlink() == before
     with Links() as links:
         links.set_up("na0")

@@ -104,7 +104,7 @@ def remove(
 ) -> int:
     """As `detach`, over a kept socket."""
     if bridge_index is not None:
-        netlink.outcomes([one for e in endpoints for one in _forgetting(bridge_index, e)])
+        forget(netlink, endpoints, bridge_index)
     return _remove(netlink, {one.index: (one.name, one.alias) for one in endpoints})
 
 
@@ -130,6 +130,11 @@ def _remove(netlink: NetlinkSocket, wanted: dict[int, tuple[str, str]]) -> int:
     if deleted is not None and deleted.errno not in _GONE:
         raise deleted
     return len(ours)
+
+
+def forget(netlink: NetlinkSocket, endpoints: Sequence[Endpoint], bridge: int) -> None:
+    """Drop their neighbour entries on a bridge, as far as there are any."""
+    netlink.outcomes([one for each in endpoints for one in _forgetting(bridge, each)])
 
 
 def _forgetting(bridge: int, one: Endpoint) -> Iterable[Request]:

@@ -84,24 +84,21 @@ class Attaching:
         self.cancelled = False
         self._group = group
         self._made: list[Endpoint] = []
+        self._refused: list[Endpoint] = []
         self._bridge: Present | None = None
         self._mtu = DEFAULT_MTU
 
     def do(self) -> None:
-        """Make all of it; raises at the first that cannot be."""
+        """Make all of it; raises at the first that cannot be, and takes back the others."""
         host = NetlinkSocket(NETLINK_ROUTE)
         try:
-            self._prepare(host)
-            for one in self.endpoints:
-                if self._mtu_of(one) < MIN_MTU_V6 and one.addresses[1] is not None:
-                    raise InterfaceError(
-                        f"{one.shown} cannot be made: IPv6 needs an MTU of {MIN_MTU_V6}, and that "
-                        f"of the bridge or uplink is {self._mtu}"
-                    )
-            for start in range(0, len(self.endpoints), _CHUNK):
-                if self.cancelled:
-                    return
-                self._chunk(host, self.endpoints[start : start + _CHUNK])
+            try:
+                self._make_all(host)
+            except BaseException:
+                self._take_back(host)
+                raise
+            if self.cancelled:
+                self._take_back(host)
         except NetlinkError as error:
             raise InterfaceError(f"interfaces cannot be made: {error.stderr}") from error
         finally:
@@ -109,8 +106,31 @@ class Attaching:
 
     def undo(self) -> None:
         """Take away what this call has made, not what was there before."""
-        attached.detach(self._made, None if self._bridge is None else self._bridge.ifindex)
-        self._made = []
+        host = NetlinkSocket(NETLINK_ROUTE)
+        try:
+            self._take_back(host)
+        finally:
+            host.close()
+
+    def _make_all(self, host: NetlinkSocket) -> None:
+        self._prepare(host)
+        for one in self.endpoints:
+            if self._mtu_of(one) < MIN_MTU_V6 and one.addresses[1] is not None:
+                raise InterfaceError(
+                    f"{one.shown} cannot be made: IPv6 needs an MTU of {MIN_MTU_V6}, and that "
+                    f"of the bridge or uplink is {self._mtu}"
+                )
+        for start in range(0, len(self.endpoints), _CHUNK):
+            if self.cancelled:
+                return
+            self._chunk(host, self.endpoints[start : start + _CHUNK])
+
+    def _take_back(self, host: NetlinkSocket) -> None:
+        bridge = None if self._bridge is None else self._bridge.ifindex
+        if bridge is not None:
+            attached.forget(host, self._refused, bridge)
+        attached.remove(host, self._made, bridge)
+        self._made, self._refused = [], []
 
     # ---- what the ways of attaching differ in
 
@@ -164,6 +184,20 @@ class Attaching:
         self, host: NetlinkSocket, part: Sequence[Endpoint]
     ) -> list[tuple[Endpoint, Present]]:
         """The host's ends; those that were there already, which is no error."""
+        # What the messages say of an index would else be done to another's interface.
+        indexes = attached.peers(host, [one.index for one in part])
+        there = [
+            (one, self._standing(host, one, NetlinkError(errno.EEXIST)))
+            for one in part
+            if one.index in indexes
+        ]
+        fresh = [one for one in part if one.index not in indexes]
+        return there + self._make_fresh(host, fresh)
+
+    def _make_fresh(
+        self, host: NetlinkSocket, part: Sequence[Endpoint]
+    ) -> list[tuple[Endpoint, Present]]:
+        """Those that another process has made meanwhile."""
         plans = [self._whole(one) for one in part]
         at = len(self._made)
         self._made.extend(part)  # before it is made: whatever happens, it is known
@@ -177,7 +211,9 @@ class Attaching:
             if first is None:
                 settle(host, one, one.index, plan[1:], rest)
             else:
+                self._refused.append(one)  # what else was sent of it may have been done
                 there.append((one, self._standing(host, one, first)))
+                self._refused.pop()
         return there
 
     def _whole(self, one: Endpoint) -> Plan:
