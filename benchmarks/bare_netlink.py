@@ -1,7 +1,8 @@
 """The least that attaching can cost: the same messages, packed beforehand, and no more.
 
-One socket of the host's and one in each namespace, opened as the kernel asks for; answers are
-read and looked at for errors, and that is all.
+One socket of the host's and one in each namespace; answers are read and looked at for errors, and
+that is all. What has the kernel finish an interface's coming up is among the messages: without it
+the first packets would be lost, and the work be done after the clock has stopped.
 """
 
 import fcntl
@@ -43,8 +44,10 @@ def opened() -> socket.socket:
 def send(netlink: socket.socket, batch: bytes) -> None:
     """Have it done."""
     netlink.send(batch)
-    kind, error = struct.unpack_from("=4xH10xi", netlink.recv(1 << 16))
-    assert (kind, error) == (2, 0), os.strerror(-error)
+    kind, error = 0, 0
+    while kind != 2:
+        kind, error = struct.unpack_from("=4xH10xi", netlink.recv(1 << 16))
+    assert error == 0, os.strerror(-error)
 
 
 class Bare:
@@ -61,27 +64,28 @@ class Bare:
         host = NetlinkSocket(NETLINK_ROUTE)
         way._prepare(host)
         host.close()
-        self._work: list[tuple[bytes, list[tuple[int, bytes]]]] = []
+        self._work: list[tuple[bytes, list[tuple[int, bytes]], bytes]] = []
         for start in range(0, len(endpoints), CHUNK):
             part = endpoints[start : start + CHUNK]
             outer = packed([step.request for one in part for step in way._whole(one)])
             inner = []
             for one in part:
                 steps = [step.request for step in way._inner(one, 2)]
-                wanted = [one for one in steps if one[0] != rtnetlink.GET_LINK]
-                inner.append((one.netns, packed(wanted)))
-            self._work.append((outer, inner))
+                inner.append((one.netns, packed(steps)))
+            finish = [(rtnetlink.GET_LINK, 0, rtnetlink.get_link(one.index)) for one in part]
+            self._work.append((outer, inner, packed(finish)))
 
     def run(self) -> None:
         """In a thread of its own, which ends up in the last namespace."""
         host = opened()
-        for outer, inner in self._work:
+        for outer, inner, finish in self._work:
             send(host, outer)
             for netns, batch in inner:
                 namespaces.setns(netns, namespaces.CLONE_NEWNET)
                 inside = opened()
                 send(inside, batch)
                 inside.close()
+            send(host, finish)
         host.close()
 
 

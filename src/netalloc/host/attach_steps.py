@@ -169,9 +169,9 @@ def await_address(netlink: NetlinkSocket, one: Endpoint) -> None:
     """
     if one.addresses[1] is None:
         return
-    asked = rtnetlink.route_to(family_of(6).af, one.addresses[1].packed)
+    packed = one.addresses[1].packed
     for pause in _PAUSES:
         with suppress(NetlinkError):
-            if rtnetlink.is_local(netlink.call(rtnetlink.GET_ROUTE, asked)[0]):
+            if rtnetlink.is_local(netlink.ask_one(rtnetlink.ask_route, packed)):
                 return
         time.sleep(pause)
