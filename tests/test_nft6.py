@@ -484,6 +484,48 @@ def test_the_route_of_loopback_goes_with_its_last_user(make, lab):
 
 
 @root
+def test_a_renamed_bridge_is_closed_by_the_next_to_come(make, lab):
+    """One that uses another bridge: nobody may be left who knows the first one."""
+    table = ("ip", "-6", "route", "show", "table", "local", "::1")
+    make().setup()
+    lab.run("ip", "link", "set", "br0", "down")
+    lab.run("ip", "link", "set", "br0", "name", "brx", "up")
+    lab.run("ip", "-6", "route", "add", "local", "::1", "dev", "brx", "table", "local",
+            "metric", "4096", "proto", "110")  # fmt: skip
+    with Links() as links:
+        links.create_bridge("br1", "fd00:c9::1/64")
+    make(bridge="br1", networks=NetworkPair(None, IPv6Network("fd00:c9::/64"))).setup()
+    assert "dev br1" in lab.run(*table) and "brx" not in lab.run(*table)
+    with opened.opened() as record:
+        assert {entry.interface for entry in record if entry.what == "loopback6"} == {"br1"}
+
+
+@root
+def test_equal_numbers_of_the_two_families_are_different_addresses(make, lab):
+    """::ac8:2 is the number of 10.200.0.2."""
+    with Links() as links:
+        links.create_bridge("br1", "::ac8:1/112")
+    four = make(networks=NetworkPair(BOTH.v4))
+    six = make(bridge="br1", networks=NetworkPair(None, IPv6Network("::ac8:0/112")))
+    four.setup()
+    six.setup()
+    other = PortMapping(8080, ("::ac8:2", 80), owner="six")
+    four.apply([WEB4])
+    six.apply([other])
+    assert four.mappings() == [WEB4] and six.mappings() == [other]
+    assert not four.reconcile([WEB4]) and not six.reconcile([other])
+    # What leads into no network makes room, though its number is within one of IPv4.
+    lab.run("nft", "add", "element", "inet", "netalloc", "dnat_any6",
+            "{ tcp . 81 : ::ac9:2 . 80 }")  # fmt: skip
+    wide = make("netalloc", bridge=None, networks=NetworkPair(IPv4Network("10.201.0.0/16")))
+    wide.setup()
+    fresh = PortMapping(81, ("::ac8:2", 80))
+    assert six.reconcile([other, fresh]).added == (fresh,)
+    four.cleanup()
+    assert set(six.mappings()) == {other, fresh}
+
+
+@root
 @pytest.mark.parametrize("when", ["setup", "apply", "reconcile", "cleanup"])
 def test_killed_anywhere(make, lab, when):
     """A child dies at its n-th message to the kernel, for every n; the next one goes on."""
