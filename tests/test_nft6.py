@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab import Lab
-from netalloc.errors import InUseError, NotAllocatedError, OutOfRangeError
+from netalloc.errors import InUseError, InvalidValueError, NotAllocatedError, OutOfRangeError
 from netalloc.family import NetworkPair
 from netalloc.host import opened, sysctl
 from netalloc.host.links import Links
 from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.choice import make_backend, networks_of, remove_others
 from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.nftables import elements, maps, ruleset
 from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
@@ -563,3 +564,41 @@ def test_killed_anywhere(make, lab, when):
             break
     assert not status
     assert deaths >= (1 if when == "apply" else 4)
+
+
+@pytest.mark.parametrize(
+    ("network", "right"),
+    [
+        ("fd00:c8::1/64", ALONE),
+        (BOTH.v6, ALONE),
+        (("fd00:c8::/64", "10.200.0.1/16"), BOTH),
+        ([BOTH.v4, "fd00:c8::7/64"], BOTH),
+        (BOTH, BOTH),
+        (["10.200.0.0/16"], NetworkPair(BOTH.v4)),
+    ],
+)
+def test_a_network_is_of_either_family_or_one_of_each(network, right):
+    assert networks_of(network, None) == right
+    PortMapper("null", network=network).close()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [(), ["10.0.0.0/8", "10.1.0.0/16"], ["fd00::/64"] * 2, [*BOTH, "fd01::/64"], 6, [None],
+     "fd00::/129", "fe80::1%eth0/64x", ["10.0.0.0/8", 7]],
+)  # fmt: skip
+def test_what_is_no_network_is_refused(network):
+    with pytest.raises(InvalidValueError, match="network"):
+        PortMapper("null", network=network)
+
+
+@root
+def test_what_nftables_has_left_goes_with_another_backend(lab):
+    made = make_backend("nftables", "netalloc-br0", lab.bridge, BOTH, shared=True)
+    made.setup()
+    made.apply([WEB, WEB4])
+    made.close()
+    (found,) = remove_others("netalloc-br0", "iptables", lab.bridge, BOTH)
+    assert "2 mappings" in found and rules(lab) == ""
+    assert "br0" not in lab.run("ip", "-6", "route", "show", "table", "local", "::1")
+    assert sysctl.read("net", "ipv6", "conf", "all", "forwarding") == "0"
