@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from ipaddress import IPv6Address, ip_network
 from itertools import pairwise
@@ -514,12 +515,16 @@ def test_what_others_change_of_ip6tables_wakes_the_watch(networks):
         backend.setup()
         for command, families in (("ip6tables", networks.families), ("iptables", (V4,))):
             monitor = backend.monitor()
+            late = threading.Timer(20, monitor.stop)
+            late.start()
             lab.run(command, "-t", "nat", "-N", "somebodys")
             if families == (V4,) and V4 not in networks.families:
                 monitor.stop()
                 assert not monitor.wait()
             else:
                 assert monitor.wait()
+            late.cancel()
+            late.join()
             monitor.close()
 
 

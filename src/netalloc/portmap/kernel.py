@@ -231,14 +231,14 @@ class KernelMappings:
     def _flush_all(self, add: Collection[PortMapping], remove: Collection[PortMapping]) -> None:
         """Forget the flows that go where these host ports led before the change."""
         if self._flows is not None:
-            self._flows.flush(_flushed(remove), added=False)
-            self._flows.flush(_flushed(add), added=True)
+            self._flows.flush(remove, added=False)
+            self._flows.flush(add, added=True)
 
     def _flush_stale(self) -> None:
         while self._stale:
             mappings, added = self._stale[0]
             if self._flows is not None:
-                self._flows.flush(_flushed(mappings), added=added)
+                self._flows.flush(mappings, added=added)
             del self._stale[:1]
 
     def _undo(
@@ -277,13 +277,6 @@ def _has_udp(mappings: Sequence[PortMapping]) -> bool:
     if len(mappings) == 1:
         return mappings[0].protocol == "udp"
     return any(mapping.protocol == "udp" for mapping in mappings)
-
-
-def _flushed(mappings: Collection[PortMapping]) -> Collection[PortMapping]:
-    """Those whose flows can be told: of IPv4."""
-    if all(mapping.version == 4 for mapping in mappings):
-        return mappings
-    return [mapping for mapping in mappings if mapping.version == 4]
 
 
 def _forget(number: int) -> "Callable[[ref[KernelMappings]], None]":
