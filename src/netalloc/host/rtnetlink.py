@@ -11,7 +11,7 @@ from netalloc.host.netlink_messages import CREATE, EXCLUSIVE, attribute, attribu
 
 NEW_LINK, DELETE_LINK, GET_LINK, SET_LINK = 16, 17, 18, 19
 NEW_ADDRESS = 20
-NEW_ROUTE, GET_ROUTE = 24, 26
+NEW_ROUTE, DELETE_ROUTE, GET_ROUTE = 24, 25, 26
 NEW_NEIGHBOUR, DELETE_NEIGHBOUR = 28, 29
 GET_NAMESPACE = 90
 REPLACE = 0x100
@@ -47,7 +47,7 @@ _PERMANENT, _STATIC = 0x80, 0x40  # NUD_PERMANENT; NUD_NOARP: of a bridge, stati
 _NTF_MASTER = 4
 _TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
 _LOCAL, _TYPE_AT = 2, 7  # of struct rtmsg
-_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _ONLINK = 4
 _DESTINATION, _OIF, _GATEWAY, _PREFERRED = 1, 4, 5, 7  # RTA_...
 
@@ -127,6 +127,12 @@ def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Requ
     if source is not None:
         body += attribute(_PREFERRED, source)
     return NEW_ROUTE, CREATE | EXCLUSIVE, body
+
+
+def delete_host_route(index: int, af: int, packed: bytes) -> Request:
+    """Take away a route to one address."""
+    head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, 0, _SCOPE_NOWHERE, 0, 0)
+    return DELETE_ROUTE, 0, head + attribute(_DESTINATION, packed) + number(_OIF, index)
 
 
 def default_route(index: int, af: int, gateway: bytes) -> Request:
