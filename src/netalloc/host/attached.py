@@ -25,7 +25,7 @@ from netalloc.host.netlink_messages import attributes
 _ENDING = 0x6E616C67  # the group of interfaces that are being deleted, now or by a killed process
 _U32 = struct.Struct("=I")
 _UP = 1
-_HELD = 64  # answers of 1 KiB each wait to be read
+_HELD = 32  # answers of 1 KiB each wait to be read
 _GONE = (errno.ENODEV, errno.ENXIO)
 
 
@@ -164,13 +164,12 @@ def look(netlink: NetlinkSocket, indexes: Sequence[int]) -> dict[int, Present]:
     return found
 
 
-def peers(netlink: NetlinkSocket, indexes: Sequence[int]) -> dict[int, int]:
-    """The other ends' indexes of those that there are: a quarter of the time of `look`."""
-    found = {}
+def existing(netlink: NetlinkSocket, indexes: Sequence[int]) -> set[int]:
+    """Which of these there are: a tenth of the time of `look`."""
+    found = set()
     for start in range(0, len(indexes), _HELD):
         asked = [rtnetlink.get_link(index) for index in indexes[start : start + _HELD]]
-        for body in _answers(netlink, asked):
-            found[rtnetlink.INFO.unpack_from(body)[2]] = rtnetlink.peer_in(body)
+        found |= {rtnetlink.ends_in(body)[0] for body in _answers(netlink, asked)}
     return found
 
 

@@ -187,8 +187,8 @@ def namespace_number(fd: int) -> bytes:
     return bytes(4) + number(3, fd)  # struct rtgenmsg; NETNSA_FD
 
 
-def peer_in(body: bytes) -> int:
-    """The index of the other end in a message about an interface; 0 where there is none.
+def ends_in(body: bytes) -> tuple[int, int]:
+    """The indexes of an interface and of its other end (0: none) in a message about it.
 
     Searched for and not parsed, a twentieth of the time: before it come texts, in which there
     is no NUL but at the end, and numbers that are not these bytes.
@@ -196,7 +196,8 @@ def peer_in(body: bytes) -> int:
     at = body.find(_LINK_HEAD, INFO.size)
     while at & 3 and at > 0:
         at = body.find(_LINK_HEAD, at + 1)
-    return int(_U32.unpack_from(body, at + 4)[0]) if at > 0 else 0
+    peer = int(_U32.unpack_from(body, at + 4)[0]) if at > 0 else 0
+    return int(INFO.unpack_from(body)[2]), peer
 
 
 def number_in(body: bytes) -> int | None:
