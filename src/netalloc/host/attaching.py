@@ -41,7 +41,7 @@ from netalloc.host.netlink_messages import attribute, text
 from netalloc.host.new_ends import DEFAULT_MTU, has_v6, may_be_dormant, uplink_mtu
 from netalloc.host.worker import carry_out
 
-_CHUNK = 64  # containers whose messages go in one send: more is no faster
+_CHUNK = 32  # containers whose messages go in one send: more is no faster
 _STRICT = 1  # rp_filter: only what comes from the container's own address is let in
 
 
@@ -85,6 +85,7 @@ class Attaching:
         self._group = group
         self._made: list[Endpoint] = []
         self._refused: list[Endpoint] = []
+        self._peers: dict[int, int] = {}
         self._bridge: Present | None = None
         self._mtu = DEFAULT_MTU
 
@@ -170,7 +171,8 @@ class Attaching:
             self._mend(host, one, found)
         inside: list[tuple[Endpoint, NetlinkSocket]] = []
         try:
-            self._set_up_inside(host, part, {one.index for one, _ in there}, inside)
+            self._peers.update({one.index: found.peer for one, found in there})
+            self._set_up_inside(part, {one.index for one, _ in there}, inside)
             # Asking for an interface has the kernel finish its coming up, which it does at
             # leisure otherwise: until then what is sent to it is dropped.
             host.outcomes([(rtnetlink.GET_LINK, 0, rtnetlink.get_link(e.index)) for e in part])
@@ -185,7 +187,7 @@ class Attaching:
     ) -> list[tuple[Endpoint, Present]]:
         """The host's ends; those that were there already, which is no error."""
         # What the messages say of an index would else be done to another's interface.
-        indexes = attached.peers(host, [one.index for one in part])
+        indexes = attached.existing(host, [one.index for one in part])
         there = [
             (one, self._standing(host, one, NetlinkError(errno.EEXIST)))
             for one in part
@@ -201,7 +203,10 @@ class Attaching:
         plans = [self._whole(one) for one in part]
         at = len(self._made)
         self._made.extend(part)  # before it is made: whatever happens, it is known
-        outcomes = iter(host.outcomes([step.request for plan in plans for step in plan]))
+        answers: list[bytes] = []
+        requests = [step.request for plan in plans for step in plan]
+        outcomes = iter(host.outcomes(requests, answers))
+        self._peers = dict(map(rtnetlink.ends_in, answers))
         results = [[next(outcomes) for _ in plan] for plan in plans]
         self._made[at:] = [
             one for one, (first, *_) in zip(part, results, strict=True) if first is None
@@ -220,6 +225,9 @@ class Attaching:
         return [
             Step("it cannot be made", self._create(one)),
             Step("its settings cannot be made", self._settings(one)),
+            # Tells the other end's index; and the kernel has then seen that the link is down,
+            # which it would else see when it is up and go through all IPv6 routes for.
+            Step("it is gone", (rtnetlink.GET_LINK, 0, rtnetlink.get_link(one.index))),
             *self._outer(one),
         ]
 
@@ -242,19 +250,17 @@ class Attaching:
 
     def _set_up_inside(
         self,
-        host: NetlinkSocket,
         part: Sequence[Endpoint],
         old: Collection[int],
         inside: list[tuple[Endpoint, NetlinkSocket]],
     ) -> None:
         """Go from one namespace to the next; a socket of each is put into `inside`."""
-        peers = attached.peers(host, [one.index for one in part])
         for one in part:
             if one.netns < 0:
                 continue
-            if one.index not in peers:
+            if one.index not in self._peers:
                 raise InterfaceError(f"{one.shown} has gone again: did its namespace end?")
-            index = peers[one.index]
+            index = self._peers[one.index]
             netlink = _enter(one)
             inside.append((one, netlink))
             if one.index in old:

@@ -280,11 +280,14 @@ class NetlinkSocket:
                         raise failure
                     return answers
 
-    def outcomes(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
-        """Send many messages of any kinds, in as few pieces as there is room for their answers.
+    def outcomes(
+        self, requests: Sequence[Request], answers: list[bytes] | None = None
+    ) -> list[NetlinkError | None]:
+        """Send many messages of any kinds, in as few pieces as there is room for their errors.
 
         What the kernel says of each, in order: None where it was done. One that is refused
-        keeps none of the others from being done.
+        keeps none of the others from being done. The bodies that answer questions among them
+        are put into `answers`; of those no more than 32 have room.
         """
         found: list[NetlinkError | None] = []
         for start in range(0, len(requests), self._answers_held):
@@ -299,21 +302,30 @@ class NetlinkSocket:
             batch.append(message(kind, flags | ACK, first + len(part) - 1, body))
             data = b"".join(batch)
             self.can_send(len(data))
-            found += self._outcomes(data, first, len(part))
+            found += self._outcomes(data, first, len(part), answers)
         return found
 
     @locked
-    def _outcomes(self, batch: bytes, first: int, count: int) -> list[NetlinkError | None]:
+    def _outcomes(
+        self, batch: bytes, first: int, count: int, answers: list[bytes] | None
+    ) -> list[NetlinkError | None]:
         self._send(batch)
-        return self._read_outcomes(first, count)
+        return self._read_outcomes(first, count, answers)
 
-    def _read_outcomes(self, first: int, count: int) -> list[NetlinkError | None]:
+    def _read_outcomes(
+        self, first: int, count: int, answers: list[bytes] | None
+    ) -> list[NetlinkError | None]:
         found: list[NetlinkError | None] = [None] * count
         last = first + count - 1
         while True:
             data = self._receive()
             for kind, flags, seq, start, stop in messages(data):
-                if kind == ERROR and first <= seq <= last:
+                if not first <= seq <= last:
+                    continue
+                if kind != ERROR:
+                    if answers is not None:
+                        answers.append(data[start:stop])
+                else:
                     found[seq - first] = _failure(data, flags, seq, start, stop)
                     if seq == last:
                         return found

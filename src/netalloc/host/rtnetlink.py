@@ -47,7 +47,7 @@ _PERMANENT, _STATIC = 0x80, 0x40  # NUD_PERMANENT; NUD_NOARP: of a bridge, stati
 _NTF_MASTER = 4
 _TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
 _LOCAL, _TYPE_AT = 2, 7  # of struct rtmsg
-_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _ONLINK = 4
 _DESTINATION, _OIF, _GATEWAY, _PREFERRED = 1, 4, 5, 7  # RTA_...
 
@@ -130,8 +130,8 @@ def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Requ
 
 
 def delete_host_route(index: int, af: int, packed: bytes) -> Request:
-    """No longer to one address through this interface."""
-    head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, 0, 255, 0, 0)  # any scope and kind
+    """Take away a route to one address."""
+    head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, 0, _SCOPE_NOWHERE, 0, 0)
     return DELETE_ROUTE, 0, head + attribute(_DESTINATION, packed) + number(_OIF, index)
 
 
@@ -187,8 +187,8 @@ def namespace_number(fd: int) -> bytes:
     return bytes(4) + number(3, fd)  # struct rtgenmsg; NETNSA_FD
 
 
-def peer_in(body: bytes) -> int:
-    """The index of the other end in a message about an interface; 0 where there is none.
+def ends_in(body: bytes) -> tuple[int, int]:
+    """The indexes of an interface and of its other end (0: none) in a message about it.
 
     Searched for and not parsed, a twentieth of the time: before it come texts, in which there
     is no NUL but at the end, and numbers that are not these bytes.
@@ -196,7 +196,8 @@ def peer_in(body: bytes) -> int:
     at = body.find(_LINK_HEAD, INFO.size)
     while at & 3 and at > 0:
         at = body.find(_LINK_HEAD, at + 1)
-    return int(_U32.unpack_from(body, at + 4)[0]) if at > 0 else 0
+    peer = int(_U32.unpack_from(body, at + 4)[0]) if at > 0 else 0
+    return int(INFO.unpack_from(body)[2]), peer
 
 
 def number_in(body: bytes) -> int | None:

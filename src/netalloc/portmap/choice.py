@@ -160,7 +160,7 @@ def remove_others(
     if stale:
         flows = Flows()
         try:
-            flows.flush([mapping for mapping in stale if mapping.version == 4], added=False)
+            flows.flush(stale, added=False)
         finally:
             flows.close()
     for what in found:
