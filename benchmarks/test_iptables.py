@@ -45,7 +45,8 @@ def check(promise: Promise) -> None:
 def test_a_full_range_in_one_batch(lab: Lab) -> None:
     """map_many beside iptables-restore with the same lines, made beforehand."""
     with mapper(lab) as ours:
-        lines = ours.backend._list().change(BATCH, (), "netalloc").lines()  # type: ignore[attr-defined]
+        state = ours.backend._chains[0].listed()  # type: ignore[attr-defined]
+        lines = state.change(BATCH, (), "netalloc").lines()
         text = ("*nat\n" + "".join(lines) + "COMMIT\n").encode()
         command = ["iptables-restore", "-w", "5", "--noflush"]
 

@@ -5,7 +5,7 @@ import random
 import socket
 import subprocess
 import sys
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
+from netalloc.family import FAMILIES, family_of
 from netalloc.host import sysctl
 from netalloc.model import PortMapping
 from netalloc.portmap.iptables import commands, rules
@@ -44,7 +45,10 @@ COMMIT
 COMMIT
 """
 
-addresses = st.builds(IPv4Address, st.integers(1, 2**32 - 1))
+fours = st.builds(IPv4Address, st.integers(1, 2**32 - 1))
+sixes = st.builds(IPv6Address, st.integers(256, 2**128 - 1)).filter(
+    lambda ip: not ip.is_multicast and ip.ipv4_mapped is None
+)
 protocols = st.sampled_from(["tcp", "udp", "sctp"])
 owners = st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126), min_size=1)
 
@@ -53,14 +57,17 @@ owners = st.none() | st.text(st.characters(min_codepoint=32, max_codepoint=126),
 def mappings(draw):
     port = draw(st.integers(1, 65535))
     count = draw(st.integers(1, min(3000, 65536 - port))) if draw(st.booleans()) else 1
-    to = port if count > 1 else draw(st.integers(1, 65535))
+    to = draw(st.just(port) | st.integers(1, 65536 - count))
+    addresses = draw(st.sampled_from([fours, sixes]))
     host_ip = draw(st.none() | addresses)
     return PortMapping(port, (draw(addresses), to), draw(protocols), host_ip, count, draw(owners))
 
 
 @given(mappings())
 def test_a_rule_is_read_back(mapping):
-    read = rules.parse(rules.rule(mapping))
+    text = rules.rule(mapping)
+    read = rules.parse(text, family_of(mapping.version))
+    assert rules.parse(text, family_of(10 - mapping.version)) is None
     assert read == mapping
     assert read.owner == mapping.owner
 
@@ -94,11 +101,16 @@ def test_an_owner_that_no_rule_can_hold_is_cut_to_what_it_can(owner):
         "-p tcp -m tcp --dport 1 -j DNAT --to-destination 10.0.0.1:80 --random",
         "-p tcp -m tcp --dport 9:1 -j DNAT --to-destination 10.0.0.1",
         "-s 10.0.0.1/32 -p tcp -m tcp --dport 1 -j DNAT --to-destination 10.0.0.1:80",
+        "-p tcp -m tcp --dport 1 -j DNAT --to-destination fd00::2",
+        "-p tcp -m tcp --dport 1 -j DNAT --to-destination [fd00::2]",
+        "-p tcp -m tcp --dport 1:9 -j DNAT --to-destination [fd00::2]",
+        "-p tcp -m tcp --dport 1 -j DNAT --to-destination [::ffff:10.0.0.1]:80",
+        "-d fd00::/64 -p tcp -m tcp --dport 1 -j DNAT --to-destination [fd00::2]:80",
         "-j RETURN",
     ],
 )
 def test_other_rules_are_no_mappings(text):
-    assert rules.parse(text) is None
+    assert [rules.parse(text, family) for family in FAMILIES] == [None, None]
 
 
 @pytest.mark.parametrize("name", ["x" * 25, "", "a b", "-a", "a!", "n/nat", "n/t3u", "a\n"])

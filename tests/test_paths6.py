@@ -20,7 +20,7 @@ PROTOCOLS = ("tcp", "udp")
 GLOBAL = "2001:db8:c8::"  # a prefix that others route to
 
 
-@pytest.fixture(params=["nftables"])
+@pytest.fixture(params=["nftables", "iptables-legacy", "iptables-nft"])
 def backend(request):
     return request.param
 

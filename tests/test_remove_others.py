@@ -73,7 +73,7 @@ def test_that_there_is_nothing_costs_no_process(nft_lab, monkeypatch):
     monkeypatch.setattr(commands, "run", refuse)
     for keep in ("nftables", "iptables", "null"):
         assert remove_others("netalloc-br0", keep, nft_lab.bridge) == []
-    assert leavings.tables_of("legacy", "netalloc-br0") == []
+    assert leavings.tables_of("legacy", "netalloc-br0") == {}
 
 
 def test_missing_tools_are_no_error(nft_lab):

@@ -27,7 +27,7 @@ from netalloc.locks import locked
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES is the seventh
 _LINKS = 1 << 0  # RTNLGRP_LINK is the first
 _SUBSYSTEM = 10
-_FAMILIES = (1, 2)  # inet, which is ours, and ip, which iptables-nft writes
+_FAMILIES = (1, 2)  # inet, which is ours, and ip, where iptables-nft writes
 _TABLE = 1  # every nftables message but that of a generation names its table so
 _SET = 2  # and one of elements their set
 _GENERATION = 0x0F
@@ -37,7 +37,7 @@ ELEMENTS, RULES, ANYTHING = 1, 2, 3
 
 
 class RuleMonitor:
-    """Wakes up when another program changes one of the named `ip` or `inet` tables.
+    """Wakes up when another program changes one of the named tables of some families.
 
     `own` are port ids whose changes do not count: those of our own sockets. It listens
     from its making on, in the network namespace of that moment, so that no change between
@@ -53,9 +53,11 @@ class RuleMonitor:
         *,
         ports_of: int | None = None,
         maps: Collection[str] = (),
+        families: Collection[int] = _FAMILIES,
     ) -> None:
         self._tables = frozenset(name.encode() + b"\0" for name in tables)
         self._maps = frozenset(name.encode() + b"\0" for name in maps)
+        self._families = frozenset(families)
         self._bridge = ports_of
         with explaining("a socket to watch rules"), ExitStack() as stack:
             self._netlink = NetlinkSocket(NETLINK_NETFILTER, _GROUP)
@@ -131,7 +133,7 @@ class RuleMonitor:
     def _kind(self, kind: int, body: bytes) -> int:
         """What an event changes: 0 where it is none of our tables."""
         what = kind & 0xFF
-        if kind >> 8 != _SUBSYSTEM or what == _GENERATION or body[0] not in _FAMILIES:
+        if kind >> 8 != _SUBSYSTEM or what == _GENERATION or body[0] not in self._families:
             return 0
         found = attributes(body, 4)
         if found.get(_TABLE) not in self._tables:

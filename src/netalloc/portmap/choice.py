@@ -6,7 +6,7 @@ from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import TYPE_CHECKING, TypeAlias
 
 from netalloc.errors import InvalidValueError, OutOfRangeError
-from netalloc.family import NO_NETWORK, NetworkPair
+from netalloc.family import NO_NETWORK, V4, NetworkPair
 from netalloc.model import PortMapping
 from netalloc.portmap.backend import Backend
 from netalloc.values import shown
@@ -91,12 +91,12 @@ def make_backend(
     raise OutOfRangeError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
 
 
-def make_forward(name: str, bridge: str | None) -> "ForwardAccept":
+def make_forward(name: str, bridge: str | None, networks: NetworkPair) -> "ForwardAccept":
     if bridge is None:
         raise OutOfRangeError("forward needs the bridge whose packets to accept; it is None")
     from netalloc.portmap.iptables.forward import ForwardAccept
 
-    return ForwardAccept(name, bridge)
+    return ForwardAccept(name, bridge, networks.families or (V4,))
 
 
 def choose(name: str | None = None) -> str:
@@ -146,12 +146,15 @@ def remove_others(
         finally:
             other.close()
     for kind in leavings.VARIANTS:
-        if not leavings.tables_of(kind, name) or (keep == "iptables" and variant() == kind):
-            continue
-        if leavings.is_there(kind, name):
+        families = list(leavings.tables_of(kind, name))
+        if families and keep == "iptables":
+            # What the network has no subnet of any more is left over, too.
+            kept = networks.families or (V4,)
+            families = [f for f in families if f not in kept or variant(f) != kind]
+        if leavings.is_there(kind, name, families):
             if keep != "iptables":
                 BridgeSettings(bridge, f"iptables {name}").withdraw()
-            gone = leavings.remove(kind, name)
+            gone = leavings.remove(kind, name, families)
             stale += gone
             found.append(f"chain {name} of iptables-{kind} with {len(gone)} mappings")
     if stale:

@@ -55,8 +55,9 @@ class KernelMappings:
     ) -> None:
         name = as_text(name, "name")
         bridge = None if bridge is None else check_name(bridge, "bridge")
-        forwarding = make_forward(name, bridge) if as_flag(forward, "forward") else None
+        forward = as_flag(forward, "forward")
         networks = networks_of(network, bridge)
+        forwarding = make_forward(name, bridge, networks) if forward else None
         if isinstance(backend, str):
             backend = make_backend(str.__str__(backend), name, bridge, networks)
         elif isinstance(backend, type) or not all(

@@ -1,10 +1,11 @@
-"""Running iptables: one command, whole tables read, transactions written."""
+"""Running iptables and ip6tables: one command, whole tables read, transactions written."""
 
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from netalloc.errors import InvalidValueError, NetallocError
+from netalloc.errors import CommandError, InvalidValueError, NetallocError
+from netalloc.family import V4, Family
 from netalloc.host import runtime_dir
 from netalloc.host.command import run
 from netalloc.portmap.iptables.rules import Rules
@@ -27,36 +28,49 @@ def iptables(*args: str) -> str:
     return run(["iptables", *WAIT, *args])
 
 
-def variant() -> str:
+def require(family: Family) -> None:
+    """Raise CommandError, which says what to install, when a family's commands are missing."""
+    for command in (f"{family.iptables}-save", f"{family.iptables}-restore"):
+        if shutil.which(command) is None:
+            raise CommandError(
+                f"command not found: {command} is not on PATH; mappings of IPv{family.version} "
+                f"need it: install the package iptables (on some systems {family.iptables})",
+                (command,),
+            )
+
+
+def variant(family: Family = V4) -> str:
     """Which iptables is on PATH: "legacy" or "nft"."""
-    return "nft" if "nf_tables" in run(["iptables", "-V"]) else "legacy"
+    return "nft" if "nf_tables" in run([family.iptables, "-V"]) else "legacy"
 
 
-def other_variant() -> tuple[str, Rules]:
+def other_variant(family: Family = V4) -> tuple[str, Rules]:
     """The iptables that is not the one on PATH, and what its nat table holds."""
-    other = "legacy" if variant() == "nft" else "nft"
-    save = f"iptables-{other}-save"
+    other = "legacy" if variant(family) == "nft" else "nft"
+    save = f"{family.iptables}-{other}-save"
     # A look at a legacy table would make it: see first whether it is there.
-    names = Path("/proc/thread-self/net/ip_tables_names")
-    if shutil.which(save) is None or (
-        other == "legacy" and not (names.exists() and "nat" in names.read_text().split())
-    ):
+    if shutil.which(save) is None or (other == "legacy" and "nat" not in legacy_tables(family)):
         return other, {}
     return other, _rules(run([save, "-t", "nat"]))
 
 
-def read(*tables: str, variant: str | None = None) -> dict[str, Rules]:
+def read(*tables: str, family: Family = V4, variant: str | None = None) -> dict[str, Rules]:
     """All rules of these tables, by table and chain; of one variant, or that on PATH."""
-    save = f"iptables{f'-{variant}' if variant else ''}-save"
+    save = f"{family.iptables}{f'-{variant}' if variant else ''}-save"
     return {table: _rules(run([save, "-t", table])) for table in tables}
 
 
-def has_table(table: str) -> bool:
+def has_table(table: str, family: Family = V4) -> bool:
     """Whether there is such a table, which a look would make where iptables is the legacy one."""
-    if variant() == "nft":
-        return True
-    names = Path("/proc/thread-self/net/ip_tables_names")
-    return names.exists() and table in names.read_text().split()
+    return variant(family) == "nft" or table in legacy_tables(family)
+
+
+def legacy_tables(family: Family = V4) -> list[str]:
+    """The tables of legacy iptables that are there; none where we may not look."""
+    try:
+        return Path(f"/proc/thread-self/net/{family.word}_tables_names").read_text().split()
+    except OSError:
+        return []
 
 
 def _rules(dump: str) -> Rules:
@@ -70,7 +84,9 @@ def _rules(dump: str) -> Rules:
     return rules
 
 
-def restore(changes: Mapping[str, Iterable[str]], *, variant: str | None = None) -> None:
+def restore(
+    changes: Mapping[str, Iterable[str]], *, family: Family = V4, variant: str | None = None
+) -> None:
     """Apply lines to tables, each table in one transaction; nothing else is touched.
 
     One at a time on a host, by a lock on a file of the runtime directory. iptables-legacy has
@@ -78,7 +94,7 @@ def restore(changes: Mapping[str, Iterable[str]], *, variant: str | None = None)
     a chain that has come to be there for the one that it was told to make, so that of two
     processes that make a chain, and the jump to it, both succeed and the jump is there twice.
     """
-    command = f"iptables{f'-{variant}' if variant else ''}-restore"
+    command = f"{family.iptables}{f'-{variant}' if variant else ''}-restore"
     fd = -1
     try:
         fd = _lock_file()

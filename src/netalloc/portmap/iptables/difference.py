@@ -1,9 +1,10 @@
 """Where the kernel's rules differ from what they should be, and the lines that mend it."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from netalloc.family import V4, V6, Family
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.iptables import rules
 from netalloc.portmap.iptables.rules import Rules
@@ -14,6 +15,7 @@ class RuleDiff:
     """Collects what the kernel's rules lack and have too much, table by table."""
 
     name: str
+    family: Family = V4
     added: list[PortMapping] = field(default_factory=list)
     removed: list[PortMapping] = field(default_factory=list)
     structure: list[str] = field(default_factory=list)
@@ -25,11 +27,12 @@ class RuleDiff:
         """
         known = want if known is None else known
         empty = self._empty(have, want)
+        called = f"{self.family.word} {table}" if self.family is V6 else table
         new, delete, add, drop = [], [], [], []
         for chain in want:
             if chain not in have and rules.is_ours(chain, self.name):
                 new.append(f"-N {chain}\n")
-                self.structure.append(f"chain {chain} of table {table} was missing")
+                self.structure.append(f"chain {chain} of table {called} was missing")
         for chain in {**have, **want}:
             ours = rules.is_ours(chain, self.name)
             if not ours and chain not in want:
@@ -45,17 +48,17 @@ class RuleDiff:
                     delete.append(f"-D {chain} {rule}\n")
                     if rule.rpartition(" -j ")[2] not in empty:
                         self._note(
-                            rule, self.removed, f"chain {chain} of table {table} had {rule!r}"
+                            rule, self.removed, f"chain {chain} of table {called} had {rule!r}"
                         )
                 for rule in (right - there).elements():
                     # What guards or accepts goes before rules that decide otherwise.
                     verb = "-A" if ours or table == "nat" else "-I"
                     add.append(f"{verb} {chain} {rule}\n")
-                    self._note(rule, self.added, f"chain {chain} of table {table} lacked {rule!r}")
+                    self._note(rule, self.added, f"chain {chain} of table {called} lacked {rule!r}")
             if ours and chain not in want:
                 drop.append(f"-X {chain}\n")
                 if chain not in empty:
-                    self.structure.append(f"chain {chain} of table {table} was left over")
+                    self.structure.append(f"chain {chain} of table {called} was left over")
         return new + delete + add + drop
 
     def _empty(self, have: Rules, want: Rules) -> set[str]:
@@ -72,15 +75,20 @@ class RuleDiff:
         return empty
 
     def _note(self, rule: str, mappings: list[PortMapping], otherwise: str) -> None:
-        mapping = rules.parse(rule)
+        mapping = rules.parse(rule, self.family)
         if mapping is not None:
             mappings.append(mapping)
         else:
             self.structure.append(otherwise)
 
-    def repairs(self, settings: Iterable[str]) -> ReconcileResult:
-        """All of it, with the settings that were wrong."""
-        return ReconcileResult(tuple(self.added), tuple(self.removed), (*self.structure, *settings))
+
+def repairs(differences: Sequence[RuleDiff], settings: Iterable[str]) -> ReconcileResult:
+    """All that they have found, with the settings that were wrong."""
+    return ReconcileResult(
+        tuple([mapping for one in differences for mapping in one.added]),
+        tuple([mapping for one in differences for mapping in one.removed]),
+        (*[line for one in differences for line in one.structure], *settings),
+    )
 
 
 def removal(have: Rules, known: Rules, name: str) -> list[str]:

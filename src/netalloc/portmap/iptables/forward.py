@@ -6,9 +6,11 @@ backend makes the mappings. Where Docker runs they go into DOCKER-USER, which Do
 first and keeps when it rebuilds its own chains.
 """
 
+from collections.abc import Sequence
 from threading import RLock
 
 from netalloc.errors import CommandError
+from netalloc.family import V4, Family
 from netalloc.host.links import check_name
 from netalloc.host.netns import HomeNamespace
 from netalloc.locks import locked
@@ -20,14 +22,15 @@ from netalloc.portmap.iptables.rules import Rules
 class ForwardAccept:
     """Accepts what the containers on a bridge send, what answers them, and what is mapped.
 
-    A jump at the head of FORWARD or DOCKER-USER leads to a chain of our own. Raises
-    OutOfRangeError and InUseError for a name that no chain of ours can have.
+    A jump at the head of FORWARD or DOCKER-USER leads to a chain of our own, in each of the
+    families. Raises OutOfRangeError and InUseError for a name that no chain of ours can have.
     """
 
-    def __init__(self, name: str, bridge: str) -> None:
+    def __init__(self, name: str, bridge: str, families: Sequence[Family] = (V4,)) -> None:
         self.name = rules.check_name(name)
         self.chain = f"{name}/fwd"
         self.bridge = check_name(bridge, "bridge")
+        self.families = families
         self._home = HomeNamespace()
         self._lock = RLock()
 
@@ -36,41 +39,47 @@ class ForwardAccept:
         """Add what is missing, remove what is too much, and say what it was.
 
         When Docker came after us, the jump moves to its chain. Raises CommandError when
-        iptables fails.
+        iptables fails; when a family has none, before anything has changed.
         """
         self._home.check()
+        for family in self.families:
+            commands.require(family)
+        return tuple([what for family in self.families for what in self._mend(family)])
+
+    def _mend(self, family: Family) -> list[str]:
         for attempt in (1, 2, 3):
-            have = commands.read("filter")["filter"]
-            difference = RuleDiff(self.name)
-            lines = difference.lines("filter", have, self._wanted(have), self._jumps)
+            have = commands.read("filter", family=family)["filter"]
+            difference = RuleDiff(self.name, family)
+            lines = difference.lines("filter", have, self._wanted(have), self._jumps(family))
             try:
                 if lines:
-                    commands.restore({"filter": lines})
-                return tuple(difference.structure)
+                    commands.restore({"filter": lines}, family=family)
+                break
             except CommandError:
                 # Another program changed the table in between, and Docker does so often.
-                if attempt == 3 or commands.read("filter")["filter"] == have:
+                if attempt == 3 or commands.read("filter", family=family)["filter"] == have:
                     raise
-        raise AssertionError("the last attempt returns or raises")
+        return difference.structure
 
     @locked
     def cleanup(self) -> None:
         """Remove chain and jumps; what is missing already is no error."""
         self._home.check()
-        have = commands.read("filter")["filter"]
-        if lines := removal(have, self._jumps, self.name):
-            commands.restore({"filter": lines})
+        for family in self.families:
+            have = commands.read("filter", family=family)["filter"]
+            if lines := removal(have, self._jumps(family), self.name):
+                commands.restore({"filter": lines}, family=family)
 
-    @property
-    def _jumps(self) -> Rules:
-        return {chain: [f"-j {self.chain}"] for chain in ("DOCKER-USER", "FORWARD")}
+    def _jumps(self, family: Family) -> Rules:
+        return rules.jumps(self.name, family)["filter"]
 
     def _wanted(self, have: Rules) -> Rules:
         head = "DOCKER-USER" if "DOCKER-USER" in have else "FORWARD"
+        jump = [f"-j {self.chain}"]
         return {
             # An empty list: a jump there is one too many.
-            **{chain: [] for chain in self._jumps if chain in have},
-            head: self._jumps[head],
+            **{chain: [] for chain in ("FORWARD", "DOCKER-USER") if chain in have},
+            head: jump,
             self.chain: [
                 f"-o {self.bridge} -m conntrack --ctstate DNAT -j ACCEPT",
                 f"-o {self.bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",

@@ -10,16 +10,18 @@ to leaves of 64. Through 16,384 mappings a packet then passes 16 + 16 + 64 rules
     -A netalloc/t3u -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80
 
 A group is called by its protocol's capital and its number in base 32, a leaf by the small
-letter; no other chain of ours can be called so, because a name cannot have a slash.
+letter; no other chain of ours can be called so, because a name cannot have a slash. The
+chains of ip6tables are called just as those of iptables are.
 """
 
 import re
 from collections.abc import Callable, Container, Iterable
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import pairwise
-from socket import inet_aton, inet_ntoa
+from socket import inet_aton, inet_ntoa, inet_ntop, inet_pton
 
 from netalloc.errors import InUseError, OutOfRangeError
+from netalloc.family import UNIQUE_LOCAL, V4, V6, Family
 from netalloc.host.loopback_guard import MARK
 from netalloc.model import PortMapping
 
@@ -38,14 +40,23 @@ _TAKEN = re.compile(
     r"DNAT|SNAT|MASQUERADE|REDIRECT)$"
 )
 
-_MAPPING = re.compile(
-    r"(?:-d (?P<host>[\d.]+)/32 )?-p (?P<protocol>tcp|udp|sctp) -m (?P=protocol) "
-    r"--dport (?P<first>\d+)(?::(?P<last>\d+))? "
-    r'(?:-m comment --comment (?P<owner>[\w-]+|"(?:[^"\\]|\\.)*") )?'
-    r"-j DNAT --to-destination (?P<ip>[\d.]+)"
-    r"(?::(?P<port>\d+)(?:-(?P<end>\d+)/(?P<base>\d+))?)?"
-)
 
+def _mapping(ip: str, bits: int, before: str = "", behind: str = "") -> "re.Pattern[str]":
+    return re.compile(
+        rf"(?:-d (?P<host>{ip})/{bits} )?-p (?P<protocol>tcp|udp|sctp) -m (?P=protocol) "
+        r"--dport (?P<first>\d+)(?::(?P<last>\d+))? "
+        r'(?:-m comment --comment (?P<owner>[\w-]+|"(?:[^"\\]|\\.)*") )?'
+        rf"-j DNAT --to-destination {before}(?P<ip>{ip})"
+        rf"(?:{behind}:(?P<port>\d+)(?:-(?P<end>\d+)/(?P<base>\d+))?)?"
+    )
+
+
+_MAPPING = {
+    4: _mapping(r"[\d.]+", 32),
+    6: _mapping(r"[\da-f:.]+", 128, r"(?:\[(?=\S+\]:))?", r"\]"),  # brackets before a port alone
+}
+
+IPNetwork = IPv4Network | IPv6Network
 Rules = dict[str, list[str]]
 
 
@@ -162,20 +173,40 @@ def rule(mapping: PortMapping) -> str:
     '-p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.0.0.2:80'
     >>> rule(PortMapping(7000, ("10.0.0.2", 7000), "udp", count=100))
     '-p udp -m udp --dport 7000:7099 -j DNAT --to-destination 10.0.0.2'
-    >>> rule(PortMapping(7000, ("10.0.0.2", 80), count=10))
-    '-p tcp -m tcp --dport 7000:7009 -j DNAT --to-destination 10.0.0.2:80-89/7000'
+    >>> rule(PortMapping(7000, ("fd00::2", 80), count=10))
+    '-p tcp -m tcp --dport 7000:7009 -j DNAT --to-destination [fd00::2]:80-89/7000'
     """
     protocol, port = mapping.protocol, mapping.host_port
-    host = f"-d {mapping.host_ip}/32 " if mapping.host_ip is not None else ""
+    at = mapping.host_ip
+    host = f"-d {written(at)}/{at.max_prefixlen} " if at is not None else ""
     owner = f"-m comment --comment {quoted(_comment(mapping.owner))} " if mapping.owner else ""
-    to = mapping.dest[1]
-    ip = inet_ntoa(int(mapping.dest[0]).to_bytes(4, "big"))  # a third of the time of str()
+    ip, to = mapping.dest
     if mapping.count == 1:
-        return f"{host}{match(protocol)} {port} {owner}{DNAT} {ip}:{to}"
+        return f"{host}{match(protocol)} {port} {owner}{DNAT} {endpoint(ip)}:{to}"
     # Without a port DNAT keeps the one that was asked for; with a base it shifts it
     # (iptables 1.8 and Linux 4.18).
-    shift = f":{to}-{to + mapping.count - 1}/{port}" if mapping.shifted else ""
-    return f"{host}{match(protocol)} {port}:{port + mapping.count - 1} {owner}{DNAT} {ip}{shift}"
+    where = written(ip)
+    if mapping.shifted:
+        where = f"{endpoint(ip)}:{to}-{to + mapping.count - 1}/{port}"
+    return f"{host}{match(protocol)} {port}:{port + mapping.count - 1} {owner}{DNAT} {where}"
+
+
+def written(ip: IPv4Address | IPv6Address) -> str:
+    """An address as iptables-save prints it: inet_ntop's way, in a third of the time of str().
+
+    >>> written(IPv6Address("::102:304"))
+    '::1.2.3.4'
+    """
+    if isinstance(ip, IPv4Address):
+        return inet_ntoa(int(ip).to_bytes(4, "big"))
+    return inet_ntop(V6.af, ip.packed)
+
+
+def endpoint(ip: IPv4Address | IPv6Address) -> str:
+    """The same before a port: of IPv6 in brackets."""
+    if isinstance(ip, IPv4Address):
+        return inet_ntoa(int(ip).to_bytes(4, "big"))  # a call less: thousands are written at a time
+    return f"[{inet_ntop(V6.af, ip.packed)}]"
 
 
 def match(protocol: str) -> str:
@@ -183,9 +214,9 @@ def match(protocol: str) -> str:
     return f"-p {protocol} -m {protocol} --dport"
 
 
-def parse(text: str) -> PortMapping | None:
-    """The mapping that a rule makes, or None for a rule that `rule` does not write."""
-    found = _MAPPING.fullmatch(text)
+def parse(text: str, family: Family = V4) -> PortMapping | None:
+    """The mapping that a rule of a family makes, or None for one that `rule` does not write."""
+    found = _MAPPING[family.version].fullmatch(text)
     if found is None:
         return None
     host, protocol, first, last, owner, ip, port, end, base = found.groups()
@@ -201,9 +232,9 @@ def parse(text: str) -> PortMapping | None:
     try:
         return PortMapping(
             int(first),
-            (IPv4Address(inet_aton(ip)), int(port or first)),  # a fifth of the time of text
+            (_address(ip, family), int(port or first)),
             protocol,
-            IPv4Address(host) if host else None,
+            _address(host, family) if host else None,
             int(last) - int(first) + 1 if last else 1,
             unquoted(owner) if owner else None,
         )
@@ -211,44 +242,101 @@ def parse(text: str) -> PortMapping | None:
         return None
 
 
+def _address(text: str, family: Family) -> IPv4Address | IPv6Address:
+    if family is V4:
+        return IPv4Address(inet_aton(text))  # a fifth of the time of text
+    return IPv6Address(inet_pton(V6.af, text))
+
+
 def fixed_rules(
-    name: str, bridge: str | None, network: IPv4Network | None, *, bridged: bool = False
+    name: str,
+    bridge: str | None,
+    network: IPNetwork | None,
+    family: Family = V4,
+    *,
+    bridged: bool = False,
+    loopback: bool = True,
 ) -> dict[str, Rules]:
     """The rules that do not depend on the mappings: by table, by chain.
 
     In a built-in chain only the named rules are ours. The two static masquerades let the
-    host reach its containers from 127.0.0.1, and the containers themselves and each other
-    through a host port; the third is their way out. Where iptables sees `bridged` frames, it
-    translates them before they come to the guard at the bridge, which asks for a mark then.
+    host reach its containers from 127.0.0.1 and ::1, and the containers themselves and each
+    other through a host port; the third is their way out. Where iptables sees `bridged` frames,
+    it translates them before they come to the guard at the bridge, which asks for a mark then.
+    Without a way for what comes from ::1 (`loopback`) connections to it are left alone: nobody
+    answers them, and the kernel says so at once.
     """
-    local = f"-m addrtype --dst-type LOCAL -j {name}"
+    local = _jump_of_local(name)
     out: list[str] = []
     nat = {"PREROUTING": [local], "OUTPUT": [local], "POSTROUTING": [f"-j {name}/nat"]}
+    if family is V6 and not loopback:
+        nat["OUTPUT"] = [_jump_past_loopback(name)]
     nat |= {name: [], f"{name}/nat": out}
     dnat = "-m conntrack --ctstate DNAT"
-    source = f"-s {network} " if network is not None and network.prefixlen else ""
+    there = "" if network is None else _written_network(network)
+    source = f"-s {there} " if network is not None and network.prefixlen else ""
+    way_out = source if family is V4 else _private_source(network)
     if bridge is not None:
-        out.append(f"-s 127.0.0.0/8 -o {bridge} {dnat} -j MASQUERADE")
+        out.append(f"-s {family.loopback} -o {bridge} {dnat} -j MASQUERADE")
     if network is not None and bridge is not None:
         out.append(f"{source}-o {bridge} {dnat} -j MASQUERADE")
-        out.append(f"{source}! -o {bridge} -j MASQUERADE")
+        if way_out is not None:
+            out.append(f"{way_out}! -o {bridge} -j MASQUERADE")
     elif network is not None:
-        out.append(f"{source}-d {network} {dnat} -j MASQUERADE")
-        out.append(f"{source}! -d {network} -j MASQUERADE")
-    if bridge is None:
+        out.append(f"{source}-d {there} {dnat} -j MASQUERADE")
+        if way_out is not None:
+            out.append(f"{way_out}! -d {there} -j MASQUERADE")
+    if bridge is None or family is V6:
         return {"nat": nat}
     # route_localnet lets a container address the host's 127.0.0.0/8, and call itself so: this
-    # stops it before conntrack, so that answers to the host's own connections pass.
-    guard = [f"-{end} 127.0.0.0/8 ! -i lo -j DROP" for end in "ds"]
+    # stops it before conntrack, so that answers to the host's own connections pass. The kernel
+    # itself drops what comes from a link and says that it is from or for ::1.
+    guard = [f"-{end} {family.loopback} ! -i lo -j DROP" for end in "ds"]
     raw = {"PREROUTING": [f"-j {name}"], name: guard}
     if not bridged:
         return {"raw": raw, "nat": nat}
     answers = (
-        f"-i {bridge} -m conntrack --ctorigdst 127.0.0.0/8 --ctdir REPLY "
+        f"-i {bridge} -m conntrack --ctorigdst {family.loopback} --ctdir REPLY "
         f"-j MARK --set-xmark {MARK:#x}/0xffffffff"
     )
     mangle = {"PREROUTING": [f"-j {name}"], name: [answers]}
     return {"raw": raw, "mangle": mangle, "nat": nat}
+
+
+def jumps(name: str, family: Family = V4) -> dict[str, Rules]:
+    """All rules that may lead from built-in chains into ours: by table, by chain."""
+    local = [_jump_of_local(name)]
+    from_host = local if family is V4 else [*local, _jump_past_loopback(name)]
+    always, forward = [f"-j {name}"], [f"-j {name}/fwd"]
+    return {
+        "nat": {"PREROUTING": local, "OUTPUT": from_host, "POSTROUTING": [f"-j {name}/nat"]},
+        "mangle": {"PREROUTING": always},
+        "raw": {"PREROUTING": always},
+        "filter": {"FORWARD": forward, "DOCKER-USER": forward},
+    }
+
+
+def _jump_of_local(name: str) -> str:
+    return f"-m addrtype --dst-type LOCAL -j {name}"
+
+
+def _jump_past_loopback(name: str) -> str:
+    return f"! -d {V6.loopback} {_jump_of_local(name)}"
+
+
+def _written_network(network: IPNetwork) -> str:
+    return f"{written(network.network_address)}/{network.prefixlen}"
+
+
+def _private_source(network: IPNetwork | None) -> str | None:
+    """What of an IPv6 network is behind the host's address on its way out; None is nothing.
+
+    That of unique local addresses, which nobody outside can answer.
+    """
+    private = IPv6Network(UNIQUE_LOCAL)
+    if not isinstance(network, IPv6Network) or not network.overlaps(private):
+        return None
+    return f"-s {_written_network(max(network, private, key=lambda one: one.prefixlen))} "
 
 
 def _comment(owner: str) -> str:

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address
-from socket import inet_ntoa
+from ipaddress import IPv4Address, IPv6Address
 
 from netalloc.errors import InUseError, NetallocError, NotAllocatedError
+from netalloc.family import V4, Family
 from netalloc.model import PortMapping
 from netalloc.portmap.desired import describe
 from netalloc.portmap.iptables import rules
@@ -13,34 +13,34 @@ from netalloc.portmap.iptables.rules import Rules
 
 _PIECE = 256  # lines: enough to make the cost of handing them on vanish
 
-Key = tuple[IPv4Address | None, str, int]
+Key = tuple[IPv4Address | IPv6Address | None, str, int]
 
 
 @dataclass
 class ChainState:
-    """The mappings that are present, and how many rules each of our chains has."""
+    """One family's mappings that are present, and how many rules each of our chains has."""
 
     present: dict[Key, PortMapping]
     sizes: dict[str, int]
 
     @classmethod
-    def read(cls, nat: Rules, name: str) -> "ChainState":
+    def read(cls, nat: Rules, name: str, family: Family = V4) -> "ChainState":
         """From all rules of table nat."""
         present: dict[Key, PortMapping] = {}
         sizes = {chain: len(nat[chain]) for chain in nat if rules.is_ours(chain, name)}
         for chain in sizes:
             for rule in nat[chain]:
-                mapping = rules.parse(rule)
+                mapping = rules.parse(rule, family)
                 if mapping is not None and rules.chain_path(mapping, name)[-1] == chain:
                     # The first rule is the one that packets meet.
-                    present.setdefault(mapping.key, mapping)
+                    present.setdefault(_key(mapping), mapping)
         return cls(present, sizes)
 
     @classmethod
     def of(cls, nat: Rules, mappings: Iterable[PortMapping], name: str) -> "ChainState":
         """From the rules that were written for these mappings."""
         sizes = {chain: len(nat[chain]) for chain in nat if rules.is_ours(chain, name)}
-        return cls({mapping.key: mapping for mapping in mappings}, sizes)
+        return cls({_key(mapping): mapping for mapping in mappings}, sizes)
 
     def change(
         self, add: Sequence[PortMapping], remove: Sequence[PortMapping], name: str
@@ -53,13 +53,14 @@ class ChainState:
             raise NetallocError(f"chain {name} is missing: setup() makes it, reconcile() mends it")
         gone: dict[Key, PortMapping] = {}
         for mapping in remove:
-            found = None if mapping.key in gone else self.present.get(mapping.key)
+            key = _key(mapping)
+            found = None if key in gone else self.present.get(key)
             if found is None or found != mapping:
                 there = describe(found) if found is not None else "nothing"
                 raise NotAllocatedError(
                     f"{describe(mapping)} is not mapped: the kernel has {there} for that port"
                 )
-            gone[mapping.key] = found
+            gone[key] = found
         new: dict[Key, PortMapping] = {}
         present = self.present
         for mapping in add:
@@ -69,6 +70,10 @@ class ChainState:
                 raise InUseError(f"{describe(mapping)} is held by {describe(holder)}", holder.owner)
             new[key] = mapping
         return ChainChange(self, new, gone, name)
+
+
+def _key(mapping: PortMapping) -> Key:
+    return mapping.host_ip, mapping.protocol, mapping.host_port
 
 
 class ChainChange:
@@ -121,7 +126,7 @@ class ChainChange:
             sizes.changed[chain] = 0
             sizes.add(above, 1)
 
-        bits, dnat = rules.LEAF_BITS, rules.DNAT
+        bits, dnat, endpoint = rules.LEAF_BITS, rules.DNAT, rules.endpoint
         leaf, protocol, holder, head = -1, "", "", ""
         for mapping in self._add.values():
             port = mapping.host_port
@@ -137,8 +142,7 @@ class ChainChange:
                     holder = rules.leaf_chain(mapping, name, sizes, make)
                     head = f"-A {holder} {rules.match(protocol)}"
                 ip, to = mapping.dest
-                ip4 = inet_ntoa(int(ip).to_bytes(4, "big"))
-                lines.append(f"{head} {port} {dnat} {ip4}:{to}\n")
+                lines.append(f"{head} {port} {dnat} {endpoint(ip)}:{to}\n")
             sizes.add(holder, 1)
             if len(lines) >= _PIECE:
                 yield "".join(lines)
