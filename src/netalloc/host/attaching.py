@@ -6,11 +6,14 @@ behind which address is told to both ends, so that nothing is ever asked for: no
 duplicate detection. All of a call is made or nothing.
 
 Routed, a host's end has no address and is on no bridge: a /32 and a /128 route lead to it, and
-the container's default routes by 169.254.1.1 and fe80::1, which are nobody's, lead back. Its link
-mode is "dormant" where IPv6 routes are not taken out of use by a link that is not up: the
-kernel then does not give it a route for ff00::/8, which is one list for all interfaces, and looks
-through all IPv6 routes once and not twice when it comes up. Of 5,000 containers the last one takes
-half the time, and nothing that it sends to a multicast address is looked up in a list of 5,000.
+the container's default routes by 169.254.1.1 and fe80::1, which are nobody's, lead back.
+
+What grows with the number of containers is IPv6: a link that comes up or goes down has the kernel go
+through all routes of the host. It does so once for each and not three times, because it is shown
+that the link is down while it still is (GET_LINK before it is up), and because the link mode is
+"dormant": a link that never counts as up gets no route for ff00::/8 either, which is one list for
+all interfaces. `ip link` shows NO-CARRIER for it, and `ip route` linkdown; where the host takes such
+routes out of use (ignore_routes_with_linkdown) it is left away.
 """
 
 import errno
