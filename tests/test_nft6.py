@@ -17,6 +17,7 @@ from netalloc.host import opened, sysctl
 from netalloc.host.links import Links
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.choice import make_backend, networks_of, remove_others
+from netalloc.portmap.link import Link
 from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.nftables import elements, maps, ruleset
 from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
@@ -81,7 +82,7 @@ def make(lab):
     with ExitStack() as stack:
 
         def make(name="netalloc", *, bridge=lab.bridge, networks=BOTH, **options):
-            backend = Nftables(name, bridge=bridge, networks=networks, **options)
+            backend = Nftables(name, link=Link(bridge), networks=networks, **options)
             stack.callback(backend.close)
             return backend
 
@@ -535,7 +536,7 @@ def test_killed_anywhere(make, lab, when):
     for moment in range(1, 80):
 
         def child(moment=moment):
-            victim = Nftables(bridge="br0", networks=BOTH)
+            victim = Nftables(link=Link("br0"), networks=BOTH)
             if when != "setup":
                 victim.setup()
             if when == "reconcile":
@@ -594,11 +595,11 @@ def test_what_is_no_network_is_refused(network):
 
 @root
 def test_what_nftables_has_left_goes_with_another_backend(lab):
-    made = make_backend("nftables", "netalloc-br0", lab.bridge, BOTH, shared=True)
+    made = make_backend("nftables", "netalloc-br0", Link(lab.bridge), BOTH, shared=True)
     made.setup()
     made.apply([WEB, WEB4])
     made.close()
-    (found,) = remove_others("netalloc-br0", "iptables", lab.bridge, BOTH)
+    (found,) = remove_others("netalloc-br0", "iptables", Link(lab.bridge), BOTH)
     assert "2 mappings" in found and rules(lab) == ""
     assert "br0" not in lab.run("ip", "-6", "route", "show", "table", "local", "::1")
     assert sysctl.read("net", "ipv6", "conf", "all", "forwarding") == "0"
