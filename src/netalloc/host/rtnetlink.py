@@ -134,6 +134,27 @@ def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Requ
     return NEW_ROUTE, CREATE | EXCLUSIVE, body
 
 
+def replacing(request: Request) -> Request:
+    """The same, where there is one already."""
+    return request[0], CREATE | REPLACE, request[2]
+
+
+def all_routes(af: int) -> bytes:
+    """The body of a question for all routes of a family."""
+    return _ROUTE.pack(af, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def route_without_source(body: bytes) -> tuple[bytes, int] | None:
+    """Address and interface of a route that `host_route` made, and whose source is gone."""
+    af, bits, _, _, table, protocol, _, _, _ = _ROUTE.unpack_from(body)
+    if (table, protocol) != (_TABLE_MAIN, _PROTOCOL_STATIC) or bits != (32 if af == 2 else 128):
+        return None
+    parts = attributes(body, _ROUTE.size)
+    if _PREFERRED in parts or not {_DESTINATION, _OIF} <= parts.keys():
+        return None
+    return parts[_DESTINATION], int(_U32.unpack(parts[_OIF])[0])
+
+
 def delete_host_route(index: int, af: int, packed: bytes) -> Request:
     """Take away a route to one address."""
     head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, 0, _SCOPE_NOWHERE, 0, 0)

@@ -2,7 +2,7 @@
 
 from netalloc.family import NO_NETWORK, V4, NetworkPair
 from netalloc.host import forwarding, gateway_addresses
-from netalloc.host.opened import Entry, opened
+from netalloc.host.opened import opened
 from netalloc.portmap.link import Link
 
 
@@ -24,6 +24,7 @@ class RoutedSettings:
         self.loopback6 = False  # whether the host reaches containers from ::1
         self._families = networks.families or (V4,)
         self._gateways = [one for one in link.gateways if one is not None]
+        self._six = link.gateways[1], networks.v6
         self._user = user
         self._is_known = False
 
@@ -33,8 +34,7 @@ class RoutedSettings:
     def restore(self) -> tuple[str, ...]:
         """Switch on what is off, and say what was. 0.1 ms when nothing was.
 
-        Raises InterfaceError where `lo` is down, CommandError and NetallocError without the
-        privilege.
+        Raises CommandError and NetallocError without the privilege.
         """
         if (
             self._is_known
@@ -42,15 +42,19 @@ class RoutedSettings:
             and gateway_addresses.are_there(self._gateways)
         ):
             return ()
-        with opened() as record:
-            found = self._restore(record)
-        self._is_known = True
-        return found
-
-    def _restore(self, record: set[Entry]) -> tuple[str, ...]:
-        found = gateway_addresses.add(record, self._user, self._gateways)
+        found: tuple[str, ...] = ()
+        # Each is known as ours before the next one is touched, whoever is killed in between.
         for family in self._families:
-            found += forwarding.switch_on(record, self._user, family)
+            with opened() as record:
+                found += forwarding.switch_on(record, self._user, family)
+        with opened() as record:
+            missing = gateway_addresses.note(record, self._user, self._gateways)
+        if missing:
+            found += gateway_addresses.put(missing)
+            gateway, network = self._six
+            if gateway in missing and network is not None:
+                gateway_addresses.mend_sources(gateway, network)
+        self._is_known = True
         return found
 
     def watched(self) -> int | None:
