@@ -99,6 +99,7 @@ class NetworkManager(Closing):
         forward: bool | None = None,
         mode: str | None = None,
         isolation: str | None = None,
+        services: Iterable[str] | None = None,
         probe: Probe | None = None,
     ) -> None:
         from netalloc.manager.statement import statement
@@ -115,6 +116,7 @@ class NetworkManager(Closing):
             forward=forward,
             mode=mode,
             isolation=isolation,
+            services=services,
         )
         self._assemble(stated, store, part, probe)
 
