@@ -325,10 +325,12 @@ def _differences(network: Network, stated: Statement) -> Iterator[tuple[str, obj
         yield "bridge", network.bridge or "none", stated.bridge
     if stated.mode is not None and stated.mode != network.mode:
         yield "mode", network.mode, stated.mode
-    registered = subnets_of(network)
-    if stated.subnets is not None and str(registered) != str(stated.subnets):
-        yield "subnet", registered, stated.subnets
+    if stated.subnets is not None:
+        registered = subnets_of(network)
+        if str(registered) != str(stated.subnets):
+            yield "subnet", registered, stated.subnets
     if network.backend and (wanted := _stated_exclusions(stated)) is not None:
+        registered = subnets_of(network)
         other = Subnets([Subnet(str(subnet)) for subnet in registered.each]).without(wanted)
         if registered != other:
             yield "exclude", _listed(registered), _listed(other)

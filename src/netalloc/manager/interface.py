@@ -38,7 +38,7 @@ class NetworkInterface(InterfaceState):
     @property
     def ip(self) -> IP:
         """The address alone: the IPv4 one where there is one."""
-        return self._leases.subnets.address(self._lease.ordinal)
+        return self._leases.address(self._lease.ordinal)
 
     @property
     def ips(self) -> tuple[IP, ...]:

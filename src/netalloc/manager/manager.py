@@ -6,13 +6,14 @@ import os
 from _thread import RLock
 from datetime import datetime
 
-from netalloc._alloc import Subnet, is_plain_text
+from netalloc._alloc import is_plain_text
 from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.clock import SECOND
-from netalloc.ipam.networks import Statement, as_network_name, find
+from netalloc.ipam.networks import Statement, as_network_name
 from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
+from netalloc.manager.configured import ConfiguredNetwork
 from netalloc.manager.interface import NetworkInterface, as_address, as_pair, as_requests
 from netalloc.manager.undo import Teardown
 from netalloc.store.records import Lease
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 MANY = 1 << 24  # interfaces in one call: all addresses of a /8
 
 
-class NetworkManager(Closing):
+class NetworkManager(Closing, ConfiguredNetwork):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
@@ -164,43 +165,6 @@ class NetworkManager(Closing):
         except BaseException:
             self._opened.close()
             raise
-
-    # ---- what it manages
-
-    @property
-    def name(self) -> str:
-        """What the network is called in its store."""
-        return self._leases.network.name
-
-    @property
-    def bridge(self) -> str | None:
-        """The bridge that the containers are on; None where the network is routed."""
-        return self._leases.network.bridge
-
-    @property
-    def subnet(self) -> Subnet:
-        """The addresses of the network: of the first of its subnets, the IPv4 one if any."""
-        return self._leases.subnets.first
-
-    @property
-    def subnets(self) -> tuple[Subnet, ...]:
-        """The subnets of the network: one, or one of IPv4 and one of IPv6."""
-        return self._leases.subnets.each
-
-    @property
-    def gateway(self) -> IP | None:
-        """The containers' default route; None where the subnet names no gateway."""
-        return self._leases.subnets.first.gateway
-
-    @property
-    def registered(self) -> bool:
-        """Whether the store still has the network as it was opened: not removed, nor made anew."""
-        return self._leases.read(lambda tx: find(tx, self.name)) == self._leases.network
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._leases.committer.closed
 
     # ---- allocation
 

@@ -113,7 +113,12 @@ def _subnet(network: object) -> Subnet:
 
 
 def _excluded(exclude: object) -> tuple[Any, ...]:
-    return (exclude,) if isinstance(exclude, str) else tuple(as_items(exclude, "exclude"))
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+    # A network is an iterable, too: of 2**64 addresses, perhaps.
+    if isinstance(exclude, str | IPv4Address | IPv4Network | IPv6Address | IPv6Network):
+        return (exclude,)
+    return tuple(as_items(exclude, "exclude"))
 
 
 def _part(backend: Any) -> Backend:

@@ -17,7 +17,6 @@ from threading import RLock
 from netalloc.errors import InUseError, InvalidValueError, NetallocError
 from netalloc.family import NO_NETWORK, V4, NetworkPair
 from netalloc.host.bridge_ports import needs_hairpin
-from netalloc.host.links import check_name
 from netalloc.host.netlink import explaining
 from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
@@ -29,6 +28,7 @@ from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.chains import Batch, Chains
 from netalloc.portmap.iptables.commands import has_table, iptables, variant
 from netalloc.portmap.iptables.difference import repairs
+from netalloc.portmap.link import NO_LINK, Link
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -47,7 +47,7 @@ class Iptables:
 
     With a bridge and its networks the containers behind it also reach the outside, each
     other through the host's ports, and the host reaches them from 127.0.0.1; with
-    bridge=None there is no way from 127.0.0.1. Without any network the mappings are of IPv4.
+    without a bridge there is no way from 127.0.0.1. Without any network the mappings are of IPv4.
     Safe for threads, and for several processes as long as no two of them add the same port at
     the same time.
     """
@@ -58,11 +58,11 @@ class Iptables:
         self,
         name: str = "netalloc",
         *,
-        bridge: str | None = None,
+        link: Link = NO_LINK,
         networks: NetworkPair = NO_NETWORK,
     ) -> None:
         self.chain = rules.check_name(name)
-        self.bridge = None if bridge is None else check_name(bridge, "bridge")
+        self.bridge = link.checked().bridge
         self.networks = networks
         self._settings = BridgeSettings(self.bridge, f"iptables {name}", networks)
         self._home = HomeNamespace()
