@@ -100,6 +100,7 @@ class NetworkManager(Closing, ConfiguredNetwork):
         forward: bool | None = None,
         mode: str | None = None,
         isolation: str | None = None,
+        services: Iterable[str] | None = None,
         probe: Probe | None = None,
     ) -> None:
         from netalloc.manager.statement import statement
@@ -116,6 +117,7 @@ class NetworkManager(Closing, ConfiguredNetwork):
             forward=forward,
             mode=mode,
             isolation=isolation,
+            services=services,
         )
         self._assemble(stated, store, part, probe)
 
