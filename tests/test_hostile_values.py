@@ -280,6 +280,7 @@ CALLS: dict[str, Callable[[World, Any], Any]] = {
     "manager forward": lambda w, v: _manager(forward=v),
     "manager mode": lambda w, v: _manager(mode=v),
     "manager isolation": lambda w, v: _manager(isolation=v),
+    "manager services": lambda w, v: _manager(isolation="guarded", services=[v]),
     "routed bridge": lambda w, v: NetworkManager(
         v, network="10.9.0.1/24", backend="null", mode="routed"
     ),

@@ -141,6 +141,10 @@ class AttachService:
 
         self._leases.run("detach", change)
 
+    def part_from(self, made: Change, ending: Sequence[Lease]) -> None:
+        """The same of what these leases have, whose records go with them."""
+        self.part(made, records.of_leases(made.tx, ending))
+
     def part(self, made: Change, ending: Sequence[Attachment]) -> None:
         """Cut interfaces off as part of a change that ends their leases, or detaches them."""
         if not ending:
