@@ -234,6 +234,49 @@ def test_a_second_process_and_a_second_manager(lab):
     assert lab.ask(lab.host, "tcp", ("127.0.0.1", 8080)) == ("c0", lab.gateway)
 
 
+def test_a_network_without_gateways(lab):
+    """What comes through a host port comes from some address of the host's then."""
+    manager = routed(lab, network=(Lab.network, Lab.network6))
+    web, other = manager.allocate("web", ports=WEB), manager.allocate("other")
+    manager.attach_many([(web, "c0"), (other, "c1")])
+    serve(lab, lab.containers[0])
+    for protocol in PROTOCOLS:
+        for place in (lab.outside, lab.host, *lab.containers[:2]):
+            for address in (lab.address, lab.address6):
+                assert lab.ask(place, protocol, (address, 8080))[0] == "c0"
+        assert lab.ask(lab.host, protocol, ("127.0.0.1", 8080))[0] == "c0"
+    assert manager.check() == [] and not manager.reconcile()
+
+
+def test_a_manager_killed_anywhere(lab):
+    """A child takes an address, attaches it and gives it back, and dies at a message of it."""
+    manager = routed(lab)
+    before, died = state(lab), 0
+    for moment in range(1, 200, 2):
+
+        def child(moment=moment):
+            victim = NetworkManager.open("pod", STORE)
+            die_at(moment)
+            victim.allocate("victim", ports=WEB).attach(netns="c0")
+            victim.release("victim")
+
+        status = in_child(child)
+        assert status in (0, -signal.SIGKILL)
+        died += status != 0
+        manager.reconcile()
+        manager.gc([], grace=0)
+        manager.gc([], grace=0)
+        assert manager.check() == []
+        assert state(lab) == before
+        if not status:
+            break
+    assert not status and died > 4
+    again = manager.allocate("web", ports=WEB)
+    again.attach(netns="c0")
+    serve(lab, lab.containers[0])
+    assert lab.ask(lab.outside, "tcp", (lab.address6, 8080))[0] == "c0"
+
+
 @pytest.mark.parametrize("when", ["setup", "apply", "reconcile", "cleanup"])
 def test_killed_anywhere(lab, when):
     """A child dies at its n-th message to the kernel, for every n; the next one goes on."""
