@@ -1,6 +1,7 @@
 """Routed networks on a private host: published ports, the way out, others beside them, no trace."""
 
 import os
+import queue
 import select
 import signal
 import socket
@@ -199,6 +200,22 @@ with NetworkManager.open("pod", "/run/host.db") as manager:
     one.attach(netns="c1")
     print(*one.ports()[:1], sep="")
 """
+
+
+@pytest.mark.parametrize("address", [f"{Lab.gateway}/32", f"{Lab.gateway6}/128"])
+def test_a_watch_puts_a_gateway_back_at_once(lab, address):
+    manager = routed(lab)
+    manager.allocate("web", ports=WEB).attach(netns="c0")
+    serve(lab, lab.containers[0])
+    before, repairs = state(lab), queue.SimpleQueue()
+    with manager.watch(repairs.put):
+        for _ in range(2):
+            lab.run("ip", "addr", "del", address, "dev", "lo")
+            found = f"no interface had gateway address {address.partition('/')[0]}"
+            while found not in repairs.get(timeout=5).structure:
+                pass
+            assert state(lab) == before
+    assert lab.ask(lab.host, "tcp", ("127.0.0.1", 8080)) == ("c0", lab.gateway)
 
 
 def test_a_map_that_leads_to_another_gateway_is_mended(lab):

@@ -3,6 +3,7 @@
 from netalloc.family import NO_NETWORK, V4, NetworkPair
 from netalloc.host import forwarding, gateway_addresses
 from netalloc.host.opened import opened
+from netalloc.host.rule_monitor import Watched
 from netalloc.portmap.link import Link
 
 
@@ -57,9 +58,9 @@ class RoutedSettings:
         self._is_known = True
         return found
 
-    def watched(self) -> int | None:
-        """No interface has to be seen to by us."""
-        return None
+    def watched(self) -> Watched:
+        """The gateways, for with one of IPv4 go all routes that name it as their source."""
+        return Watched(addresses=tuple(self._gateways))
 
     def withdraw(self) -> None:
         """Switch off what only we have needed and what was off before."""
