@@ -172,6 +172,8 @@ def test_two_routed_networks_and_a_bridged_one(lab):
             f"ip addr del {Lab.gateway6}/128 dev lo",
             f"no interface had gateway address {Lab.gateway6}",
         ),
+        (f"ip route del unreachable {Lab.network}", f"network {Lab.network} had no end"),
+        (f"ip -6 route del unreachable {Lab.network6}", f"network {Lab.network6} had no end"),
         ("sysctl -qw net.ipv4.ip_forward=0", "net.ipv4.ip_forward was 0"),
         ("sysctl -qw net.ipv6.conf.all.forwarding=0", "net.ipv6.conf.all.forwarding was 0"),
     ],
@@ -249,6 +251,27 @@ def test_a_second_process_and_a_second_manager(lab):
     first.close()  # all stays, as in a file
     assert lab.ask(lab.outside, "tcp", (lab.address6, 8082))[0] == "c2"
     assert lab.ask(lab.host, "tcp", ("127.0.0.1", 8080)) == ("c0", lab.gateway)
+
+
+def test_what_is_for_nobody_does_not_leave_the_host(lab):
+    """Not even by a default route, nor what a container was cut off from."""
+    for family, gateway in (("-4", lab.outside.ip), ("-6", lab.outside.ip6)):
+        lab.run("ip", family, "route", "add", "default", "via", gateway)
+    manager = routed(lab)
+    manager.allocate("web", ports=WEB).attach(netns="c0")
+    gone = manager.allocate("gone")
+    gone.attach(netns="c1")
+    gone.detach()
+    c0, c1 = lab.containers[:2]
+    with Links("outside") as outside:  # it would answer for anyone
+        for ip in (f"{c1.ip}/32", f"{c1.ip6}/128"):
+            outside.add_address("lo", ip)
+    serve(lab, lab.outside)
+    for protocol in PROTOCOLS:
+        for ip, other in ((c1.ip, lab.outside.ip), (c1.ip6, lab.outside.ip6)):
+            for place in (lab.host, c0):
+                assert lab.reaches(place, protocol, (ip, 80)) is None
+                assert lab.ask(place, protocol, (other, 80))[0] == "outside"
 
 
 def test_a_network_without_gateways(lab):
