@@ -101,7 +101,7 @@ class Nftables:
             return RuleMonitor(
                 [self.table],
                 own=own,
-                ports_of=self._settings.watched(),
+                watched=self._settings.watched(),
                 maps=maps.MAP_TYPES,
             )
 
