@@ -1,9 +1,11 @@
 """The least that attaching can cost: the same messages, packed beforehand, and no more.
 
-One socket of the host's and one in each namespace, opened as the kernel asks for; answers are
-read and looked at for errors, and that is all.
+One socket of the host's and one in each namespace; answers are read and looked at for errors, and
+that is all. What has the kernel finish an interface's coming up is among the messages: without it
+the first packets would be lost, and the work be done after the clock has stopped.
 """
 
+import fcntl
 import os
 import socket
 import struct
@@ -14,15 +16,20 @@ from netalloc.host.attaching import Bridged, Routed
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket, Request
 from netalloc.host.netlink_messages import ACK, message
+from netalloc.host.taps import RoutedTaps
 
-Batch = tuple[bytes, int]  # what is sent, and how many answers there will be
 CHUNK = 64
 
 
-def packed(requests: Sequence[Request]) -> Batch:
-    """Many messages as one."""
-    parts = [message(kind, flags | ACK, i, body) for i, (kind, flags, body) in enumerate(requests)]
-    return b"".join(parts), len(parts)
+def packed(requests: Sequence[Request]) -> bytes:
+    """Many messages as one, of which the last asks for an answer; errors come unasked."""
+    last = len(requests) - 1
+    return b"".join(
+        [
+            message(kind, flags | (ACK if i == last else 0), i, body)
+            for i, (kind, flags, body) in enumerate(requests)
+        ]
+    )
 
 
 def opened() -> socket.socket:
@@ -34,18 +41,13 @@ def opened() -> socket.socket:
     return found
 
 
-def send(netlink: socket.socket, batch: Batch) -> None:
+def send(netlink: socket.socket, batch: bytes) -> None:
     """Have it done."""
-    data, count = batch
-    netlink.send(data)
-    while count:
-        answer = netlink.recv(1 << 16)
-        kind = struct.unpack_from("=4xH", answer)[0]
-        if kind == 2:
-            assert struct.unpack_from("=i", answer, 16)[0] == 0, os.strerror(
-                -struct.unpack_from("=i", answer, 16)[0]
-            )
-            count -= 1
+    netlink.send(batch)
+    kind, error = 0, 0
+    while kind != 2:
+        kind, error = struct.unpack_from("=4xH10xi", netlink.recv(1 << 16))
+    assert error == 0, os.strerror(-error)
 
 
 class Bare:
@@ -62,25 +64,56 @@ class Bare:
         host = NetlinkSocket(NETLINK_ROUTE)
         way._prepare(host)
         host.close()
-        self._work: list[tuple[Batch, list[tuple[int, Batch]]]] = []
+        self._work: list[tuple[bytes, list[tuple[int, bytes]], bytes]] = []
         for start in range(0, len(endpoints), CHUNK):
             part = endpoints[start : start + CHUNK]
             outer = packed([step.request for one in part for step in way._whole(one)])
             inner = []
             for one in part:
                 steps = [step.request for step in way._inner(one, 2)]
-                wanted = [one for one in steps if one[0] != rtnetlink.GET_LINK]
-                inner.append((one.netns, packed(wanted)))
-            self._work.append((outer, inner))
+                inner.append((one.netns, packed(steps)))
+            finish = [(rtnetlink.GET_LINK, 0, rtnetlink.get_link(one.index)) for one in part]
+            self._work.append((outer, inner, packed(finish)))
 
     def run(self) -> None:
         """In a thread of its own, which ends up in the last namespace."""
         host = opened()
-        for outer, inner in self._work:
+        for outer, inner, finish in self._work:
             send(host, outer)
             for netns, batch in inner:
                 namespaces.setns(netns, namespaces.CLONE_NEWNET)
                 inside = opened()
                 send(inside, batch)
                 inside.close()
+            send(host, finish)
+        host.close()
+
+
+class BareTaps:
+    """The same for taps behind routes."""
+
+    def __init__(self, endpoints: Sequence[Endpoint], group: int) -> None:
+        way = RoutedTaps(endpoints, group)
+        host = NetlinkSocket(NETLINK_ROUTE)
+        way._prepare(host)
+        host.close()
+        self._names = [
+            (struct.pack("=I", one.index), struct.pack("16sH22x", one.name.encode(), 0xD002))
+            for one in endpoints
+        ]
+        self._batch = packed([step.request for one in endpoints for step in way._whole(one)])
+
+    def run(self) -> None:
+        """All of them."""
+        host = opened()
+        fds = []
+        for index, name in self._names:
+            fd = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+            fds.append(fd)
+            fcntl.ioctl(fd, 0x400454DA, index)
+            fcntl.ioctl(fd, 0x400454CA, name)
+        send(host, self._batch)
+        for fd in fds:
+            fcntl.ioctl(fd, 0x400454CB, 1)
+            os.close(fd)
         host.close()

@@ -4,6 +4,7 @@ import errno
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from typing import NamedTuple
 
@@ -37,11 +38,27 @@ _REASONS = {
 
 
 class Step(NamedTuple):
-    """A message; what an error says that it does; which address it makes a route to."""
+    """A message; what an error says of it, and of which address; which one it makes a route to.
+
+    As tuples and texts that are put together for an error alone: that takes a quarter of all.
+    """
 
     what: str
     request: Request
+    address: IPv4Address | IPv6Address | None = None
     destination: IPv4Address | IPv6Address | None = None
+
+    @property
+    def said(self) -> str:
+        """For an error."""
+        if self.address is None:
+            return self.what
+        ip = (
+            self.address.ip
+            if isinstance(self.address, IPv4Interface | IPv6Interface)
+            else self.address
+        )
+        return f"{self.what} {ip}"
 
 
 Plan = list[Step]
@@ -71,7 +88,8 @@ def veth(one: Endpoint, end: bytes, mtu: bytes) -> Request:
     return rtnetlink.create_veth(one.index, one.name, end, one.ifname, mtu + there)
 
 
-def inside(index: int, *, with_v6: bool) -> Plan:
+@lru_cache(64)  # the same for nearly all containers: a tenth of the time
+def inside(index: int, with_v6: bool) -> tuple[Step, ...]:
     plan = [Step("its loopback cannot be set up", rtnetlink.set_up(_LOOPBACK))]
     if with_v6:  # before it is up: link-local addresses take 2 ms each
         plan.append(
@@ -83,27 +101,30 @@ def inside(index: int, *, with_v6: bool) -> Plan:
     plan.append(Step("its end inside cannot be set up", rtnetlink.set_up(index)))
     # The kernel finishes its coming up for who asks, and would at leisure: see await_address.
     plan.append(Step("it is gone", (rtnetlink.GET_LINK, 0, rtnetlink.get_link(index))))
-    return plan
+    return tuple(plan)
 
 
 def address_steps(
     index: int, af: int, address: IPv4Interface | IPv6Interface, prefix: int
 ) -> tuple[Step, ...]:
     request = rtnetlink.add_address(index, af, address.packed, prefix)
-    return (Step(f"it cannot have {address.ip}", request),)
+    return (Step("it cannot have", request, address),)
 
 
+@lru_cache(64)
 def router_steps(
     index: int, af: int, router: IPv4Address | IPv6Address, mac: bytes
 ) -> tuple[Step, ...]:
     return (
         Step(
-            f"no neighbour entry for {router}",
+            "no neighbour entry for",
             rtnetlink.add_neighbour(index, af, router.packed, mac),
+            router,
         ),
         Step(
-            f"no default route by {router}",
+            "no default route by",
             rtnetlink.default_route(index, af, router.packed),
+            router,
             OUTSIDE[router.version == 6],
         ),
     )
@@ -120,7 +141,7 @@ def settle(
     if any(outcomes):
         for step, failure in zip(plan, outcomes, strict=True):
             if failure is not None and not _is_there(netlink, index, step, failure):
-                raise failed(one, step.what, failure) from failure
+                raise failed(one, step.said, failure) from failure
 
 
 def _is_there(netlink: NetlinkSocket, index: int, step: Step, failure: NetlinkError) -> bool:
@@ -148,9 +169,9 @@ def await_address(netlink: NetlinkSocket, one: Endpoint) -> None:
     """
     if one.addresses[1] is None:
         return
-    asked = rtnetlink.route_to(family_of(6).af, one.addresses[1].packed)
+    packed = one.addresses[1].packed
     for pause in _PAUSES:
         with suppress(NetlinkError):
-            if rtnetlink.is_local(netlink.call(rtnetlink.GET_ROUTE, asked)[0]):
+            if rtnetlink.is_local(netlink.ask_one(rtnetlink.ask_route, packed)):
                 return
         time.sleep(pause)

@@ -84,24 +84,21 @@ class Attaching:
         self.cancelled = False
         self._group = group
         self._made: list[Endpoint] = []
+        self._refused: list[Endpoint] = []
         self._bridge: Present | None = None
         self._mtu = DEFAULT_MTU
 
     def do(self) -> None:
-        """Make all of it; raises at the first that cannot be."""
+        """Make all of it; raises at the first that cannot be, and takes back the others."""
         host = NetlinkSocket(NETLINK_ROUTE)
         try:
-            self._prepare(host)
-            for one in self.endpoints:
-                if self._mtu_of(one) < MIN_MTU_V6 and one.addresses[1] is not None:
-                    raise InterfaceError(
-                        f"{one.shown} cannot be made: IPv6 needs an MTU of {MIN_MTU_V6}, and that "
-                        f"of the bridge or uplink is {self._mtu}"
-                    )
-            for start in range(0, len(self.endpoints), _CHUNK):
-                if self.cancelled:
-                    return
-                self._chunk(host, self.endpoints[start : start + _CHUNK])
+            try:
+                self._make_all(host)
+            except BaseException:
+                self._take_back(host)
+                raise
+            if self.cancelled:
+                self._take_back(host)
         except NetlinkError as error:
             raise InterfaceError(f"interfaces cannot be made: {error.stderr}") from error
         finally:
@@ -109,8 +106,31 @@ class Attaching:
 
     def undo(self) -> None:
         """Take away what this call has made, not what was there before."""
-        attached.detach(self._made, None if self._bridge is None else self._bridge.ifindex)
-        self._made = []
+        host = NetlinkSocket(NETLINK_ROUTE)
+        try:
+            self._take_back(host)
+        finally:
+            host.close()
+
+    def _make_all(self, host: NetlinkSocket) -> None:
+        self._prepare(host)
+        for one in self.endpoints:
+            if self._mtu_of(one) < MIN_MTU_V6 and one.addresses[1] is not None:
+                raise InterfaceError(
+                    f"{one.shown} cannot be made: IPv6 needs an MTU of {MIN_MTU_V6}, and that "
+                    f"of the bridge or uplink is {self._mtu}"
+                )
+        for start in range(0, len(self.endpoints), _CHUNK):
+            if self.cancelled:
+                return
+            self._chunk(host, self.endpoints[start : start + _CHUNK])
+
+    def _take_back(self, host: NetlinkSocket) -> None:
+        bridge = None if self._bridge is None else self._bridge.ifindex
+        if bridge is not None:
+            attached.forget(host, self._refused, bridge)
+        attached.remove(host, self._made, bridge)
+        self._made, self._refused = [], []
 
     # ---- what the ways of attaching differ in
 
@@ -164,6 +184,20 @@ class Attaching:
         self, host: NetlinkSocket, part: Sequence[Endpoint]
     ) -> list[tuple[Endpoint, Present]]:
         """The host's ends; those that were there already, which is no error."""
+        # What the messages say of an index would else be done to another's interface.
+        indexes = attached.peers(host, [one.index for one in part])
+        there = [
+            (one, self._standing(host, one, NetlinkError(errno.EEXIST)))
+            for one in part
+            if one.index in indexes
+        ]
+        fresh = [one for one in part if one.index not in indexes]
+        return there + self._make_fresh(host, fresh)
+
+    def _make_fresh(
+        self, host: NetlinkSocket, part: Sequence[Endpoint]
+    ) -> list[tuple[Endpoint, Present]]:
+        """Those that another process has made meanwhile."""
         plans = [self._whole(one) for one in part]
         at = len(self._made)
         self._made.extend(part)  # before it is made: whatever happens, it is known
@@ -177,7 +211,9 @@ class Attaching:
             if first is None:
                 settle(host, one, one.index, plan[1:], rest)
             else:
+                self._refused.append(one)  # what else was sent of it may have been done
                 there.append((one, self._standing(host, one, first)))
+                self._refused.pop()
         return there
 
     def _whole(self, one: Endpoint) -> Plan:
@@ -212,13 +248,13 @@ class Attaching:
         inside: list[tuple[Endpoint, NetlinkSocket]],
     ) -> None:
         """Go from one namespace to the next; a socket of each is put into `inside`."""
-        peers = attached.look(host, [one.index for one in part])
+        peers = attached.peers(host, [one.index for one in part])
         for one in part:
             if one.netns < 0:
                 continue
             if one.index not in peers:
                 raise InterfaceError(f"{one.shown} has gone again: did its namespace end?")
-            index = peers[one.index].peer
+            index = peers[one.index]
             netlink = _enter(one)
             inside.append((one, netlink))
             if one.index in old:
@@ -253,19 +289,21 @@ class Routed(Attaching):
             packed, source = address.packed, None if gateway is None else gateway.packed
             plan += (
                 Step(
-                    f"no route to {address.ip}",
+                    "no route to",
                     rtnetlink.host_route(one.index, af, packed, source),
-                    address.ip,
+                    address,
+                    address,
                 ),
                 Step(
-                    f"no neighbour entry for {address.ip}",
+                    "no neighbour entry for",
                     rtnetlink.add_neighbour(one.index, af, packed, one.mac),
+                    address,
                 ),
             )
         return plan
 
     def _inner(self, one: Endpoint, index: int) -> Plan:
-        plan = inside(index, with_v6=self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)
+        plan = [*inside(index, self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)]
         for (af, address, _), router in zip(families(one), routers(one), strict=True):
             whole = 8 * len(address.packed)
             plan += address_steps(index, af, address, whole)
@@ -320,8 +358,9 @@ class Bridged(Attaching):
             plan.append(Step("no static entry", rtnetlink.add_fdb(one.index, one.mac)))
         plan += [
             Step(
-                f"no neighbour entry for {address.ip}",
+                "no neighbour entry for",
                 rtnetlink.add_neighbour(self._bridge.ifindex, af, address.packed, one.mac),
+                address,
             )
             for af, address, _ in families(one)
         ]
@@ -329,7 +368,7 @@ class Bridged(Attaching):
 
     def _inner(self, one: Endpoint, index: int) -> Plan:
         assert self._bridge is not None
-        plan = inside(index, with_v6=self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)
+        plan = [*inside(index, self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)]
         for af, address, gateway in families(one):
             plan += address_steps(index, af, address, address.network.prefixlen)
             if gateway is not None:

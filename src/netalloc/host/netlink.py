@@ -20,6 +20,7 @@ from netalloc.host.netlink_messages import (
     DUMP,
     DUMP_INTERRUPTED,
     ERROR,
+    REQUEST,
     attributes,
     message,
     messages,
@@ -49,6 +50,7 @@ _NUMBERS = 0x7FFFFFFF  # of messages, from 1
 _NOW = int(socket.MSG_DONTWAIT)
 _SMALL = 448  # bytes: any answer to one message, in memory that Python has at hand
 
+_HEADER = struct.Struct("=IHHII")
 _ANSWER = struct.Struct("=4xH2xI4xi")  # kind and number, and the errno of an NLMSG_ERROR
 _ERRNO = struct.Struct("=i")
 _OFFSET = struct.Struct("=I")
@@ -288,14 +290,16 @@ class NetlinkSocket:
         for start in range(0, len(requests), self._answers_held):
             part = requests[start : start + self._answers_held]
             first = self.sequence(len(part))
-            batch = b"".join(
-                [
-                    message(kind, flags | ACK, first + i, body)
-                    for i, (kind, flags, body) in enumerate(part)
-                ]
-            )
-            self.can_send(len(batch))
-            found += self._outcomes(batch, first, len(part))
+            # Errors come unasked, so the end of the last one says that all are done.
+            batch = [
+                _HEADER.pack(16 + len(body), kind, flags | REQUEST, first + i, 0) + body
+                for i, (kind, flags, body) in enumerate(part[:-1])
+            ]
+            kind, flags, body = part[-1]
+            batch.append(message(kind, flags | ACK, first + len(part) - 1, body))
+            data = b"".join(batch)
+            self.can_send(len(data))
+            found += self._outcomes(data, first, len(part))
         return found
 
     @locked

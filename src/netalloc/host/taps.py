@@ -43,15 +43,15 @@ def attach_taps(
     """
     found = checked(endpoints, in_netns=False)
     if bridge_index is None:
-        carry_out(_RoutedTaps(found, group))
+        carry_out(RoutedTaps(found, group))
     else:
-        carry_out(_BridgedTaps(found, bridge_index, group, hairpin, static))
+        carry_out(BridgedTaps(found, bridge_index, group, hairpin, static))
 
 
 class _Taps(Attaching):
     """What differs from a veth pair: it is made by ioctl, and nothing is inside."""
 
-    def _make(
+    def _make_fresh(
         self, host: NetlinkSocket, part: Sequence[Endpoint]
     ) -> list[tuple[Endpoint, Present]]:
         there = []
@@ -87,11 +87,11 @@ class _Taps(Attaching):
         return kind, flags, body + self._end_of(one)
 
 
-class _RoutedTaps(_Taps, Routed):
+class RoutedTaps(_Taps, Routed):
     pass
 
 
-class _BridgedTaps(_Taps, Bridged):
+class BridgedTaps(_Taps, Bridged):
     pass
 
 

@@ -13,7 +13,11 @@ from netalloc.light import Protocol
 
 
 class Job(Protocol):
-    """Something to do, and to undo as often as one likes; `cancelled` says to stop early."""
+    """Something to do; `cancelled` says to stop early.
+
+    What fails or stops early undoes itself, for the thread may be in another namespace by then;
+    `undo` is for what was done, by the caller's thread.
+    """
 
     cancelled: bool
 
@@ -54,11 +58,6 @@ class _Hand:
             self.job.do()
         except BaseException as error:
             self.failure = error
-        try:
-            if self.failure is not None or self.job.cancelled:
-                self.job.undo()
-        except BaseException as error:
-            self.failure = self.failure or error
         finally:
             self._ended = True
             self.done.release()
