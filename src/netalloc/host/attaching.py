@@ -173,7 +173,10 @@ class Attaching:
             self._set_up_inside(host, part, {one.index for one, _ in there}, inside)
             # Asking for an interface has the kernel finish its coming up, which it does at
             # leisure otherwise: until then what is sent to it is dropped.
-            host.outcomes([(rtnetlink.GET_LINK, 0, rtnetlink.get_link(e.index)) for e in part])
+            # So it is with a bridge that had no ports.
+            bridge = () if self._bridge is None else (self._bridge.ifindex,)
+            coming_up = [*[one.index for one in part], *bridge]
+            host.outcomes([(rtnetlink.GET_LINK, 0, rtnetlink.get_link(i)) for i in coming_up])
             for one, netlink in inside:
                 await_address(netlink, one)
         finally:
@@ -332,7 +335,7 @@ class Bridged(Attaching):
         if found is None:
             raise InterfaceError(f"no such interface: {self._bridge_index}, to be the bridge")
         there = port_indexes(found.name)
-        _check_room(found.name, self.endpoints, there)
+        check_room(found.name, self.endpoints, there)
         if not there:
             found = _pinned(host, found)
         self._bridge = found
@@ -389,7 +392,8 @@ def _pinned(host: NetlinkSocket, bridge: Present) -> Present:
     return bridge._replace(mac=mac)
 
 
-def _check_room(bridge: str, endpoints: Sequence[Endpoint], there: Sequence[int]) -> None:
+def check_room(bridge: str, endpoints: Sequence[Endpoint], there: Sequence[int]) -> None:
+    """Raise ExhaustedError where a bridge, whose ports are these, has no room for all."""
     fresh = {one.index for one in endpoints}.difference(there)
     if len(there) + len(fresh) > MAX_PORTS:
         raise ExhaustedError(

@@ -262,6 +262,7 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
         try:
             mappings.setup()
             _remove_others(network)
+            _remove_interfaces(network)
             subnets = subnets_of(network)
             of = Publications(network.number, subnets, ports_of(network))
             mappings.reconcile(of.desired(tx))

@@ -165,7 +165,7 @@ class LeaseService:
             pairs = [(lease, port) for port in ports]
             self.publications.publish(made, pairs, check_host=check_host)
         if self.flows is not None:
-            self.flows.got(made, (self.subnets.address(lease.ordinal),), made.add)
+            self.flows.got(made, self.subnets.addresses(lease.ordinal), made.add)
         return lease
 
     def allocate_many(
@@ -301,11 +301,14 @@ class LeaseService:
         if tx.table(Publication):
             of = self.publications.of_current
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
+        elsewhere = leases
         if tx.table(Attachment) and (attached := of_leases(tx, leases)) and self.mappings.is_real:
             self.attaching.part(made, attached)  # before another may have the address
+            ours = {one.ordinal for one in attached}
+            elsewhere = [lease for lease in leases if lease.ordinal not in ours]
         self.addresses.end(tx, leases)
-        if self._has_neighbours:
-            ips = self._ips(leases)
+        if self._has_neighbours and elsewhere:
+            ips = self._ips(elsewhere)
             made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
 
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:
@@ -400,7 +403,7 @@ class LeaseService:
                 self.flows.gone(made, gone, ended=ended)
 
     def _ips(self, leases: Sequence[Lease]) -> list[IP]:
-        return [self.subnets.address(lease.ordinal) for lease in leases]
+        return [ip for lease in leases for ip in self.subnets.addresses(lease.ordinal)]
 
     def current(self, tx: Transaction, lease: Lease) -> Lease:
         """That very lease as it is now. Raises StaleLeaseError where it has ended."""

@@ -102,7 +102,8 @@ CREATE INDEX network_0 ON network ("name");
 """
 _FIVE_ADDS = """
 CREATE TABLE attachment ("network", "ordinal", "generation", "kind", "interface", "index",
-    "namespace", "peer", "mac", "mtu", "crc", PRIMARY KEY ("network", "ordinal")) WITHOUT ROWID;
+    "namespace", "peer", "mac", "mtu", "made", "crc", PRIMARY KEY ("network", "ordinal"))
+    WITHOUT ROWID;
 CREATE INDEX attachment_0 ON attachment ("index");
 """
 _FIVE_KEEPS = _THREE[_THREE.index("CREATE TABLE lease") :]
