@@ -18,7 +18,7 @@ from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket, Request
 from netalloc.host.netlink_messages import ACK, message
 from netalloc.host.taps import RoutedTaps
 
-CHUNK = 64
+CHUNK = 32
 
 
 def packed(requests: Sequence[Request]) -> bytes:

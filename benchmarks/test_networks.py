@@ -23,7 +23,7 @@ from lab import Lab, require_kernel
 from netalloc.host.links import Links
 from netalloc.model import PortMapping
 from netalloc.portmap.mapper import PortMapper
-from netalloc.portmap.nftables import batch, elements
+from netalloc.portmap.nftables import batch, elements, maps
 from netalloc.portmap.nftables.backend import Nftables
 
 pytestmark = pytest.mark.root
@@ -125,7 +125,7 @@ def test_a_block_among_many(hosts: Callable[..., Host], monkeypatch: pytest.Monk
     backend = bare.backend
     assert isinstance(backend, Nftables)
     with monkeypatch.context() as undivided:
-        undivided.setattr(elements, "SMALL", 1)
+        undivided.setattr(maps, "SMALL", 1)
         other.do(lambda: bare.map_many(blocks(3000)))
         held = elements.entries([block])
         assert "block_any" in held

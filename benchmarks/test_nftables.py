@@ -180,3 +180,34 @@ def test_a_connection_through_the_last_mapping(lab: Lab) -> None:
 
         check(f"connect through {FULL}", 1.1, (turn([*BATCH[:-1], last]), turn([last])), 15)
         ours.cleanup()
+
+
+def test_ipv6_costs_about_what_ipv4_does() -> None:
+    require_kernel()
+    with (
+        Lab(ipv6=True) as lab,
+        PortMapper("nftables", bridge=lab.bridge, network=lab.networks) as both,
+        PortMapper("nftables", bridge=lab.bridge, network=lab.network, name="four") as four,
+    ):
+        six, usual = mapping_to(both, "fd00:c8::2"), mapping_to(both, "10.200.0.2")
+        check("map() of IPv6 to one of IPv4", 1.3, (six, usual), 200)
+        alone = mapping_to(four, "10.200.0.2")
+        check("map() of IPv4 beside IPv6, to one alone", 1.1, (usual, alone), 200)
+        both.map_many(BATCH)
+        both.map_many([one.replace(dest=(f"fd00:c8::{one.host_port:x}", 80)) for one in BATCH])
+        check(f"map() of IPv6 with {2 * FULL} to IPv4 alone", 1.3 * 1.3, (six, alone), 200)
+
+
+def mapping_to(mapper: PortMapper, ip: str) -> Timed:
+    """map() and unmap() of one port after the other."""
+
+    def turn() -> float:
+        start = perf_counter()
+        for one in SINGLES:
+            mapper.map(one.host_port, (ip, 80))
+        seconds = (perf_counter() - start) / len(SINGLES)
+        for one in SINGLES:
+            mapper.unmap(one.host_port)
+        return seconds
+
+    return turn

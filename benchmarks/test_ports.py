@@ -6,7 +6,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from time import perf_counter
 
@@ -26,6 +26,7 @@ LAST = EVERY_PORT[-1]
 HELD = 50_000
 ADDRESSES = [IPv4Address(0xC0A80001 + i) for i in range(1000)]
 ONE, NEW = ADDRESSES[0], IPv4Address("192.168.200.1")
+ADDRESSES6 = [IPv6Address(0x20010DB8 << 96 | i + 1) for i in range(1000)]
 SHARED = 500  # the port that is held on each of the addresses
 LIMIT = 1.5
 Step = Callable[[], object]
@@ -120,6 +121,47 @@ def test_a_port_costs_the_same_whatever_is_held() -> None:
             lambda ours=ours, base=base: ratio(ours, base, 2000),
             LIMIT,
         )
+
+
+PLACES = [None, IPv4Address(0), IPv6Address(0), ONE, NEW, ADDRESSES6[0], IPv6Address("fd00::1")]
+
+
+def at_both_families(addresses: int, held: int) -> PortAllocator:
+    """Every other port is held on one address of IPv4, the rest on one of IPv6."""
+    ports = PortAllocator(EVERY_PORT)
+    for ip in (*ADDRESSES[:addresses], *ADDRESSES6[:addresses]):
+        ports.reserve(SHARED, "tcp", ip)
+    for port in EVERY_PORT[:held]:
+        ports.reserve(port, "tcp", ONE if port % 2 else ADDRESSES6[0])
+    ports.acquire_block(1)
+    return ports
+
+
+def on_place(
+    ports: PortAllocator, place: IPv4Address | IPv6Address | None
+) -> Iterator[tuple[str, Timed]]:
+    got: list[int] = []
+    hold = lambda: ports.reserve(LAST, "tcp", place)  # noqa: E731
+    let_go = lambda: ports.release(LAST, "tcp", place)  # noqa: E731
+    pick = lambda: got.append(ports.acquire("tcp", place))  # noqa: E731
+    yield f"acquire on {place}", (pick, lambda: ports.release(got.pop(), "tcp", place))
+    yield f"reserve on {place}", (hold, let_go)
+    hold()
+    yield f"release on {place}", (let_go, hold)
+    let_go()
+
+
+def test_a_port_of_either_family_costs_the_same_whatever_is_held() -> None:
+    many, few = at_both_families(1000, HELD), at_both_families(1, 1)
+    for place in PLACES:
+        for (what, ours), (_, base) in zip(
+            on_place(many, place), on_place(few, place), strict=True
+        ):
+            check(
+                f"{what} : 1,000 addresses and {HELD:,} ports of both families to one of each",
+                lambda ours=ours, base=base: ratio(ours, base, 1000),
+                LIMIT,
+            )
 
 
 # ---- a manager's

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.root
 
 V4, V6 = "10.88.0.1/16", "fd00:88::1/64"
 NETWORKS = {"v4": V4, "v6": V6, "both": (V4, V6)}
-BRIDGED = "bridge"
+BRIDGED, ROUTED = "bridge", "routed"
 UDP = socket.SOCK_DGRAM
 
 
@@ -88,7 +88,7 @@ def kernel():
     require_kernel()
 
 
-MODES = [BRIDGED]
+MODES = [BRIDGED, ROUTED]
 
 
 @pytest.fixture(params=MODES)

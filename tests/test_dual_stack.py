@@ -1,11 +1,12 @@
 """Networks with a subnet of each family: one lease holds both addresses, over both stores."""
 
 from datetime import datetime, timezone
-from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_address, ip_interface
+from ipaddress import IPv4Address, IPv6Address, IPv6Interface, ip_address, ip_interface, ip_network
 
 import pytest
 
 from netalloc import (
+    ExhaustedError,
     InUseError,
     InvalidValueError,
     NetworkManager,
@@ -14,6 +15,9 @@ from netalloc import (
     OutOfRangeError,
     Subnet,
 )
+from netalloc.ipam.check import rebuild
+from netalloc.ipam.reboot import end_of_boot
+from netalloc.manager.repair import make_anew
 from netalloc.store.memory import MemoryStore
 from netalloc.store.sqlite.store import SqliteStore
 
@@ -122,6 +126,54 @@ def test_all_that_goes_together_is_given_and_no_more(store):
             ("10.88.0.3",),
             ("fd00:88::5", "fd00:88:0:0:8000::/65"),
         ]
+
+
+@pytest.mark.parametrize(
+    "exclude", [ip_network("fd00:88::8/125"), "fd00:88::8/125", [ip_network("fd00:88::8/125")]]
+)
+def test_a_network_object_is_one_exclusion(store, exclude):
+    with opened(store, exclude=exclude) as manager:
+        assert manager.subnets[1].exclude == ("fd00:88::8/125",)
+        with pytest.raises(OutOfRangeError, match=r"as fd00:88::9 is excluded"):
+            manager.reserve("10.88.0.9")
+
+
+def test_what_is_made_anew_bars_what_either_excludes(store):
+    options = {"exclude": ["10.88.0.5", "fd00:88::3"], "cooldown": 3600}
+    with opened(store, (V4, "fd00:88::1/125"), **options) as manager:
+        manager.reserve("fd00:88::7", "db")
+        one = manager.allocate("web")
+        manager.allocate("gone").release()
+
+        def change(tx):
+            tx.drop("addresses/1")  # what is made anew has nothing but the tables to go by
+            rebuild(tx)
+
+        store.run("rebuild", change)
+        assert manager.check() == []
+        assert [str(ip) for ip in manager.allocate("next").ips] == ["10.88.0.6", "fd00:88::6"]
+        for call in (manager.allocate, lambda: manager.allocate_many(1)):
+            with pytest.raises(ExhaustedError, match="0 of 4 are free, 1 are cooling"):
+                call()
+        assert manager.find("web") == [one]
+        store.run("reboot", end_of_boot)
+        given = manager.allocate_many(3)
+        assert [str(one.ips[1]) for one in given] == ["fd00:88::2", "fd00:88::4", "fd00:88::6"]
+        assert manager.allocate("db").ips[1] == ip_address("fd00:88::7")
+        assert manager.check() == []
+
+
+def test_a_repair_keeps_both_families(tmp_path):
+    path = tmp_path / "host.db"
+    with opened(path, exclude=["fd00:88::4"]) as manager:
+        held = [one.ips for one in manager.allocate_many(3, owner="web")]
+        manager.reserve("fd00:88::99", "db")
+    make_anew(path, 10.0)
+    with NetworkManager.open("br0", path) as manager:
+        assert [one.ips for one in manager.find("web")] == held
+        assert manager.subnets[1].exclude == ("fd00:88::4",)
+        assert str(manager.allocate("db").ip) == "10.88.0.153"
+        assert manager.check() == []
 
 
 def test_a_view_knows_both(store):

@@ -24,6 +24,7 @@ from netalloc.host import namespaces, opened, sysctl
 from netalloc.host.links import Links, connect
 from netalloc.host.loopback_guard import guards, open_socket
 from netalloc.portmap.kernel import KernelMappings
+from netalloc.portmap.link import Link
 
 pytestmark = pytest.mark.root
 
@@ -79,7 +80,7 @@ class Manager:
 
 def kernel_of(bridge, backend):
     name = f"netalloc-{bridge}"
-    return KernelMappings(backend, bridge=bridge, network=BRIDGES[bridge][2], name=name)
+    return KernelMappings(backend, link=Link(bridge), network=BRIDGES[bridge][2], name=name)
 
 
 class Siege:

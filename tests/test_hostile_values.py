@@ -104,6 +104,7 @@ VALUES: dict[str, Callable[[], Any]] = {
     "address object": lambda: ipaddress.IPv4Address("10.88.0.78"),
     "interface object": lambda: ipaddress.IPv4Interface("10.88.0.79/24"),
     "network object": lambda: ipaddress.IPv4Network("10.88.0.0/24"),
+    "v6 network object": lambda: ipaddress.IPv6Network("fd00:9::/124"),
     "v6 address": lambda: ipaddress.IPv6Address("fd00::5"),
     "mapped": lambda: "::ffff:10.88.0.5",
     "scoped": lambda: "fe80::1%eth0",
@@ -279,6 +280,7 @@ CALLS: dict[str, Callable[[World, Any], Any]] = {
     "manager forward": lambda w, v: _manager(forward=v),
     "manager mode": lambda w, v: _manager(mode=v),
     "manager isolation": lambda w, v: _manager(isolation=v),
+    "manager services": lambda w, v: _manager(isolation="guarded", services=[v]),
     "routed bridge": lambda w, v: NetworkManager(
         v, network="10.9.0.1/24", backend="null", mode="routed"
     ),

@@ -8,6 +8,7 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from ipaddress import IPv6Address, ip_network
 from itertools import pairwise
@@ -25,6 +26,7 @@ from netalloc.portmap.choice import remove_others
 from netalloc.portmap.iptables import commands, leavings, rules
 from netalloc.portmap.iptables.backend import Iptables
 from netalloc.portmap.iptables.forward import ForwardAccept
+from netalloc.portmap.link import Link
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -52,7 +54,7 @@ def lab(variant):
 
 
 def make(lab, networks=BOTH, name="netalloc"):
-    return lab.keep(Iptables(name, bridge=lab.bridge, networks=networks))
+    return lab.keep(Iptables(name, link=Link(lab.bridge), networks=networks))
 
 
 def every_rule(lab):
@@ -296,8 +298,9 @@ from ipaddress import ip_network
 from netalloc.family import NetworkPair
 from netalloc.model import PortMapping
 from netalloc.portmap.iptables.backend import Iptables
+from netalloc.portmap.link import Link
 networks = NetworkPair(ip_network("10.200.0.0/16"), ip_network("fd00:c8::/64"))
-backend = Iptables(bridge="br0", networks=networks)
+backend = Iptables(link=Link("br0"), networks=networks)
 batch = [
     PortMapping(20000 + i, (ip, 80)) for ip in ("10.200.0.9", "fd00:c8::9") for i in range(60)
 ]
@@ -465,18 +468,18 @@ def test_what_the_last_backend_left_goes_in_both_families(lab, keep):
     ForwardAccept("netalloc-br0", lab.bridge, FAMILIES).reconcile()
     assert leavings.is_there(lab.variant, "netalloc-br0", (V6,))
     if keep == "nftables":
-        (found,) = remove_others("netalloc-br0", keep, lab.bridge, BOTH)
+        (found,) = remove_others("netalloc-br0", keep, Link(lab.bridge), BOTH)
         assert "with 4 mappings" in found
         assert every_rule(lab) == before
     else:
         # It stays where it is the backend; but what is of IPv4 alone by now has no chains of IPv6.
-        assert remove_others("netalloc-br0", keep, lab.bridge, BOTH) == []
+        assert remove_others("netalloc-br0", keep, Link(lab.bridge), BOTH) == []
         assert set(left.mappings()) == set(pairs(2))
-        (found,) = remove_others("netalloc-br0", keep, lab.bridge, NetworkPair(BOTH.v4))
+        (found,) = remove_others("netalloc-br0", keep, Link(lab.bridge), NetworkPair(BOTH.v4))
         assert "with 2 mappings" in found
         assert every_rule(lab)[1] == before[1]
         assert make(lab, NetworkPair(BOTH.v4), "netalloc-br0").mappings() == pairs(2)[:2]
-    assert remove_others("netalloc-br0", keep, lab.bridge, NetworkPair(BOTH.v4)) == []
+    assert remove_others("netalloc-br0", keep, Link(lab.bridge), NetworkPair(BOTH.v4)) == []
 
 
 @pytest.mark.root
@@ -514,12 +517,16 @@ def test_what_others_change_of_ip6tables_wakes_the_watch(networks):
         backend.setup()
         for command, families in (("ip6tables", networks.families), ("iptables", (V4,))):
             monitor = backend.monitor()
+            late = threading.Timer(20, monitor.stop)
+            late.start()
             lab.run(command, "-t", "nat", "-N", "somebodys")
             if families == (V4,) and V4 not in networks.families:
                 monitor.stop()
                 assert not monitor.wait()
             else:
                 assert monitor.wait()
+            late.cancel()
+            late.join()
             monitor.close()
 
 

@@ -27,6 +27,7 @@ from netalloc.host import sysctl
 from netalloc.model import PortMapping
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.backend import Iptables
+from netalloc.portmap.link import Link
 from netalloc.portmap.mapper import PortMapper
 
 STRANGERS = """\
@@ -128,7 +129,7 @@ def test_names_taken_by_others(name):
 @pytest.mark.parametrize("bridge", ["", "br+", "a b", "x" * 16, "br0 -j ACCEPT"])
 def test_impossible_bridges(bridge):
     with pytest.raises(OutOfRangeError, match="bridge"):
-        Iptables(bridge=bridge)
+        Iptables(link=Link(bridge))
 
 
 def make(lab: Lab, name: str = "netalloc") -> PortMapper:
@@ -395,7 +396,7 @@ def test_a_batch_is_all_or_nothing(lab):
             mapper.map_many(some(300))
         assert lab.rules() == before and len(mapper.mappings) == 1
         # A backend that knows nothing yet looks before it acts.
-        backend = Iptables(bridge=lab.bridge)
+        backend = Iptables(link=Link(lab.bridge))
         with pytest.raises(NotAllocatedError, match="20298"):
             backend.apply(some(10), [PortMapping(20298, ("10.200.0.2", 80))])
         with pytest.raises(InUseError, match="20299"):
@@ -459,8 +460,9 @@ RACING = """
 import random, sys
 from netalloc.model import PortMapping
 from netalloc.portmap.iptables.backend import Iptables
+from netalloc.portmap.link import Link
 number = int(sys.argv[1])
-backend, dice, held = Iptables(bridge="br0"), random.Random(number), set()
+backend, dice, held = Iptables(link=Link("br0")), random.Random(number), set()
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(40):

@@ -26,6 +26,7 @@ from netalloc.host.links import Links, interface_address
 from netalloc.host.netlink import NetlinkError, NetlinkSocket
 from netalloc.model import PortMapping
 from netalloc.portmap.kernel import KernelMappings
+from netalloc.portmap.link import Link
 from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.null import Null
 
@@ -39,7 +40,7 @@ MOVED = PortMapping(8080, ("10.200.0.3", 80), "udp")
 @pytest.fixture(params=["nftables", "iptables"])
 def kernel(request, nft_lab):
     """A real backend that has ONE."""
-    made = KernelMappings(request.param, bridge=nft_lab.bridge, network=nft_lab.network)
+    made = KernelMappings(request.param, link=Link(nft_lab.bridge), network=nft_lab.network)
     made.setup()
     made.apply([ONE])
     yield made

@@ -7,11 +7,14 @@ import inspect
 import itertools
 import pickle
 import struct
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, ip_address
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from netalloc.address_values import as_destination
 from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.model import PortMapping
 
@@ -156,3 +159,32 @@ def test_the_collector_knows_none() -> None:
 
 def test_its_parameters_can_be_asked_for() -> None:
     assert tuple(inspect.signature(PortMapping).parameters) == FIELDS
+
+
+hexadecimal = st.text("0123456789abcdefABCDEF:", max_size=45)
+groups = st.lists(st.text("0123456789abcdef", min_size=1, max_size=5), min_size=1, max_size=9)
+texts = st.one_of(
+    hexadecimal,
+    groups.map(":".join),
+    st.tuples(groups, groups).map(lambda two: "::".join(map(":".join, two))),
+    st.integers(0, 2**128 - 1).map(lambda n: str(IPv6Address(n))),
+    st.integers(0, 2**128 - 1).map(lambda n: IPv6Address(n).exploded),
+    st.sampled_from(["::ffff:1.2.3.4", "64:ff9b::1.2.3.4", "::1", "::", "ff02::1", "fe80::1%eth0"]),
+)
+
+
+@given(texts, st.sampled_from(["", "", "", " ", "\0", "%1", "/64", "é"]))
+@settings(deadline=None)
+def test_text_of_ipv6_is_read_as_ipaddress_reads_it(text: str, behind: str) -> None:
+    """The usual text is read in C, and no other text is taken for an address."""
+    text += behind
+    try:
+        right = as_destination(ip_address(text))
+    except ValueError:
+        with pytest.raises(InvalidValueError):
+            PortMapping(80, (text, 80))
+        return
+    mapping = PortMapping(80, (text, 80))
+    assert mapping.dest == (right, 80) and type(mapping.dest[0]) is type(right)
+    assert mapping == PortMapping(80, (right, 80))
+    assert mapping.dest_number == int(right) and mapping.version == right.version

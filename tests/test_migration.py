@@ -113,7 +113,9 @@ def test_a_file_of_the_first_edition_is_brought_up_to_date(path, version):
         assert store.check() == []
         tx = store.read()
         assert tx.table(Network).where("name", equal=("br6",)) == [
-            Network(4, "br6", "br6", "bridge", None, "2001:db8::1/64", "", "", "", 0, 0, 0, "open")
+            Network(
+                4, "br6", "br6", "bridge", None, "2001:db8::1/64", "", "", "", 0, 0, 0, "open", ""
+            )
         ]
         assert [
             (one.name, one.bridge, one.subnet, one.subnet6)
@@ -199,7 +201,7 @@ def test_the_networks_of_version_4_are_open_and_all_else_is_as_it_was(tmp_path):
         assert store.check() == [] and store.view(lambda tx: list(check(tx))) == []
         tx = store.read()
         assert [tuple(one) for one in sorted(tx.table(Network).all())] == [
-            (*row[:-1], "open") for row in old["network"]
+            (*row[:-1], "open", "") for row in old["network"]
         ]
         assert tx.table(Network).where("name", equal=("web",))[0].exclude
         assert tx.table(Attachment).all() == [] and not tx.table(Attachment)
@@ -208,7 +210,7 @@ def test_the_networks_of_version_4_are_open_and_all_else_is_as_it_was(tmp_path):
         tx.rollback()
     version, new = contents(path)
     assert version == VERSION
-    assert set(new) - set(old) == {"attachment"} and not set(old) - set(new)
+    assert set(new) - set(old) == {"attachment", "allowance"} and not set(old) - set(new)
     for name in set(old) - {"network", "state"}:
         assert new[name] == old[name], name
     with NetworkManager.open("web", SqliteStore(path, boot=BOOT)) as manager:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from lab import Private
 from netalloc.errors import CommandError
-from netalloc.host import netlink, netlink_messages
+from netalloc.host import netlink_messages
 from netalloc.host.netlink import NETLINK_NETFILTER, NETLINK_ROUTE, NetlinkError, NetlinkSocket
+from netalloc.host.netlink_error import failure_in
 
 GET_LINK, GET_GENERATION = 18, 10 << 8 | 16
 BATCH_BEGIN, BATCH_END, NEW_TABLE = 0x10, 0x11, 10 << 8
@@ -51,7 +52,7 @@ def test_garbage_ends(data):
     for kind, flags, seq, start, stop in netlink_messages.messages(data):
         assert stop <= len(data)
         if kind == netlink_messages.ERROR and stop - start >= 20:
-            netlink._failure(data, flags, seq, start, stop)
+            failure_in(data, flags, seq, start, stop)
     netlink_messages.attributes(data)
 
 
@@ -263,6 +264,6 @@ def test_a_protocol_that_does_not_exist():
 
 def test_an_error_without_an_explanation():
     body = struct.pack("=i", -errno.EINVAL) + struct.pack("=IHHII", 16, 1, 0, 5, 0)
-    failure = netlink._failure(body, 0, 5, 0, len(body))
+    failure = failure_in(body, 0, 5, 0, len(body))
     assert (failure.errno, failure.seq, failure.offset) == (errno.EINVAL, 5, None)
-    assert netlink._failure(bytes(20), 0, 5, 0, 20) is None
+    assert failure_in(bytes(20), 0, 5, 0, 20) is None

@@ -11,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lab import Lab
-from netalloc.errors import InUseError, NotAllocatedError, OutOfRangeError
+from netalloc.errors import InUseError, InvalidValueError, NotAllocatedError, OutOfRangeError
 from netalloc.family import NetworkPair
 from netalloc.host import opened, sysctl
 from netalloc.host.links import Links
 from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.choice import make_backend, networks_of, remove_others
+from netalloc.portmap.link import Link
 from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.nftables import elements, maps, ruleset
 from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
@@ -80,7 +82,7 @@ def make(lab):
     with ExitStack() as stack:
 
         def make(name="netalloc", *, bridge=lab.bridge, networks=BOTH, **options):
-            backend = Nftables(name, bridge=bridge, networks=networks, **options)
+            backend = Nftables(name, link=Link(bridge), networks=networks, **options)
             stack.callback(backend.close)
             return backend
 
@@ -484,6 +486,48 @@ def test_the_route_of_loopback_goes_with_its_last_user(make, lab):
 
 
 @root
+def test_a_renamed_bridge_is_closed_by_the_next_to_come(make, lab):
+    """One that uses another bridge: nobody may be left who knows the first one."""
+    table = ("ip", "-6", "route", "show", "table", "local", "::1")
+    make().setup()
+    lab.run("ip", "link", "set", "br0", "down")
+    lab.run("ip", "link", "set", "br0", "name", "brx", "up")
+    lab.run("ip", "-6", "route", "add", "local", "::1", "dev", "brx", "table", "local",
+            "metric", "4096", "proto", "110")  # fmt: skip
+    with Links() as links:
+        links.create_bridge("br1", "fd00:c9::1/64")
+    make(bridge="br1", networks=NetworkPair(None, IPv6Network("fd00:c9::/64"))).setup()
+    assert "dev br1" in lab.run(*table) and "brx" not in lab.run(*table)
+    with opened.opened() as record:
+        assert {entry.interface for entry in record if entry.what == "loopback6"} == {"br1"}
+
+
+@root
+def test_equal_numbers_of_the_two_families_are_different_addresses(make, lab):
+    """::ac8:2 is the number of 10.200.0.2."""
+    with Links() as links:
+        links.create_bridge("br1", "::ac8:1/112")
+    four = make(networks=NetworkPair(BOTH.v4))
+    six = make(bridge="br1", networks=NetworkPair(None, IPv6Network("::ac8:0/112")))
+    four.setup()
+    six.setup()
+    other = PortMapping(8080, ("::ac8:2", 80), owner="six")
+    four.apply([WEB4])
+    six.apply([other])
+    assert four.mappings() == [WEB4] and six.mappings() == [other]
+    assert not four.reconcile([WEB4]) and not six.reconcile([other])
+    # What leads into no network makes room, though its number is within one of IPv4.
+    lab.run("nft", "add", "element", "inet", "netalloc", "dnat_any6",
+            "{ tcp . 81 : ::ac9:2 . 80 }")  # fmt: skip
+    wide = make("netalloc", bridge=None, networks=NetworkPair(IPv4Network("10.201.0.0/16")))
+    wide.setup()
+    fresh = PortMapping(81, ("::ac8:2", 80))
+    assert six.reconcile([other, fresh]).added == (fresh,)
+    four.cleanup()
+    assert set(six.mappings()) == {other, fresh}
+
+
+@root
 @pytest.mark.parametrize("when", ["setup", "apply", "reconcile", "cleanup"])
 def test_killed_anywhere(make, lab, when):
     """A child dies at its n-th message to the kernel, for every n; the next one goes on."""
@@ -492,7 +536,7 @@ def test_killed_anywhere(make, lab, when):
     for moment in range(1, 80):
 
         def child(moment=moment):
-            victim = Nftables(bridge="br0", networks=BOTH)
+            victim = Nftables(link=Link("br0"), networks=BOTH)
             if when != "setup":
                 victim.setup()
             if when == "reconcile":
@@ -521,3 +565,41 @@ def test_killed_anywhere(make, lab, when):
             break
     assert not status
     assert deaths >= (1 if when == "apply" else 4)
+
+
+@pytest.mark.parametrize(
+    ("network", "right"),
+    [
+        ("fd00:c8::1/64", ALONE),
+        (BOTH.v6, ALONE),
+        (("fd00:c8::/64", "10.200.0.1/16"), BOTH),
+        ([BOTH.v4, "fd00:c8::7/64"], BOTH),
+        (BOTH, BOTH),
+        (["10.200.0.0/16"], NetworkPair(BOTH.v4)),
+    ],
+)
+def test_a_network_is_of_either_family_or_one_of_each(network, right):
+    assert networks_of(network, None) == right
+    PortMapper("null", network=network).close()
+
+
+@pytest.mark.parametrize(
+    "network",
+    [(), ["10.0.0.0/8", "10.1.0.0/16"], ["fd00::/64"] * 2, [*BOTH, "fd01::/64"], 6, [None],
+     "fd00::/129", "fe80::1%eth0/64x", ["10.0.0.0/8", 7]],
+)  # fmt: skip
+def test_what_is_no_network_is_refused(network):
+    with pytest.raises(InvalidValueError, match="network"):
+        PortMapper("null", network=network)
+
+
+@root
+def test_what_nftables_has_left_goes_with_another_backend(lab):
+    made = make_backend("nftables", "netalloc-br0", Link(lab.bridge), BOTH, shared=True)
+    made.setup()
+    made.apply([WEB, WEB4])
+    made.close()
+    (found,) = remove_others("netalloc-br0", "iptables", Link(lab.bridge), BOTH)
+    assert "2 mappings" in found and rules(lab) == ""
+    assert "br0" not in lab.run("ip", "-6", "route", "show", "table", "local", "::1")
+    assert sysctl.read("net", "ipv6", "conf", "all", "forwarding") == "0"

@@ -27,6 +27,7 @@ from netalloc.family import NetworkPair
 from netalloc.host.command import run
 from netalloc.host.netlink import NetlinkSocket
 from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.link import Link
 from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.nftables import elements
 from netalloc.portmap.nftables.backend import Nftables, batch
@@ -54,7 +55,7 @@ def make(nft_lab):
 
         def make(name="netalloc", *, bridge=nft_lab.bridge, network=nft_lab.network):
             networks = NetworkPair(None if network is None else IPv4Network(network))
-            backend = Nftables(name, bridge=bridge, networks=networks)
+            backend = Nftables(name, link=Link(bridge), networks=networks)
             stack.callback(backend.close)
             return backend
 
@@ -355,7 +356,7 @@ BREAKAGES = {
     "delete chain inet netalloc output": "chain output was missing",
     "add rule inet netalloc portmap counter": "chain portmap had 1 rules that are not ours",
     "insert rule inet netalloc guard tcp dport 1 drop": "chain guard had 1 rules that are not ours",
-    "flush chain inet netalloc postrouting": "chain postrouting had 0 of its 4 rules",
+    "flush chain inet netalloc postrouting": "chain postrouting had 0 of its 6 rules",
     "add chain inet netalloc output { policy drop; }": "chain output had other properties",
     "add table inet netalloc { flags dormant; }": "table had other properties",
     "delete table inet netalloc; add table inet netalloc; "
@@ -506,7 +507,7 @@ def test_bad_names_and_a_missing_bridge_change_nothing(make, nft_lab):
             Nftables(name)
     for bridge in ("", "br*", 'br"', "x" * 16, "a b"):
         with pytest.raises(OutOfRangeError):
-            Nftables(bridge=bridge)
+            Nftables(link=Link(bridge))
     with pytest.raises(InterfaceError, match="br7"):
         make(bridge="br7").setup()
     assert ruleset(nft_lab) == ""

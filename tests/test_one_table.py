@@ -17,6 +17,7 @@ from netalloc.host import namespaces
 from netalloc.host.links import Links, connect
 from netalloc.model import PortMapping
 from netalloc.portmap.bridge_settings import BridgeSettings
+from netalloc.portmap.link import Link
 from netalloc.portmap.mapper import PortMapper
 from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
@@ -45,7 +46,7 @@ def make():
 
         def make(bridge, network=None, **options):
             chosen = NETWORKS[bridge] if network is None else network
-            backend = Nftables(bridge=bridge, networks=pair(chosen), **options)
+            backend = Nftables(link=Link(bridge), networks=pair(chosen), **options)
             stack.callback(backend.close)
             return backend
 
@@ -284,7 +285,7 @@ def test_a_bridge_that_is_made_anew_or_renamed(host, make, fresh):
         host.run("ip", "link", "set", "br1", "name", "brx")
         one.close()
         one = make("br1", "10.201.0.0/16")
-        renamed = Nftables(bridge="brx", networks=pair("10.201.0.0/16"))
+        renamed = Nftables(link=Link("brx"), networks=pair("10.201.0.0/16"))
         renamed.setup()
         assert '"brx" . 10.201.0.0/16' in ruleset(host) and '"br1"' not in ruleset(host)
         assert not renamed.reconcile([])
@@ -341,7 +342,7 @@ def work(bridge, rounds, seed):
     """What a process does with a network of its own; it ends with 0 when all was as it should."""
     dice = random.Random(seed)
     for _ in range(rounds):
-        backend = Nftables(bridge=bridge, networks=pair(NETWORKS[bridge]))
+        backend = Nftables(link=Link(bridge), networks=pair(NETWORKS[bridge]))
         backend.setup()
         mine = {web(bridge, 1000 * (int(bridge[2:]) + 1) + i) for i in range(dice.randrange(1, 30))}
         backend.apply(list(mine))
@@ -401,7 +402,7 @@ def test_killed_anywhere_the_others_live_on(host, make, when):
     for moment in range(1, 60):
 
         def child(moment=moment):
-            victim = Nftables(bridge="br0", networks=pair(NETWORKS["br0"]))
+            victim = Nftables(link=Link("br0"), networks=pair(NETWORKS["br0"]))
             if when != "setup":
                 victim.setup()
                 victim.apply(both[:1])

@@ -181,3 +181,15 @@ def test_release_port_says_what_cannot_be_read(manager, store):
         one.release_port(9000)
     with pytest.raises(NetallocError):
         one.release_port(9001)
+
+
+def test_a_refusal_names_what_is_in_the_way_and_not_just_any_holder(manager):
+    first, second = publish(manager, 9000, ip=IPS[0], owner="a"), IPS[1]
+    publish(manager, 9000, ip=second, owner="b")
+    for ip, owner in ((IPS[0], "a"), (second, "b")):
+        with pytest.raises(InUseError, match=rf"9000/tcp is held on {ip}, by {owner}$") as refused:
+            publish(manager, 9000, ip=ip)
+        assert refused.value.holder == owner
+    first.release()
+    with pytest.raises(InUseError, match="by b$"):
+        publish(manager, 9000)

@@ -13,6 +13,7 @@ from netalloc.model import PortMapping
 from netalloc.portmap.choice import make_backend, remove_others
 from netalloc.portmap.iptables import commands, leavings
 from netalloc.portmap.kernel import KernelMappings
+from netalloc.portmap.link import Link
 
 pytestmark = pytest.mark.root
 
@@ -24,8 +25,8 @@ def kernel(backend, lab):
     if variant:
         lab.use(variant)
     network = NetworkPair(IPv4Network(lab.network))
-    made = make_backend(kind, "netalloc-br0", lab.bridge, network, shared=True)
-    return KernelMappings(made, bridge=lab.bridge, network=network, name="netalloc-br0")
+    made = make_backend(kind, "netalloc-br0", Link(lab.bridge), network, shared=True)
+    return KernelMappings(made, link=Link(lab.bridge), network=network, name="netalloc-br0")
 
 
 @pytest.mark.parametrize("before", BACKENDS)
@@ -44,7 +45,7 @@ def test_what_the_last_backend_left_goes(before, after):
         for variant in ("legacy", "nft"):
             lab.run(f"iptables-{variant}", "-t", "nat", "-N", "netalloc-br1")
         new = kernel(after, lab)
-        where = lab.bridge, NetworkPair(IPv4Network(lab.network))
+        where = Link(lab.bridge), NetworkPair(IPv4Network(lab.network))
         found = remove_others("netalloc-br0", new.name, *where)
         assert len(found) == (before != after), found
         assert remove_others("netalloc-br0", new.name, *where) == []
@@ -72,7 +73,7 @@ def test_that_there_is_nothing_costs_no_process(nft_lab, monkeypatch):
 
     monkeypatch.setattr(commands, "run", refuse)
     for keep in ("nftables", "iptables", "null"):
-        assert remove_others("netalloc-br0", keep, nft_lab.bridge) == []
+        assert remove_others("netalloc-br0", keep, Link(nft_lab.bridge)) == []
     assert leavings.tables_of("legacy", "netalloc-br0") == {}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from netalloc import InUseError, NetallocError, Networks, NetworkView, PortRequest
+from netalloc.ipam import allowances
 from netalloc.manager.manager import NetworkManager
 from netalloc.store.records import TABLES, Attachment
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
@@ -99,6 +100,10 @@ def everything(store: Path) -> None:
         )
         host._store.run("attach", lambda tx: tx.table(Attachment).add((attached,)))
         host._store.view(lambda tx: tx.table(Attachment).where("index", equal=(5,)))
+        pair = allowances.pair(*attached[:2], 77)
+        host._store.run("allow", lambda tx: allowances.enter(tx, pair))
+        host._store.view(lambda tx: [allowances.of(tx, 1, 77), allowances.of_network(tx, 1)])
+        host._store.run("disallow", lambda tx: allowances.drop(tx, pair))
         manager.reserve("10.0.0.99", "kept")
         manager.allocate("kept").release()
         manager.unreserve("10.0.0.99")

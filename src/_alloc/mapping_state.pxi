@@ -9,6 +9,25 @@ cdef uint8_t *in_network_order(uint8_t *at, word n) noexcept:
 cdef bytes UNSPECIFIED = bytes(16)
 cdef bytes MAPPED = bytes(10) + b"\xff\xff"   # of an IPv4 address in IPv6 form, RFC 4291 2.5.5.2
 
+cdef extern from "<arpa/inet.h>":
+    int inet_pton(int family, const char *text, void *into) nogil
+    enum: AF_INET6
+
+cdef extern from "Python.h":
+    const char *PyUnicode_AsUTF8AndSize(object text, Py_ssize_t *size) except NULL
+
+cdef object parsed_v6(str text):
+    """The IPv6Address that a text says; None where that is for `ipaddress` to say."""
+    cdef uint8_t found[16]
+    cdef Py_ssize_t size
+    cdef const char *plain
+    if not text.isascii() or "." in text:
+        return None
+    plain = PyUnicode_AsUTF8AndSize(text, &size)
+    if size > 39 or "\0" in text or inet_pton(AF_INET6, plain, found) != 1:
+        return None
+    return v6_address(int.from_bytes(found[:16], "big"))
+
 cdef bytes in_order_v6(object ip, word *end):
     """An IPv6Address in network order, and its lower half."""
     cdef bytes made = number_v6(ip).to_bytes(16, "big")
@@ -67,8 +86,20 @@ cdef class MappingState:
             return 0
         if owner is not None and not is_plain_text(owner, 255):
             return 0
-        if read_v6(ip):
-            to6 = in_order_v6(ip, &to)
+        cdef object six = ip if read_v6(ip) else None
+        if six is None and not read_v4(ip, &to):
+            if type(ip) is not str:
+                return 0
+            if parse_v4(ip, &number, &prefix) == 1:
+                to = number
+                dest = (v4_address(number), second)
+            else:
+                six = parsed_v6(<str>ip)
+                if six is None:
+                    return 0
+                dest = (six, second)
+        if six is not None:
+            to6 = in_order_v6(six, &to)
             if to6.startswith(MAPPED) or to6.startswith(b"\xff") or to6.startswith(bytes(15)):
                 return 0                    # not one that a container has
             if host_ip is not None:
@@ -77,14 +108,8 @@ cdef class MappingState:
                 at6 = in_order_v6(host_ip, &at)
                 if at6 == UNSPECIFIED:
                     return 0                # :: is for every address, as None is
-        else:
-            if host_ip is not None and not (read_v4(host_ip, &at) and at != 0):
-                return 0                    # and so is 0.0.0.0
-            if not read_v4(ip, &to):
-                if type(ip) is not str or parse_v4(ip, &number, &prefix) != 1:
-                    return 0
-                to = number
-                dest = (v4_address(number), second)
+        elif host_ip is not None and not (read_v4(host_ip, &at) and at != 0):
+            return 0                        # and so is 0.0.0.0
         self.keep(host_port, dest, protocol, host_ip, count, owner)
         self.ports = port << 40 | to_port << 20 | n
         self.to, self.at = to, at

@@ -69,14 +69,6 @@ def as_destination(value: object) -> IP:
     return ip
 
 
-def as_host_ip(value: object) -> IPv4Address | None:
-    """The host address of a mapping; None and 0.0.0.0 both mean every address."""
-    if value is None:
-        return None
-    ip = as_ipv4(value, "host address")
-    return None if ip == ANY else ip
-
-
 def as_host_place(value: object) -> IP | None:
     """Where on the host a port is published: None is every address, of both families.
 

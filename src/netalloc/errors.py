@@ -50,7 +50,7 @@ class CommandError(NetallocError):
 
 
 class InterfaceError(NetallocError):
-    """No such interface, or it has no IPv4 address."""
+    """No such interface, or it has no IPv4 address, or cannot be made; no such namespace."""
 
 
 class StoreError(NetallocError):

@@ -7,11 +7,11 @@ the network's end (16 ms among 10,000), a group waits once.
 
 import errno
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from netalloc.errors import InterfaceError
-from netalloc.family import FAMILIES
+from netalloc.family import FAMILIES, V6
 from netalloc.host import rtnetlink
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.netlink import (
@@ -25,7 +25,7 @@ from netalloc.host.netlink_messages import attributes
 _ENDING = 0x6E616C67  # the group of interfaces that are being deleted, now or by a killed process
 _U32 = struct.Struct("=I")
 _UP = 1
-_HELD = 64  # answers of 1 KiB each wait to be read
+_HELD = 32  # answers of 1 KiB each wait to be read
 _GONE = (errno.ENODEV, errno.ENXIO)
 
 
@@ -94,7 +94,7 @@ def detach_present(found: Iterable[Present]) -> int:
     with explaining("interfaces cannot be taken away"):
         netlink = NetlinkSocket(NETLINK_ROUTE)
         try:
-            return _remove(netlink, wanted)
+            return _remove(netlink, wanted, {})
         finally:
             netlink.close()
 
@@ -105,10 +105,15 @@ def remove(
     """As `detach`, over a kept socket."""
     if bridge_index is not None:
         forget(netlink, endpoints, bridge_index)
-    return _remove(netlink, {one.index: (one.name, one.alias) for one in endpoints})
+        routes: dict[int, bytes] = {}
+    else:
+        routes = {e.index: e.addresses[1].packed for e in endpoints if e.addresses[1] is not None}
+    return _remove(netlink, {one.index: (one.name, one.alias) for one in endpoints}, routes)
 
 
-def _remove(netlink: NetlinkSocket, wanted: dict[int, tuple[str, str]]) -> int:
+def _remove(
+    netlink: NetlinkSocket, wanted: dict[int, tuple[str, str]], routes: Mapping[int, bytes]
+) -> int:
     there = look(netlink, list(wanted))
     # Without an alias yet is what the undoing of a refused one meets.
     ours = [
@@ -119,6 +124,11 @@ def _remove(netlink: NetlinkSocket, wanted: dict[int, tuple[str, str]]) -> int:
     if not ours:
         return 0
     doomed = rtnetlink.number(rtnetlink.GROUP, _ENDING)
+    # The end of each interface goes through all IPv6 routes of the host, more than once: of
+    # 10,000 that all go it takes a half to take their routes away first, at 5 µs each.
+    netlink.outcomes(
+        [rtnetlink.delete_host_route(i, V6.af, routes[i]) for i in ours if i in routes]
+    )
     requests = [rtnetlink.set_link(index, doomed) for index in ours]
     *moved, deleted = netlink.outcomes([*requests, rtnetlink.delete_group(_ENDING)])
     for index, failure in zip(ours, moved, strict=True):
@@ -154,13 +164,12 @@ def look(netlink: NetlinkSocket, indexes: Sequence[int]) -> dict[int, Present]:
     return found
 
 
-def peers(netlink: NetlinkSocket, indexes: Sequence[int]) -> dict[int, int]:
-    """The other ends' indexes of those that there are: a quarter of the time of `look`."""
-    found = {}
+def existing(netlink: NetlinkSocket, indexes: Sequence[int]) -> set[int]:
+    """Which of these there are: a tenth of the time of `look`."""
+    found = set()
     for start in range(0, len(indexes), _HELD):
         asked = [rtnetlink.get_link(index) for index in indexes[start : start + _HELD]]
-        for body in _answers(netlink, asked):
-            found[rtnetlink.INFO.unpack_from(body)[2]] = rtnetlink.peer_in(body)
+        found |= {rtnetlink.ends_in(body)[0] for body in _answers(netlink, asked)}
     return found
 
 

@@ -6,42 +6,40 @@ behind which address is told to both ends, so that nothing is ever asked for: no
 duplicate detection. All of a call is made or nothing.
 
 Routed, a host's end has no address and is on no bridge: a /32 and a /128 route lead to it, and
-the container's default routes by 169.254.1.1 and fe80::1, which are nobody's, lead back. Its link
-mode is "dormant" where IPv6 routes are not taken out of use by a link that is not up: the
-kernel then does not give it a route for ff00::/8, which is one list for all interfaces, and looks
-through all IPv6 routes once and not twice when it comes up. Of 5,000 containers the last one takes
-half the time, and nothing that it sends to a multicast address is looked up in a list of 5,000.
+the container's default routes by 169.254.1.1 and fe80::1, which are nobody's, lead back.
+
+What grows with the number of containers is IPv6: a link that comes up or goes down has the kernel
+go through all routes of the host. It does so once for each and not three times, because it is shown
+that the link is down while it still is (GET_LINK before it is up), and because the link mode is
+"dormant": a link that never counts as up gets no route for ff00::/8 either, which is one list for
+all interfaces. `ip link` shows NO-CARRIER for it, and `ip route` linkdown; where the host takes
+such routes out of use (ignore_routes_with_linkdown) it is left away.
 """
 
-import errno
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from netalloc.errors import ExhaustedError, InterfaceError
-from netalloc.host import attached, namespaces, rtnetlink, target_netns
+from netalloc.host import attached, rtnetlink
 from netalloc.host.attach_steps import (
     FULL,
     Plan,
     Step,
     address_steps,
-    await_address,
-    failed,
     families,
     inside,
     router_steps,
     routers,
-    settle,
-    veth,
 )
 from netalloc.host.attached import Present
+from netalloc.host.attachment import Attaching
 from netalloc.host.bridge_count import MAX_PORTS, port_indexes
 from netalloc.host.endpoints import MIN_MTU_V6, Endpoint, checked
 from netalloc.host.macs import HOST_END, bridge_mac
-from netalloc.host.netlink import NETLINK_ROUTE, NetlinkError, NetlinkSocket, Request
+from netalloc.host.netlink import NetlinkSocket, Request
 from netalloc.host.netlink_messages import attribute, text
-from netalloc.host.new_ends import DEFAULT_MTU, has_v6, may_be_dormant, uplink_mtu
+from netalloc.host.new_ends import has_v6, may_be_dormant, uplink_mtu
 from netalloc.host.worker import carry_out
 
-_CHUNK = 64  # containers whose messages go in one send: more is no faster
 _STRICT = 1  # rp_filter: only what comes from the container's own address is let in
 
 
@@ -74,196 +72,6 @@ def attach_bridged(
     bridge has no room for all.
     """
     carry_out(Bridged(checked(endpoints, in_netns=True), bridge_index, group, hairpin, static))
-
-
-class Attaching:
-    """One call's work: a thread of its own does it, and undoes it."""
-
-    def __init__(self, endpoints: Sequence[Endpoint], group: int) -> None:
-        self.endpoints = endpoints
-        self.cancelled = False
-        self._group = group
-        self._made: list[Endpoint] = []
-        self._refused: list[Endpoint] = []
-        self._bridge: Present | None = None
-        self._mtu = DEFAULT_MTU
-
-    def do(self) -> None:
-        """Make all of it; raises at the first that cannot be, and takes back the others."""
-        host = NetlinkSocket(NETLINK_ROUTE)
-        try:
-            try:
-                self._make_all(host)
-            except BaseException:
-                self._take_back(host)
-                raise
-            if self.cancelled:
-                self._take_back(host)
-        except NetlinkError as error:
-            raise InterfaceError(f"interfaces cannot be made: {error.stderr}") from error
-        finally:
-            host.close()
-
-    def undo(self) -> None:
-        """Take away what this call has made, not what was there before."""
-        host = NetlinkSocket(NETLINK_ROUTE)
-        try:
-            self._take_back(host)
-        finally:
-            host.close()
-
-    def _make_all(self, host: NetlinkSocket) -> None:
-        self._prepare(host)
-        for one in self.endpoints:
-            if self._mtu_of(one) < MIN_MTU_V6 and one.addresses[1] is not None:
-                raise InterfaceError(
-                    f"{one.shown} cannot be made: IPv6 needs an MTU of {MIN_MTU_V6}, and that "
-                    f"of the bridge or uplink is {self._mtu}"
-                )
-        for start in range(0, len(self.endpoints), _CHUNK):
-            if self.cancelled:
-                return
-            self._chunk(host, self.endpoints[start : start + _CHUNK])
-
-    def _take_back(self, host: NetlinkSocket) -> None:
-        bridge = None if self._bridge is None else self._bridge.ifindex
-        if bridge is not None:
-            attached.forget(host, self._refused, bridge)
-        attached.remove(host, self._made, bridge)
-        self._made, self._refused = [], []
-
-    # ---- what the ways of attaching differ in
-
-    def _prepare(self, host: NetlinkSocket) -> None:
-        """Look at the host, before anything is made."""
-        raise NotImplementedError
-
-    def _settings(self, one: Endpoint) -> Request:
-        """Its alias, and what cannot be set with its making, or costs much once it is up."""
-        raise NotImplementedError
-
-    def _outer(self, one: Endpoint) -> Plan:
-        """What follows on the host."""
-        raise NotImplementedError
-
-    def _inner(self, one: Endpoint, index: int) -> Plan:
-        """What follows in the namespace, where it has this index."""
-        raise NotImplementedError
-
-    # ---- and what they have in common
-
-    _end = b""  # what the host's ends are made with
-
-    def _end_of(self, one: Endpoint) -> bytes:
-        return rtnetlink.number(rtnetlink.MTU, self._mtu_of(one)) + self._end
-
-    def _create(self, one: Endpoint) -> Request:
-        """The message that makes it."""
-        return veth(one, self._end_of(one), rtnetlink.number(rtnetlink.MTU, self._mtu_of(one)))
-
-    def _mtu_of(self, one: Endpoint) -> int:
-        return self._mtu if one.mtu is None else one.mtu
-
-    def _chunk(self, host: NetlinkSocket, part: Sequence[Endpoint]) -> None:
-        there = self._make(host, part)
-        for one, found in there:
-            self._mend(host, one, found)
-        inside: list[tuple[Endpoint, NetlinkSocket]] = []
-        try:
-            self._set_up_inside(host, part, {one.index for one, _ in there}, inside)
-            # Asking for an interface has the kernel finish its coming up, which it does at
-            # leisure otherwise: until then what is sent to it is dropped.
-            # So it is with a bridge that had no ports.
-            bridge = () if self._bridge is None else (self._bridge.ifindex,)
-            coming_up = [*[one.index for one in part], *bridge]
-            host.outcomes([(rtnetlink.GET_LINK, 0, rtnetlink.get_link(i)) for i in coming_up])
-            for one, netlink in inside:
-                await_address(netlink, one)
-        finally:
-            for _, netlink in inside:
-                netlink.close()
-
-    def _make(
-        self, host: NetlinkSocket, part: Sequence[Endpoint]
-    ) -> list[tuple[Endpoint, Present]]:
-        """The host's ends; those that were there already, which is no error."""
-        # What the messages say of an index would else be done to another's interface.
-        indexes = attached.peers(host, [one.index for one in part])
-        there = [
-            (one, self._standing(host, one, NetlinkError(errno.EEXIST)))
-            for one in part
-            if one.index in indexes
-        ]
-        fresh = [one for one in part if one.index not in indexes]
-        return there + self._make_fresh(host, fresh)
-
-    def _make_fresh(
-        self, host: NetlinkSocket, part: Sequence[Endpoint]
-    ) -> list[tuple[Endpoint, Present]]:
-        """Those that another process has made meanwhile."""
-        plans = [self._whole(one) for one in part]
-        at = len(self._made)
-        self._made.extend(part)  # before it is made: whatever happens, it is known
-        outcomes = iter(host.outcomes([step.request for plan in plans for step in plan]))
-        results = [[next(outcomes) for _ in plan] for plan in plans]
-        self._made[at:] = [
-            one for one, (first, *_) in zip(part, results, strict=True) if first is None
-        ]
-        there = []
-        for one, plan, (first, *rest) in zip(part, plans, results, strict=True):
-            if first is None:
-                settle(host, one, one.index, plan[1:], rest)
-            else:
-                self._refused.append(one)  # what else was sent of it may have been done
-                there.append((one, self._standing(host, one, first)))
-                self._refused.pop()
-        return there
-
-    def _whole(self, one: Endpoint) -> Plan:
-        return [
-            Step("it cannot be made", self._create(one)),
-            Step("its settings cannot be made", self._settings(one)),
-            *self._outer(one),
-        ]
-
-    def _standing(self, host: NetlinkSocket, one: Endpoint, failure: NetlinkError) -> Present:
-        """The interface that keeps it from being made, when it is the same; else an error."""
-        if failure.errno not in (errno.EEXIST, errno.EBUSY):
-            raise failed(one, "it cannot be made", failure) from failure
-        there = attached.look(host, [one.index]).get(one.index)
-        if there is None or (there.name, there.alias) != (one.name, one.alias):
-            raise attached.refused(host, one) from failure
-        _check_place(host, one, there)
-        return there
-
-    def _mend(self, host: NetlinkSocket, one: Endpoint, there: Present) -> None:
-        """Give it what it lacks on the host."""
-        plan = self._outer(one)
-        if not there.is_up:  # of one that is up they cost 8 ms among 10,000
-            plan.insert(0, Step("its settings cannot be made", self._settings(one)))
-        settle(host, one, one.index, plan, host.outcomes([step.request for step in plan]))
-
-    def _set_up_inside(
-        self,
-        host: NetlinkSocket,
-        part: Sequence[Endpoint],
-        old: Collection[int],
-        inside: list[tuple[Endpoint, NetlinkSocket]],
-    ) -> None:
-        """Go from one namespace to the next; a socket of each is put into `inside`."""
-        peers = attached.peers(host, [one.index for one in part])
-        for one in part:
-            if one.netns < 0:
-                continue
-            if one.index not in peers:
-                raise InterfaceError(f"{one.shown} has gone again: did its namespace end?")
-            index = peers[one.index]
-            netlink = _enter(one)
-            inside.append((one, netlink))
-            if one.index in old:
-                _check_name(netlink, one, index)
-            plan = self._inner(one, index)
-            settle(netlink, one, index, plan, netlink.outcomes([step.request for step in plan]))
 
 
 class Routed(Attaching):
@@ -399,38 +207,3 @@ def check_room(bridge: str, endpoints: Sequence[Endpoint], there: Sequence[int])
         raise ExhaustedError(
             f"bridge {bridge} has {len(there)} ports, and with {len(fresh)} more {FULL}"
         )
-
-
-def _check_place(host: NetlinkSocket, one: Endpoint, there: Present) -> None:
-    """That the other end is in the namespace where it is wanted; InterfaceError says where."""
-    if one.netns < 0:
-        return
-    if there.peer_netns is not None and _number(host, one.netns) == there.peer_netns:
-        return
-    name = target_netns.name_of(lambda fd: _number(host, fd) == there.peer_netns)
-    where = f"network namespace {name}" if name else "another network namespace, without a name"
-    raise InterfaceError(f"{one.shown} is in {where} already: detach it first")
-
-
-def _number(host: NetlinkSocket, fd: int) -> int | None:
-    """By which number the host knows this namespace."""
-    answer = host.call(rtnetlink.GET_NAMESPACE, rtnetlink.namespace_number(fd))
-    return rtnetlink.number_in(answer[0])
-
-
-def _enter(one: Endpoint) -> NetlinkSocket:
-    """Take the thread into the container's namespace; a socket that stays there."""
-    try:
-        namespaces.setns(one.netns, namespaces.CLONE_NEWNET)
-    except OSError as error:
-        raise InterfaceError(
-            f"{one.shown}: its network namespace cannot be entered: {error.strerror}"
-        ) from error
-    return NetlinkSocket(NETLINK_ROUTE)
-
-
-def _check_name(netlink: NetlinkSocket, one: Endpoint, index: int) -> None:
-    there = attached.look(netlink, [index]).get(index)
-    if there is None or there.name != one.ifname:
-        called = "gone" if there is None else f"called {there.name}"
-        raise InterfaceError(f"{one.shown} is {called} in its namespace, and not {one.ifname}")

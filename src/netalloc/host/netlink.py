@@ -5,7 +5,6 @@ a tenth of what a general netlink library takes, and a mapping is one such messa
 """
 
 import errno
-import os
 import socket
 import struct
 from collections.abc import Callable, Sequence
@@ -13,7 +12,9 @@ from threading import Lock
 from typing import TypeVar
 
 from netalloc import forks
-from netalloc.errors import CommandError
+from netalloc.host.netlink_error import NetlinkError as NetlinkError
+from netalloc.host.netlink_error import explaining as explaining
+from netalloc.host.netlink_error import failure_in
 from netalloc.host.netlink_messages import (
     ACK,
     DONE,
@@ -21,7 +22,6 @@ from netalloc.host.netlink_messages import (
     DUMP_INTERRUPTED,
     ERROR,
     REQUEST,
-    attributes,
     message,
     messages,
 )
@@ -34,17 +34,12 @@ NETLINK_ROUTE = 0
 NETLINK_NETFILTER = 12
 
 
-CAPPED = 0x100  # the error carries the failed message's header only
-HAS_TLVS = 0x200
-
 _SOL_NETLINK = 270
 _NETLINK_CAP_ACK = 10
 _NETLINK_EXT_ACK = 11
 _SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
-_ERROR_TEXT = 1
-_ERROR_OFFSET = 2
 _RECEIVE_ROOM = 4 << 20  # errors and answers of a whole batch wait here to be read
 _NUMBERS = 0x7FFFFFFF  # of messages, from 1
 _NOW = int(socket.MSG_DONTWAIT)
@@ -53,56 +48,6 @@ _SMALL = 448  # bytes: any answer to one message, in memory that Python has at h
 _HEADER = struct.Struct("=IHHII")
 _ANSWER = struct.Struct("=4xH2xI4xi")  # kind and number, and the errno of an NLMSG_ERROR
 _ERRNO = struct.Struct("=i")
-_OFFSET = struct.Struct("=I")
-
-
-class NetlinkError(CommandError):
-    """The kernel refused a message; callers outside of host and portmap get `explained`.
-
-    `errno` is the kernel's, `seq` the message's number, `offset` where in that message
-    the offending attribute starts (None where the kernel does not say).
-    """
-
-    def __init__(self, code: int, seq: int = 0, offset: int | None = None, text: str = "") -> None:
-        reason = os.strerror(code)
-        if code == errno.EPERM:
-            reason += " (this process lacks CAP_NET_ADMIN)"
-        super().__init__(
-            f"netlink: {reason}{': ' if text else ''}{text}",
-            ("netlink",),
-            code,
-            f"{reason}: {text}" if text else reason,
-        )
-        self.errno = code
-        self.text = text
-        self.seq = seq
-        self.offset = offset
-
-    def explained(self, what: str) -> CommandError:
-        """The same in words: what was asked of the kernel, and why it was not done."""
-        name = errno.errorcode.get(self.errno, str(self.errno))
-        return CommandError(
-            f"{what}: {self.stderr} ({name})", ("netlink",), self.errno, self.stderr
-        )
-
-
-class explaining:  # used like a function, and ten times as fast as one
-    """Turns a NetlinkError into a CommandError that says what was asked of the kernel.
-
-    A context manager, to be used again and by several threads.
-    """
-
-    __slots__ = ("what",)
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, NetlinkError):
-            raise error.explained(self.what) from error
 
 
 class NetlinkSocket:
@@ -216,7 +161,7 @@ class NetlinkSocket:
             for kind, flags, seq, start, stop in messages(data):
                 if seq == number and kind != ERROR:
                     return data[start:stop]
-                failure = _failure(data, flags, seq, start, stop) if seq == number else None
+                failure = failure_in(data, flags, seq, start, stop) if seq == number else None
                 if failure is not None:
                     raise failure
 
@@ -228,7 +173,7 @@ class NetlinkSocket:
             for kind, flags, seq, start, stop in messages(answer):
                 if kind != ERROR or not first <= seq <= last:
                     continue
-                found = _failure(answer, flags, seq, start, stop)
+                found = failure_in(answer, flags, seq, start, stop)
                 failure = failure or found
                 acknowledged = acknowledged or (found is None and seq == last)
             if not acknowledged or failure is not None:
@@ -272,7 +217,7 @@ class NetlinkSocket:
                 if answer != ERROR:
                     answers.append(data[start:stop])
                     continue
-                refusal = _failure(data, flags, seq, start, stop)
+                refusal = failure_in(data, flags, seq, start, stop)
                 if refusal is not None and refusal.errno != passed:
                     failure = failure or refusal
                 if seq == last:
@@ -280,11 +225,14 @@ class NetlinkSocket:
                         raise failure
                     return answers
 
-    def outcomes(self, requests: Sequence[Request]) -> list[NetlinkError | None]:
-        """Send many messages of any kinds, in as few pieces as there is room for their answers.
+    def outcomes(
+        self, requests: Sequence[Request], answers: list[bytes] | None = None
+    ) -> list[NetlinkError | None]:
+        """Send many messages of any kinds, in as few pieces as there is room for their errors.
 
         What the kernel says of each, in order: None where it was done. One that is refused
-        keeps none of the others from being done.
+        keeps none of the others from being done. The bodies that answer questions among them
+        are put into `answers`; of those no more than 32 have room.
         """
         found: list[NetlinkError | None] = []
         for start in range(0, len(requests), self._answers_held):
@@ -299,22 +247,31 @@ class NetlinkSocket:
             batch.append(message(kind, flags | ACK, first + len(part) - 1, body))
             data = b"".join(batch)
             self.can_send(len(data))
-            found += self._outcomes(data, first, len(part))
+            found += self._outcomes(data, first, len(part), answers)
         return found
 
     @locked
-    def _outcomes(self, batch: bytes, first: int, count: int) -> list[NetlinkError | None]:
+    def _outcomes(
+        self, batch: bytes, first: int, count: int, answers: list[bytes] | None
+    ) -> list[NetlinkError | None]:
         self._send(batch)
-        return self._read_outcomes(first, count)
+        return self._read_outcomes(first, count, answers)
 
-    def _read_outcomes(self, first: int, count: int) -> list[NetlinkError | None]:
+    def _read_outcomes(
+        self, first: int, count: int, answers: list[bytes] | None
+    ) -> list[NetlinkError | None]:
         found: list[NetlinkError | None] = [None] * count
         last = first + count - 1
         while True:
             data = self._receive()
             for kind, flags, seq, start, stop in messages(data):
-                if kind == ERROR and first <= seq <= last:
-                    found[seq - first] = _failure(data, flags, seq, start, stop)
+                if not first <= seq <= last:
+                    continue
+                if kind != ERROR:
+                    if answers is not None:
+                        answers.append(data[start:stop])
+                else:
+                    found[seq - first] = failure_in(data, flags, seq, start, stop)
                     if seq == last:
                         return found
 
@@ -360,7 +317,7 @@ class NetlinkSocket:
                         raise NetlinkError(-code, seq)
                     return bodies, consistent
                 if answer == ERROR:
-                    failure = _failure(data, flags, seq, start, stop)
+                    failure = failure_in(data, flags, seq, start, stop)
                     if failure is not None:
                         raise failure
                 else:
@@ -427,18 +384,3 @@ class NetlinkSocket:
             self._socket.setsockopt(socket.SOL_SOCKET, forced, size)
         except PermissionError:
             self._socket.setsockopt(socket.SOL_SOCKET, polite, size)
-
-
-def _failure(data: bytes, flags: int, seq: int, start: int, stop: int) -> NetlinkError | None:
-    """The error in an NLMSG_ERROR body; None when it is an acknowledgement."""
-    code = -_ERRNO.unpack_from(data, start)[0]
-    if code == 0:
-        return None
-    offset, reason = None, ""
-    if flags & HAS_TLVS:
-        size = _OFFSET.unpack_from(data, start + 4)[0]
-        tlvs = attributes(data, start + (20 if flags & CAPPED else 4 + (size + 3 & ~3)), stop)
-        if _ERROR_OFFSET in tlvs:
-            offset = _OFFSET.unpack(tlvs[_ERROR_OFFSET])[0]
-        reason = tlvs.get(_ERROR_TEXT, b"").rstrip(b"\0").decode(errors="replace")
-    return NetlinkError(code, seq, offset, reason)

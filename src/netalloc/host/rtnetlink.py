@@ -10,7 +10,7 @@ from netalloc.host.netlink import Request
 from netalloc.host.netlink_messages import CREATE, EXCLUSIVE, attribute, attributes, message, text
 
 NEW_LINK, DELETE_LINK, GET_LINK, SET_LINK = 16, 17, 18, 19
-NEW_ADDRESS = 20
+NEW_ADDRESS, DELETE_ADDRESS = 20, 21
 NEW_ROUTE, DELETE_ROUTE, GET_ROUTE = 24, 25, 26
 NEW_NEIGHBOUR, DELETE_NEIGHBOUR = 28, 29
 GET_NAMESPACE = 90
@@ -45,11 +45,13 @@ _UP = 1
 _NODAD = 2
 _PERMANENT, _STATIC = 0x80, 0x40  # NUD_PERMANENT; NUD_NOARP: of a bridge, static
 _NTF_MASTER = 4
-_TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
+_TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST, _UNREACHABLE = 254, 4, 1, 7
+_PROTOCOL_OURS = 110  # of the numbers that are anyone's, as in netalloc.host.loopback_route
+_LAST = 0xFFFFFFFF  # a metric: any other route for the same network goes first
 _LOCAL, _TYPE_AT = 2, 7  # of struct rtmsg
-_SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
+_SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _ONLINK = 4
-_DESTINATION, _OIF, _GATEWAY, _PREFERRED = 1, 4, 5, 7  # RTA_...
+_DESTINATION, _OIF, _GATEWAY, _METRIC, _PREFERRED = 1, 4, 5, 6, 7  # RTA_...
 
 NO_STATS = attribute(EXT_MASK, _U32.pack(_SKIP_STATS))
 ONE_QUEUE = attribute(TX_QUEUES, _U32.pack(1)) + attribute(RX_QUEUES, _U32.pack(1))
@@ -119,6 +121,11 @@ def add_address(index: int, af: int, packed: bytes, prefix: int) -> Request:
     return NEW_ADDRESS, CREATE | REPLACE, body + attribute(2, packed) + attribute(1, packed)
 
 
+def delete_address(index: int, af: int, packed: bytes, prefix: int) -> Request:
+    """Take it away again."""
+    return DELETE_ADDRESS, 0, _ADDRESS.pack(af, prefix, 0, 0, index) + attribute(2, packed)
+
+
 def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Request:
     """To one address through an interface; the host's own packets come from `source`."""
     scope = _SCOPE_LINK if af == AF_INET else _SCOPE_UNIVERSE
@@ -129,10 +136,46 @@ def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Requ
     return NEW_ROUTE, CREATE | EXCLUSIVE, body
 
 
+def replacing(request: Request) -> Request:
+    """The same, where there is one already."""
+    return request[0], CREATE | REPLACE, request[2]
+
+
+def all_routes(af: int) -> bytes:
+    """The body of a question for all routes of a family."""
+    return _ROUTE.pack(af, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def route_without_source(body: bytes) -> tuple[bytes, int] | None:
+    """Address and interface of a route that `host_route` made, and whose source is gone."""
+    af, bits, _, _, table, protocol, _, _, _ = _ROUTE.unpack_from(body)
+    if (table, protocol) != (_TABLE_MAIN, _PROTOCOL_STATIC) or bits != (32 if af == 2 else 128):
+        return None
+    parts = attributes(body, _ROUTE.size)
+    if _PREFERRED in parts or not {_DESTINATION, _OIF} <= parts.keys():
+        return None
+    return parts[_DESTINATION], int(_U32.unpack(parts[_OIF])[0])
+
+
 def delete_host_route(index: int, af: int, packed: bytes) -> Request:
-    """No longer to one address through this interface."""
-    head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, 0, 255, 0, 0)  # any scope and kind
+    """Take away a route to one address."""
+    head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, 0, _SCOPE_NOWHERE, 0, 0)
     return DELETE_ROUTE, 0, head + attribute(_DESTINATION, packed) + number(_OIF, index)
+
+
+def unreachable(af: int, packed: bytes, prefix: int) -> Request:
+    """The last choice for a network: nobody is there."""
+    return NEW_ROUTE, CREATE | EXCLUSIVE, _end(af, packed, prefix)
+
+
+def delete_unreachable(af: int, packed: bytes, prefix: int) -> Request:
+    """Take it away, if it is ours."""
+    return DELETE_ROUTE, 0, _end(af, packed, prefix)
+
+
+def _end(af: int, packed: bytes, prefix: int) -> bytes:
+    head = _ROUTE.pack(af, prefix, 0, 0, _TABLE_MAIN, _PROTOCOL_OURS, 0, _UNREACHABLE, 0)
+    return head + attribute(_DESTINATION, packed) + number(_METRIC, _LAST)
 
 
 def default_route(index: int, af: int, gateway: bytes) -> Request:
@@ -187,8 +230,8 @@ def namespace_number(fd: int) -> bytes:
     return bytes(4) + number(3, fd)  # struct rtgenmsg; NETNSA_FD
 
 
-def peer_in(body: bytes) -> int:
-    """The index of the other end in a message about an interface; 0 where there is none.
+def ends_in(body: bytes) -> tuple[int, int]:
+    """The indexes of an interface and of its other end (0: none) in a message about it.
 
     Searched for and not parsed, a twentieth of the time: before it come texts, in which there
     is no NUL but at the end, and numbers that are not these bytes.
@@ -196,7 +239,8 @@ def peer_in(body: bytes) -> int:
     at = body.find(_LINK_HEAD, INFO.size)
     while at & 3 and at > 0:
         at = body.find(_LINK_HEAD, at + 1)
-    return int(_U32.unpack_from(body, at + 4)[0]) if at > 0 else 0
+    peer = int(_U32.unpack_from(body, at + 4)[0]) if at > 0 else 0
+    return int(INFO.unpack_from(body)[2]), peer
 
 
 def number_in(body: bytes) -> int | None:

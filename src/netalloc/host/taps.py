@@ -13,7 +13,8 @@ from collections.abc import Iterable, Sequence
 from netalloc.errors import InterfaceError
 from netalloc.host.attach_steps import Plan, Step, settle
 from netalloc.host.attached import Present
-from netalloc.host.attaching import Attaching, Bridged, Routed
+from netalloc.host.attaching import Bridged, Routed
+from netalloc.host.attachment import Attaching
 from netalloc.host.endpoints import Endpoint, checked
 from netalloc.host.netlink import NetlinkError, NetlinkSocket, Request
 from netalloc.host.worker import carry_out

@@ -15,12 +15,14 @@ from netalloc.errors import (
     NotAllocatedError,
     OutOfRangeError,
 )
+from netalloc.ipam import allowances
 from netalloc.ipam.clock import SECOND, boot_clock
 from netalloc.ipam.cooling import expire_cooldowns, longest_cooling
 from netalloc.ipam.ended import remember
 from netalloc.ipam.networks import subnets_of
 from netalloc.ipam.refusals import exhausted, explain, for_owner
 from netalloc.store.records import (
+    Allowance,
     Attachment,
     Cooldown,
     EndedLease,
@@ -209,7 +211,7 @@ class Addresses:
         """What becomes of leases that were taken out: they cool down, or are free at once."""
         bitmap, number, table = self.bitmap(tx), self.number, tx.table
         labels, candidates, reservations = table(Label), table(GcCandidate), table(Reservation)
-        attachments = table(Attachment)
+        attachments, allowed = table(Attachment), table(Allowance)
         cooldown, sticky = self._cooldown, self._sticky
         now = self.clock() if cooldown or sticky else 0
         cooling = []
@@ -221,6 +223,8 @@ class Addresses:
                 self._clear_candidate(tx, lease)
             if attachments and (attached := attachments.get(number, ordinal)) is not None:
                 attachments.remove((attached,))
+            if allowed and (pairs := allowances.of(tx, number, ordinal)):
+                allowed.remove(pairs)
             if cooldown:
                 # A reserved one too: it may be unreserved before its time has come.
                 cooling.append(Cooldown(number, ordinal, now + cooldown))

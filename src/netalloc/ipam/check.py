@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+from netalloc.ipam import allowances
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.networks import networks
 from netalloc.ipam.places import in_order, place_of
@@ -11,6 +12,7 @@ from netalloc.logs import Log
 from netalloc.port_bitmaps import MemoryBitmaps, Ordinals, bitmap_size
 from netalloc.ports import PortAllocator
 from netalloc.store.records import (
+    Allowance,
     Attachment,
     Cooldown,
     GcCandidate,
@@ -62,6 +64,9 @@ def check(tx: Transaction) -> Iterator[str]:
         lease_of = held.get((attached.network, attached.ordinal))
         if lease_of is None or lease_of.generation != attached.generation:
             yield f"an attachment is of no lease: {attached}"
+    for allowed in tx.table(Allowance).all():
+        if not all(one in held for one in allowances.ends(allowed)):
+            yield f"an allowance is of no two leases: {allowed}"
     yield from _twice(held.values())
     yield from _ports(tx)
 

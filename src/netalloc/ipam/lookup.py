@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from netalloc.errors import InUseError
 from netalloc.store.records import Label, Lease
 
 TYPE_CHECKING = False
@@ -29,3 +30,14 @@ def labels_of(tx: Transaction, lease: Lease) -> dict[str, str]:
     """The labels of a lease."""
     where = (lease.network, lease.ordinal)
     return {row.name: row.value for row in tx.table(Label).where("network", "ordinal", equal=where)}
+
+
+def check_labels(tx: Transaction, lease: Lease, labels: dict[str, str], name: str) -> None:
+    """Raise InUseError where a lease, whose address is `name`, has other labels than these."""
+    held = labels_of(tx, lease)
+    if held != labels:
+        raise InUseError(
+            f"{lease.owner} holds {name} as {lease.key} with labels {held}, and asks for it with "
+            f"{labels}",
+            lease.owner,
+        )

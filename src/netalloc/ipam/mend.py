@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from functools import partial
 
+from netalloc.ipam import allowances
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.check import all_addresses, expected_ports, outside, rebuild_ports, set_bits
 from netalloc.ipam.networks import networks
@@ -20,6 +21,7 @@ from netalloc.port_bitmaps import SIZE, MemoryBitmaps, bitmap_size
 from netalloc.ports import PortAllocator
 from netalloc.store.records import (
     TABLES,
+    Allowance,
     Attachment,
     Cooldown,
     GcCandidate,
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 QUARANTINE = "quarantine: the lease was lost"
 TAKING = (Lease, Reservation, Cooldown)  # records that an address is taken for
-_OF_A_LEASE = (Label, Publication, GcCandidate, Attachment)
+_OF_A_LEASE = (Label, Publication, GcCandidate, Attachment, Allowance)
 _OF_A_NETWORK = (*TAKING, LastHolder, *_OF_A_LEASE)
 
 
@@ -77,12 +79,14 @@ def _strays(tx: Transaction, leases: dict[tuple[int, int], Lease]) -> Iterator[S
     kind: type[Any]
     for kind in _OF_A_NETWORK:
         for record in tx.table(kind).all():
-            lease = leases.get((record.network, record.ordinal))
-            if record.network not in known or not _has_lease(record, lease):
+            if record.network not in known or not _has_lease(record, leases.get):
                 yield partial(_drop, record)
 
 
-def _has_lease(record: Any, lease: Lease | None) -> bool:
+def _has_lease(record: Any, get: Callable[[tuple[int, int]], Lease | None]) -> bool:
+    if type(record) is Allowance:
+        return all(get(one) is not None for one in allowances.ends(record))
+    lease = get((record.network, record.ordinal))
     if type(record) is GcCandidate:
         return lease is not None and lease.generation >= record.generation
     if type(record) is Attachment:
@@ -95,8 +99,10 @@ def _drop(record: Any, tx: Transaction) -> str | None:
     table = tx.table(kind)
     if table.get(*[getattr(record, name) for name in TABLES[kind].key]) != record:
         return None
-    lease = tx.table(Lease).get(record.network, record.ordinal)
-    if tx.table(Network).get(record.network) is not None and _has_lease(record, lease):
+    leases = tx.table(Lease)
+    if tx.table(Network).get(record.network) is not None and _has_lease(
+        record, lambda where: leases.get(*where)
+    ):
         return None
     table.remove((record,))
     return f"dropped, as it belongs nowhere: {record}"

@@ -13,6 +13,7 @@ from netalloc.ipam.clock import SECOND
 from netalloc.ipam.subnets import Subnets
 from netalloc.light import NamedTuple
 from netalloc.store.records import (
+    Allowance,
     Attachment,
     Cooldown,
     GcCandidate,
@@ -59,6 +60,7 @@ class Statement(NamedTuple):
     sticky: float | None = None
     forward: bool | None = None
     isolation: str | None = None
+    services: tuple[str, ...] | None = None
     fresh: bool = False
 
 
@@ -76,6 +78,7 @@ class NetworkInfo(NamedTuple):
     forward: bool
     subnets: tuple[Subnet, ...]
     isolation: str
+    services: tuple[str, ...]
 
 
 class Nearby(NamedTuple):
@@ -121,6 +124,7 @@ def info(network: Network) -> NetworkInfo:
         bool(network.forward),
         subnets.each,
         network.isolation,
+        services_of(network),
     )
 
 
@@ -138,6 +142,11 @@ def ports_of(network: Network) -> range:
     return range(first, last + sign, sign * int(step or 1))
 
 
+def services_of(network: Network) -> tuple[str, ...]:
+    """The ports of the host that guarded containers reach: "53/udp"."""
+    return tuple(network.services.split(",")) if network.services else ()
+
+
 def ports_text(ports: range) -> str:
     """A range of ports as a record has it: first-last, and the step where it is not 1."""
     step = abs(ports.step)
@@ -147,6 +156,8 @@ def ports_text(ports: range) -> str:
 def record_of(number: int, stated: Statement) -> Network:
     """A record with what is stated, and the defaults for the rest."""
     subnets, mode = _whole(stated), stated.mode or "bridge"
+    isolation = stated.isolation or ("guarded" if mode == "routed" else "open")
+    _check_isolation(stated, isolation)
     v4, v6 = subnets.of_version(4), subnets.of_version(6)
     return Network(
         number,
@@ -161,7 +172,8 @@ def record_of(number: int, stated: Statement) -> Network:
         _ns(stated.cooldown or 0.0),
         _ns(stated.sticky or 0.0),
         int(stated.forward or False),
-        stated.isolation or ("guarded" if mode == "routed" else "open"),
+        isolation,
+        ",".join(stated.services or ()),
     )
 
 
@@ -255,7 +267,7 @@ def remove(tx: Transaction, network: Network) -> None:
                 f"network {network.name} has {held} addresses {how}: release them first",
                 network.name,
             )
-    for kind in (Cooldown, LastHolder, GcCandidate, Attachment):
+    for kind in (Cooldown, LastHolder, GcCandidate, Attachment, Allowance):
         table = tx.table(kind)
         table.remove(table.where("network", equal=number))
     name = f"addresses/{network.number}"
@@ -263,6 +275,19 @@ def remove(tx: Transaction, network: Network) -> None:
         tx.drop(name)
     tx.table(Network).remove((network,))
     tx.next(CONFIGURED)
+
+
+def _check_isolation(stated: Statement, isolation: str) -> None:
+    if isolation == "open" and stated.services:
+        raise InvalidValueError(
+            f"services {', '.join(stated.services)}: network {stated.name} is open, where every "
+            "port of the host is reached; isolation='guarded' closes the others"
+        )
+    if isolation == "guarded" and stated.backend == "iptables":
+        raise InvalidValueError(
+            f"isolation guarded: network {stated.name} has backend iptables, which cannot keep "
+            "containers apart at a constant cost: use backend='nftables', or isolation='open'"
+        )
 
 
 def _whole(stated: Statement) -> Subnets:
@@ -300,10 +325,12 @@ def _differences(network: Network, stated: Statement) -> Iterator[tuple[str, obj
         yield "bridge", network.bridge or "none", stated.bridge
     if stated.mode is not None and stated.mode != network.mode:
         yield "mode", network.mode, stated.mode
-    registered = subnets_of(network)
-    if stated.subnets is not None and str(registered) != str(stated.subnets):
-        yield "subnet", registered, stated.subnets
+    if stated.subnets is not None:
+        registered = subnets_of(network)
+        if str(registered) != str(stated.subnets):
+            yield "subnet", registered, stated.subnets
     if network.backend and (wanted := _stated_exclusions(stated)) is not None:
+        registered = subnets_of(network)
         other = Subnets([Subnet(str(subnet)) for subnet in registered.each]).without(wanted)
         if registered != other:
             yield "exclude", _listed(registered), _listed(other)
@@ -323,3 +350,5 @@ def _differences(network: Network, stated: Statement) -> Iterator[tuple[str, obj
         yield "forward", bool(network.forward), stated.forward
     if stated.isolation is not None and stated.isolation != network.isolation:
         yield "isolation", network.isolation, stated.isolation
+    if stated.services is not None and stated.services != services_of(network):
+        yield "services", network.services or "none", ", ".join(stated.services) or "none"

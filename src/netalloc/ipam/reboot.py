@@ -7,6 +7,7 @@ import time
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.ended import HISTORY, remember
 from netalloc.store.records import (
+    Allowance,
     Attachment,
     Cooldown,
     GcCandidate,
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from netalloc.store.protocol import Transaction
 
-ENDING = (Lease, Label, Publication, Cooldown, LastHolder, GcCandidate, Attachment)
+ENDING = (Lease, Label, Publication, Cooldown, LastHolder, GcCandidate, Attachment, Allowance)
 
 
 class AfterReboot:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 from netalloc._alloc import Subnet
 from netalloc.errors import InvalidValueError, OutOfRangeError
 
@@ -65,8 +63,12 @@ class Subnets:
 
     def gives(self, ordinal: int) -> bool:
         """Whether there is that ordinal, and it may be given. O(log n), whatever is excluded."""
+        if not 0 <= ordinal < self.size or not self._never:
+            return 0 <= ordinal < self.size
+        from bisect import bisect_right
+
         at = bisect_right(self._starts, ordinal) - 1
-        return 0 <= ordinal < self.size and (at < 0 or ordinal >= self._never[at][1])
+        return at < 0 or ordinal >= self._never[at][1]
 
     def addresses(self, ordinal: int) -> tuple[IP, ...]:
         """The addresses of an ordinal, the IPv4 one first."""

@@ -12,12 +12,14 @@ from tempfile import TemporaryDirectory
 
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
+from netalloc.ipam import allowances
 from netalloc.ipam.check import all_addresses, rebuild
 from netalloc.ipam.mend import QUARANTINE
 from netalloc.ipam.networks import CONFIGURED
 from netalloc.store.protocol import Transaction
 from netalloc.store.records import (
     TABLES,
+    Allowance,
     Attachment,
     Cooldown,
     EndedLease,
@@ -146,10 +148,12 @@ def _fill(tx: Transaction, found: Salvage, before: int) -> list[str]:
         # Damage may show a row twice.
         once = {tuple(getattr(r, name) for name in TABLES[kind].key): r for r in records[kind]}
         good = [r for r in once.values() if kind is Network or r.network in networks]
-        if kind in (Label, Publication, GcCandidate, Attachment):
+        if kind in (Label, Publication, GcCandidate, Attachment, Allowance):
             good = [r for r in good if (r.network, r.ordinal) in held]
         if kind is Attachment:
             good = [r for r in good if r.generation in generations]
+        if kind is Allowance:
+            good = [r for r in good if all(one in held for one in allowances.ends(r))]
         if len(good) < len(records[kind]):
             done.append(
                 f"dropped {len(records[kind]) - len(good)} of {kind.__name__} that belong nowhere"

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
     from netalloc.portmap.backend import Backend
+    from netalloc.portmap.link import Link
 
 
 log = Log(__name__)
@@ -73,19 +74,20 @@ def assemble(
             whole = _complete(_with_subnet(stated, network))
         else:
             whole = stated._replace(backend=network.backend)
-        mappings = _mappings(whole, network, part, host)
         made = Teardown()
+        make = partial(_mappings, part=part, store=host.store, made=made)
         try:
-            made.push(mappings.close)
             if whole.backend in REAL:
                 host.claim(stated.name)
             known = network is not None and network.backend
-            if known:
+            if network is not None and known:
+                mappings = make(network)
                 mappings.setup()
             else:
-                network = _register(host.store, whole, mappings)
-            if network is None:
-                continue  # another process was quicker: look again
+                registered_now = _register(host.store, whole, make)
+                if registered_now is None:
+                    continue  # another process was quicker: look again
+                network, mappings = registered_now
             leases = _service(host, network, mappings, probe)
             ours = type(host.store).__module__.startswith("netalloc.store.")
             leases.calls_back = not (ours and part is None and probe is None)
@@ -207,7 +209,7 @@ def _remove_others(network: Network) -> None:
         from netalloc.portmap.choice import remove_others
 
         name, networks = kernel_name(network.name), subnets_of(network).pair
-        for what in remove_others(name, network.backend, network.bridge, networks):
+        for what in remove_others(name, network.backend, link_of(network), networks):
             log.warning("network %s: removed what another backend had left: %s", network.name, what)
 
 
@@ -220,35 +222,51 @@ def kernel_name(network: str) -> str:
     return f"netalloc-{network}"
 
 
+def link_of(network: Network) -> Link:
+    """By what its containers are reached."""
+    from netalloc.ipam.attachments import group_of
+    from netalloc.portmap.link import Link
+
+    subnets = [subnets_of(network).of_version(version) for version in (4, 6)]
+    gateways = tuple([None if subnet is None else subnet.gateway for subnet in subnets])
+    group = group_of(network.number)
+    return Link(network.bridge, group, gateways, network.isolation)  # type: ignore[arg-type]
+
+
 def _mappings(
-    stated: Statement, network: Network | None, part: Backend | None, host: HostStore
+    network: Network, part: Backend | None, store: Store, made: Teardown
 ) -> ExclusiveMappings:
-    if part is None and stated.backend == "null":
+    """The kernel's part, which `made` closes; nothing of it is there yet."""
+    if part is None and network.backend == "null":
         return NoMappings()
     from netalloc.portmap.choice import make_backend
     from netalloc.portmap.kernel import KernelMappings
 
-    kind = SharedMappings if host.store.persistent else ExclusiveMappings
+    made.close()  # of an attempt that the store has taken back
+    kind = SharedMappings if store.persistent else ExclusiveMappings
     if part is not None:
-        return kind(KernelMappings(part))
-    assert stated.backend is not None
-    subnets = subnets_of(network) if network is not None else stated.subnets
-    bridge = network.bridge if network is not None else stated.bridge
-    forward = bool(network.forward) if network is not None else bool(stated.forward)
-    assert subnets is not None
-    name, pair = kernel_name(stated.name), subnets.pair
-    made = make_backend(stated.backend, name, bridge, pair, shared=True)
-    return kind(KernelMappings(made, bridge=bridge, network=pair, name=name, forward=forward))
+        mappings = kind(KernelMappings(part))
+    else:
+        link, pair, name = link_of(network), subnets_of(network).pair, kernel_name(network.name)
+        backend = make_backend(network.backend, name, link, pair, shared=True)
+        forward = bool(network.forward)
+        kernel = KernelMappings(backend, link=link, network=pair, name=name, forward=forward)
+        mappings = kind(kernel)
+    made.push(mappings.close)
+    return mappings
 
 
-def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> Network | None:
+def _register(
+    store: Store, stated: Statement, make: Callable[[Network], ExclusiveMappings]
+) -> tuple[Network, ExclusiveMappings] | None:
     """Enter the network and make its part in the kernel, or neither.
 
     None where another process has registered it since we looked. What the kernel has under its
-    name, from a store that is gone, goes.
+    name, from a store that is gone, goes. The kernel is told of the network's number, which it
+    has once it is entered.
     """
 
-    def register(tx: Transaction) -> Network | None:
+    def register(tx: Transaction) -> tuple[Network, ExclusiveMappings] | None:
         network = find(tx, stated.name)
         if network is not None and network.backend:
             return None
@@ -259,6 +277,7 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
             network = fresh
         from netalloc.ipam.publications import Publications
 
+        mappings = make(network)
         try:
             mappings.setup()
             _remove_others(network)
@@ -273,7 +292,7 @@ def _register(store: Store, stated: Statement, mappings: ExclusiveMappings) -> N
                 if failure is not None:
                     log.warning("what could not be set up could not be cleaned up: %s", failure)
             raise
-        return network
+        return network, mappings
 
     from netalloc.ipam.nearby import nearby
 
@@ -311,10 +330,10 @@ def kernel_cleanup(network: Network, store: Store) -> None:
     try:
         host.claim(network.name)
         _remove_interfaces(network)
-        mappings = _mappings(Statement(network.name, backend=network.backend), network, None, host)
+        made = Teardown()
         try:
-            mappings.cleanup()
+            _mappings(network, None, store, made).cleanup()
         finally:
-            mappings.close()
+            made.close()
     finally:
         host.close()

@@ -148,7 +148,9 @@ class AttachService:
     ) -> None:
         self._check_room(endpoints)
         fresh: list[tuple[Attachment, Endpoint]] = []
-        triples = [(lease, one, end) for (lease, _), one, end in zip(pairs, wanted, endpoints)]
+        triples = [
+            (lease, one, end) for (lease, _), one, end in zip(pairs, wanted, endpoints, strict=True)
+        ]
         try:
             self._leases.run("attach", partial(self._enter, triples, fresh))
             self._clear(fresh)
@@ -169,6 +171,12 @@ class AttachService:
 
         turns = AttachTurns(records.index_of(lease.generation) for lease in leases)
         turns.held(lambda: self._leases.run("detach", change))
+
+    def part_from(self, made: Change, ending: Sequence[Lease]) -> frozenset[int]:
+        """The same of what these leases have, whose records go with them: the ordinals."""
+        found = records.of_leases(made.tx, ending)
+        self.part(made, found)
+        return frozenset([one.ordinal for one in found])
 
     def part(
         self, made: Change, ending: Sequence[Attachment], turns: AttachTurns | None = None

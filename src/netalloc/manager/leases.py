@@ -7,22 +7,19 @@ from functools import partial
 from operator import attrgetter
 
 from netalloc.errors import (
-    InUseError,
     InvalidValueError,
     NetallocError,
     NotAllocatedError,
     StaleLeaseError,
 )
 from netalloc.ipam.addresses import Addresses
-from netalloc.ipam.attachments import of_leases
 from netalloc.ipam.change import Change
-from netalloc.ipam.lookup import labels_of, leases_of
+from netalloc.ipam.lookup import check_labels, labels_of, leases_of
 from netalloc.ipam.networks import CONFIGURED, find
 from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
-from netalloc.manager.undo import attempt
 from netalloc.store.records import Attachment, Lease, Network, Publication
 
 if sys.version_info < (3, 11):
@@ -74,6 +71,7 @@ class LeaseService:
         self.committer = committer
         self.flows = flows  # with a backend that touches the kernel
         self.subnets: Subnets = addresses.subnets
+        self.address = self.subnets.address  # of an ordinal: asked for by each call that names one
         self.stale_releases = 0
         self._attaching: AttachService | None = None
         self._has_neighbours = mappings.is_real and network.bridge is not None
@@ -243,7 +241,9 @@ class LeaseService:
         try:
             current = self.committer.run("release", partial(self._release, lease))
         except FAILURES as error:
-            self._release_piecemeal(lease, error)
+            from netalloc.manager.piecemeal import release_in_steps
+
+            release_in_steps(self, lease, error)
             return
         if not current:
             self.stale_releases += 1
@@ -280,15 +280,10 @@ class LeaseService:
             if not leases:
                 raise
             log.warning("released one by one, for together it failed: %s", error)
-            self._release_each(leases)
-            return len(leases)
+            from netalloc.manager.piecemeal import release_each
 
-    def _release_each(self, leases: Sequence[Lease]) -> None:
-        """End leases one by one; all failures in one group."""
-        steps = [partial(self.release, lease) for lease in leases]
-        failures = [failure for step in steps if (failure := attempt(step))]
-        if failures:
-            raise ExceptionGroup("not everything was released", failures) from None
+            release_each(self, leases)
+            return len(leases)
 
     def expire(self, made: Change, leases: Sequence[Lease]) -> None:
         """End leases and their publications, as part of the change in which they were read."""
@@ -302,9 +297,8 @@ class LeaseService:
             of = self.publications.of_current
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
         elsewhere = leases
-        if tx.table(Attachment) and (attached := of_leases(tx, leases)) and self.mappings.is_real:
-            self.attaching.part(made, attached)  # before another may have the address
-            ours = {one.ordinal for one in attached}
+        if tx.table(Attachment) and self.mappings.is_real:
+            ours = self.attaching.part_from(made, leases)  # before another may have the address
             elsewhere = [lease for lease in leases if lease.ordinal not in ours]
         self.addresses.end(tx, leases)
         if self._has_neighbours and elsewhere:
@@ -338,7 +332,7 @@ class LeaseService:
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""
-        return str(self.subnets.address(lease.ordinal))
+        return str(self.address(lease.ordinal))
 
     def _check_registered(self, tx: Transaction) -> None:
         """Raise NotAllocatedError where the network was removed, or configured anew, meanwhile."""
@@ -359,28 +353,16 @@ class LeaseService:
         """Raise where a lease that is asked for again is asked for with something else."""
         if ports:
             self.publications.check_same(tx, lease, ports)
-        if labels and (held := labels_of(tx, lease)) != labels:
-            raise InUseError(
-                f"{lease.owner} holds {self.name(lease)} as {lease.key} with labels {held}, "
-                f"and asks for it with {labels}",
-                lease.owner,
-            )
+        if labels:
+            check_labels(tx, lease, labels, self.name(lease))
 
-    def _release_piecemeal(self, lease: Lease, first: Exception) -> None:
-        """Free one by one what cannot be freed at once; all failures in one group."""
-        steps = [
-            partial(self.run, "release", partial(self._unpublish_one, lease, row))
-            for row in self.read(lambda tx: self.publications.of(tx, lease))
-        ]
-        if not steps:
-            raise first
-        failures = [failure for step in steps if (failure := attempt(step))]
-        if failures:
-            # A mapping that could not be removed leads to this address: it may not have
-            # another holder yet.
-            raise ExceptionGroup(f"{self.name(lease)} was not released", failures)
-        self.run("release", partial(self._release, lease))
-        log.warning("%s was released step by step after: %s", self.name(lease), first)
+    def end(self, lease: Lease) -> bool:
+        """End a lease that publishes nothing any more; whether it was in force."""
+        return self.run("release", partial(self._release, lease))
+
+    def unpublish_row(self, lease: Lease, row: Publication) -> Lease:
+        """Take back one publication of a lease; the lease as it is then."""
+        return self.run("release", partial(self._unpublish_one, lease, row))
 
     def _unpublish_one(self, lease: Lease, row: Publication, made: Change) -> Lease:
         self._unpublish((row,), made)

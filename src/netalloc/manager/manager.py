@@ -6,22 +6,21 @@ import os
 from _thread import RLock
 from datetime import datetime
 
-from netalloc._alloc import Subnet, is_plain_text
+from netalloc._alloc import is_plain_text
 from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.clock import SECOND
-from netalloc.ipam.networks import Statement, as_network_name, find
+from netalloc.ipam.networks import Statement, as_network_name
 from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
-from netalloc.manager.interface import NetworkInterface, as_address, as_pair, as_requests
+from netalloc.manager.configured import ConfiguredNetwork
+from netalloc.manager.interface import NetworkInterface, as_address, as_requests
+from netalloc.manager.many import ManyInterfaces
 from netalloc.manager.undo import Teardown
-from netalloc.store.records import Lease
 from netalloc.values import (
     MAX_TEXT,
     as_each,
     as_flag,
-    as_int,
-    as_items,
     as_label,
     as_labels,
     as_optional_text,
@@ -45,10 +44,7 @@ if TYPE_CHECKING:
     from netalloc.store.protocol import Store
 
 
-MANY = 1 << 24  # interfaces in one call: all addresses of a /8
-
-
-class NetworkManager(Closing):
+class NetworkManager(Closing, ManyInterfaces, ConfiguredNetwork):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
@@ -99,6 +95,7 @@ class NetworkManager(Closing):
         forward: bool | None = None,
         mode: str | None = None,
         isolation: str | None = None,
+        services: Iterable[str] | None = None,
         probe: Probe | None = None,
     ) -> None:
         from netalloc.manager.statement import statement
@@ -115,6 +112,7 @@ class NetworkManager(Closing):
             forward=forward,
             mode=mode,
             isolation=isolation,
+            services=services,
         )
         self._assemble(stated, store, part, probe)
 
@@ -163,43 +161,6 @@ class NetworkManager(Closing):
             self._opened.close()
             raise
 
-    # ---- what it manages
-
-    @property
-    def name(self) -> str:
-        """What the network is called in its store."""
-        return self._leases.network.name
-
-    @property
-    def bridge(self) -> str | None:
-        """The bridge that the containers are on; None where the network is routed."""
-        return self._leases.network.bridge
-
-    @property
-    def subnet(self) -> Subnet:
-        """The addresses of the network: of the first of its subnets, the IPv4 one if any."""
-        return self._leases.subnets.first
-
-    @property
-    def subnets(self) -> tuple[Subnet, ...]:
-        """The subnets of the network: one, or one of IPv4 and one of IPv6."""
-        return self._leases.subnets.each
-
-    @property
-    def gateway(self) -> IP | None:
-        """The containers' default route; None where the subnet names no gateway."""
-        return self._leases.subnets.first.gateway
-
-    @property
-    def registered(self) -> bool:
-        """Whether the store still has the network as it was opened: not removed, nor made anew."""
-        return self._leases.read(lambda tx: find(tx, self.name)) == self._leases.network
-
-    @property
-    def closed(self) -> bool:
-        """Whether close() was called."""
-        return self._leases.committer.closed
-
     # ---- allocation
 
     def allocate(
@@ -239,52 +200,6 @@ class NetworkManager(Closing):
             check_host if check_host is True else as_flag(check_host, "check_host"),
         )
         return NetworkInterface(leases, lease)
-
-    def allocate_many(
-        self,
-        n: int,
-        ports: Iterable[int | PortRequest] = (),
-        owner: str | None = None,
-        *,
-        labels: dict[str, str] | None = None,
-        check_host: bool = True,
-    ) -> list[NetworkInterface]:
-        """n interfaces, each with `ports` published, in one transaction: all or none."""
-        leases = self._leases.allocate_many(
-            as_int(n, "number of interfaces", 0, MANY),
-            as_optional_text(owner, "owner"),
-            as_labels(labels),
-            as_requests(ports),
-            as_flag(check_host, "check_host"),
-        )
-        return self._interfaces(leases)
-
-    def attach_many(
-        self,
-        pairs: Iterable[tuple[NetworkInterface, str | int | os.PathLike[str]]],
-        *,
-        ifname: str = "eth0",
-        mtu: int | None = None,
-    ) -> None:
-        """Put many interfaces into their network namespaces, all or none; see their `attach`.
-
-        A third of the time of one by one. Raises InvalidValueError for an interface of
-        another manager, and what `attach` raises.
-        """
-        from netalloc.manager.attaching import Target, as_target, close_targets
-
-        targets: list[tuple[Lease, Target]] = []
-        try:
-            for pair in as_items(pairs, "pairs"):
-                interface, netns = as_pair(pair)
-                if interface._leases is not self._leases:
-                    raise InvalidValueError(f"{interface!r} is of another manager")
-                target = as_target(netns, None, ifname, None, mtu, None, None)
-                targets.append((interface._in_force(), target))
-            if targets:
-                self._leases.attaching.attach(targets)
-        finally:
-            close_targets(target for _, target in targets)
 
     def reserve(self, ip: IP | str, owner: str | None = None) -> None:
         """Keep an address for `owner`, or from everyone, until unreserve.
@@ -410,9 +325,6 @@ class NetworkManager(Closing):
         if self._leases.committer.inherited:
             self._opened.forget()  # a forked child has nothing to give back
         self._opened.close()
-
-    def _interfaces(self, leases: list[Lease]) -> list[NetworkInterface]:
-        return [NetworkInterface(self._leases, lease) for lease in leases]
 
     def __reduce__(self) -> NoReturn:
         raise InvalidValueError(

@@ -7,7 +7,7 @@ from netalloc.errors import InvalidValueError
 from netalloc.ipam.networks import ISOLATION, MODES, Statement, as_network_name
 from netalloc.ipam.subnets import Subnets
 from netalloc.ports import as_ports
-from netalloc.values import as_flag, as_items, as_seconds, as_text, shown
+from netalloc.values import PROTOCOLS, as_flag, as_items, as_seconds, as_text, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def statement(
     forward: bool | None = None,
     mode: str | None = None,
     isolation: str | None = None,
+    services: Iterable[str] | None = None,
 ) -> tuple[Statement, Backend | None]:
     """The arguments of a NetworkManager as a statement, and the backend that is given as a part."""
     mode, isolation = _one_of(MODES, mode, "mode"), _one_of(ISOLATION, isolation, "isolation")
@@ -59,8 +60,25 @@ def statement(
         None if sticky is None else as_seconds(sticky, "sticky"),
         None if forward is None else as_flag(forward, "forward"),
         isolation,
+        None if services is None else as_services(services),
     )
     return stated, part
+
+
+def as_services(services: object) -> tuple[str, ...]:
+    """Ports of the host, "53/udp", in order and each once. Raises InvalidValueError."""
+    found = {_as_service(one) for one in as_items(services, "services")}
+    return tuple([f"{port}/{protocol}" for port, protocol in sorted(found)])
+
+
+def _as_service(service: object) -> tuple[int, str]:
+    port, slash, protocol = as_text(service, "service").partition("/")
+    number = int(port) if port.isascii() and port.isdigit() and len(port) < 6 else 0
+    if not slash or protocol not in PROTOCOLS or not 0 < number < 65536:
+        raise InvalidValueError(
+            f"service {shown(service)} is no port from 1 to 65535 with its protocol: '53/udp'"
+        )
+    return number, protocol
 
 
 def _one_of(known: tuple[str, ...], value: object, what: str) -> str | None:
@@ -95,7 +113,12 @@ def _subnet(network: object) -> Subnet:
 
 
 def _excluded(exclude: object) -> tuple[Any, ...]:
-    return (exclude,) if isinstance(exclude, str) else tuple(as_items(exclude, "exclude"))
+    from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+
+    # A network is an iterable, too: of 2**64 addresses, perhaps.
+    if isinstance(exclude, str | IPv4Address | IPv4Network | IPv6Address | IPv6Network):
+        return (exclude,)
+    return tuple(as_items(exclude, "exclude"))
 
 
 def _part(backend: Any) -> Backend:

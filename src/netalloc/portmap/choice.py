@@ -9,6 +9,7 @@ from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.family import NO_NETWORK, V4, NetworkPair
 from netalloc.model import PortMapping
 from netalloc.portmap.backend import Backend
+from netalloc.portmap.link import NO_LINK, Link
 from netalloc.values import shown
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def _network(value: object) -> IPv4Network | IPv6Network:
 def make_backend(
     backend: str,
     name: str,
-    bridge: str | None,
+    link: Link,
     networks: NetworkPair,
     *,
     shared: bool = False,
@@ -79,24 +80,24 @@ def make_backend(
     if backend == "iptables":
         from netalloc.portmap.iptables.backend import Iptables
 
-        return Iptables(name, bridge=bridge, networks=networks)
+        return Iptables(name, link=link, networks=networks)
     if backend == "nftables":
         from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
         if shared:
-            return Nftables(HOST_TABLE, bridge=bridge, networks=networks, owner=name)
-        return Nftables(name, bridge=bridge, networks=networks)
+            return Nftables(HOST_TABLE, link=link, networks=networks, owner=name)
+        return Nftables(name, link=link, networks=networks)
     if backend == "auto":
-        return make_backend(choose(None if shared else name), name, bridge, networks, shared=shared)
+        return make_backend(choose(None if shared else name), name, link, networks, shared=shared)
     raise OutOfRangeError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
 
 
-def make_forward(name: str, bridge: str | None, networks: NetworkPair) -> "ForwardAccept":
-    if bridge is None:
+def make_forward(name: str, link: Link, networks: NetworkPair) -> "ForwardAccept":
+    if link.bridge is None:
         raise OutOfRangeError("forward needs the bridge whose packets to accept; it is None")
     from netalloc.portmap.iptables.forward import ForwardAccept
 
-    return ForwardAccept(name, bridge, networks.families or (V4,))
+    return ForwardAccept(name, link.bridge, networks.families or (V4,))
 
 
 def choose(name: str | None = None) -> str:
@@ -116,7 +117,7 @@ def choose(name: str | None = None) -> str:
 
 
 def remove_others(
-    name: str, keep: str, bridge: str | None = None, networks: NetworkPair = NO_NETWORK
+    name: str, keep: str, link: Link = NO_LINK, networks: NetworkPair = NO_NETWORK
 ) -> list[str]:
     """Remove what other backends than `keep` have of a manager's network; says what that was.
 
@@ -128,15 +129,15 @@ def remove_others(
     tables of legacy iptables: then in 2 ms. Raises CommandError.
     """
     from netalloc.host.conntrack import Flows
-    from netalloc.portmap.bridge_settings import BridgeSettings
     from netalloc.portmap.iptables import leavings
     from netalloc.portmap.iptables.commands import variant
+    from netalloc.portmap.link_settings import settings_of
     from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
     found: list[str] = []
     stale: list[PortMapping] = []
     if keep != "nftables":
-        other = Nftables(HOST_TABLE, bridge=bridge, networks=networks, owner=name)
+        other = Nftables(HOST_TABLE, link=link, networks=networks, owner=name)
         try:
             if other.is_there():
                 gone = other.mappings()
@@ -153,7 +154,7 @@ def remove_others(
             families = [f for f in families if f not in kept or variant(f) != kind]
         if leavings.is_there(kind, name, families):
             if keep != "iptables":
-                BridgeSettings(bridge, f"iptables {name}").withdraw()
+                settings_of(link, f"iptables {name}", networks).withdraw()
             gone = leavings.remove(kind, name, families)
             stale += gone
             found.append(f"chain {name} of iptables-{kind} with {len(gone)} mappings")

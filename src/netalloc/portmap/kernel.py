@@ -10,12 +10,12 @@ from weakref import ref
 
 from netalloc.errors import InUseError, InvalidValueError, NetallocError
 from netalloc.host.conntrack import Flows
-from netalloc.host.links import check_name
 from netalloc.host.netns import HomeNamespace
 from netalloc.locks import holding
 from netalloc.model import PortMapping, ReconcileResult
 from netalloc.portmap.backend import Backend
 from netalloc.portmap.choice import Networks, make_backend, make_forward, networks_of
+from netalloc.portmap.link import NO_LINK, Link
 from netalloc.portmap.watch import Watch, Work
 from netalloc.values import as_flag, as_text, shown
 
@@ -37,29 +37,29 @@ _serving_lock = Lock()
 class KernelMappings:
     """A backend, the flows that its mappings have made stale, and the FORWARD chain.
 
-    The arguments are those of PortMapper. What is desired is for the caller to know: a
-    manager in its store, a PortMapper in its list. A backend object serves one of these at a
-    time, or two lists would each take the other's mappings away: InUseError. It belongs to the
-    network namespace in which it was made: NetallocError from a thread in another one. Safe
-    for threads as far as the backend is.
+    The arguments are those of PortMapper, with a `link` for its bridge. What is desired is for
+    the caller to know: a manager in its store, a PortMapper in its list. A backend object serves
+    one of these at a time, or two lists would each take the other's mappings away: InUseError. It
+    belongs to the network namespace in which it was made: NetallocError from a thread in another
+    one. Safe for threads as far as the backend is.
     """
 
     def __init__(
         self,
         backend: str | Backend = "auto",
         *,
-        bridge: str | None = None,
+        link: Link = NO_LINK,
         network: Networks | None = None,
         name: str = "netalloc",
         forward: bool = False,
     ) -> None:
         name = as_text(name, "name")
-        bridge = None if bridge is None else check_name(bridge, "bridge")
+        link = link.checked()
         forward = as_flag(forward, "forward")
-        networks = networks_of(network, bridge)
-        forwarding = make_forward(name, bridge, networks) if forward else None
+        networks = networks_of(network, link.bridge)
+        forwarding = make_forward(name, link, networks) if forward else None
         if isinstance(backend, str):
-            backend = make_backend(str.__str__(backend), name, bridge, networks)
+            backend = make_backend(str.__str__(backend), name, link, networks)
         elif isinstance(backend, type) or not all(
             callable(getattr(backend, method, None)) for method in _METHODS
         ):
@@ -231,14 +231,14 @@ class KernelMappings:
     def _flush_all(self, add: Collection[PortMapping], remove: Collection[PortMapping]) -> None:
         """Forget the flows that go where these host ports led before the change."""
         if self._flows is not None:
-            self._flows.flush(_flushed(remove), added=False)
-            self._flows.flush(_flushed(add), added=True)
+            self._flows.flush(remove, added=False)
+            self._flows.flush(add, added=True)
 
     def _flush_stale(self) -> None:
         while self._stale:
             mappings, added = self._stale[0]
             if self._flows is not None:
-                self._flows.flush(_flushed(mappings), added=added)
+                self._flows.flush(mappings, added=added)
             del self._stale[:1]
 
     def _undo(
@@ -277,13 +277,6 @@ def _has_udp(mappings: Sequence[PortMapping]) -> bool:
     if len(mappings) == 1:
         return mappings[0].protocol == "udp"
     return any(mapping.protocol == "udp" for mapping in mappings)
-
-
-def _flushed(mappings: Collection[PortMapping]) -> Collection[PortMapping]:
-    """Those whose flows can be told: of IPv4."""
-    if all(mapping.version == 4 for mapping in mappings):
-        return mappings
-    return [mapping for mapping in mappings if mapping.version == 4]
 
 
 def _forget(number: int) -> "Callable[[ref[KernelMappings]], None]":

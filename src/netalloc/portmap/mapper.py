@@ -13,6 +13,7 @@ from netalloc.portmap.backend import Backend
 from netalloc.portmap.choice import Networks
 from netalloc.portmap.desired import MappingTable, describe
 from netalloc.portmap.kernel import KernelMappings
+from netalloc.portmap.link import Link
 from netalloc.portmap.watch import Watch
 from netalloc.values import as_each, as_port, as_protocol, shown
 
@@ -54,7 +55,7 @@ count=1, owner=None)
         forward: bool = False,
     ) -> None:
         self._kernel = KernelMappings(
-            backend, bridge=bridge, network=network, name=name, forward=forward
+            backend, link=Link(bridge), network=network, name=name, forward=forward
         )
         self._table = MappingTable()
         self._lock = RLock()

@@ -72,7 +72,8 @@ class Network(NamedTuple):
     `exclude` are subnets and addresses of both families with commas between, "" for none.
     `backend` is "nftables", "iptables" or "null", and `ports` a range as its first and last
     one ("49153-65535", "8000-8100/2", "8010-8000"); each is "" while it was not stated yet,
-    as in a record of version 2. `forward` is 0 or 1, `isolation` "open" or "guarded".
+    as in a record of version 2. `forward` is 0 or 1, `isolation` "open" or "guarded";
+    `services` are the ports of the host that guarded containers reach, "53/udp,22/tcp".
     """
 
     number: int
@@ -88,6 +89,7 @@ class Network(NamedTuple):
     sticky_ns: int
     forward: int
     isolation: str
+    services: str
 
 
 class Lease(NamedTuple):
@@ -213,6 +215,18 @@ class Attachment(NamedTuple):
     made: int = 1
 
 
+class Allowance(NamedTuple):
+    """Two leases of a guarded network that reach each other. It ends with either.
+
+    `ordinal` is the smaller one of the two. `other` is an ordinal as well, and one from 2**63 on is
+    there less 2**64.
+    """
+
+    network: int
+    ordinal: int
+    other: int
+
+
 Record: TypeAlias = (
     Network
     | Lease
@@ -224,6 +238,7 @@ Record: TypeAlias = (
     | GcCandidate
     | EndedLease
     | Attachment
+    | Allowance
 )
 
 
@@ -255,4 +270,5 @@ TABLES: dict[type[Any], TableSpec] = {
     GcCandidate: TableSpec(("network", "ordinal")),
     EndedLease: TableSpec(("number",), (("network", "ordinal"),)),
     Attachment: TableSpec(("network", "ordinal"), (("index",),)),
+    Allowance: TableSpec(("network", "ordinal", "other"), (("network", "other"),)),
 }

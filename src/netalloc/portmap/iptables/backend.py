@@ -17,18 +17,18 @@ from threading import RLock
 from netalloc.errors import InUseError, InvalidValueError, NetallocError
 from netalloc.family import NO_NETWORK, V4, NetworkPair
 from netalloc.host.bridge_ports import needs_hairpin
-from netalloc.host.links import check_name
 from netalloc.host.netlink import explaining
 from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.portmap.bridge_settings import BridgeSettings
 from netalloc.portmap.desired import describe
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.chains import Batch, Chains
 from netalloc.portmap.iptables.commands import has_table, iptables, variant
 from netalloc.portmap.iptables.difference import repairs
+from netalloc.portmap.link import NO_LINK, Link
+from netalloc.portmap.link_settings import settings_of
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -47,7 +47,7 @@ class Iptables:
 
     With a bridge and its networks the containers behind it also reach the outside, each
     other through the host's ports, and the host reaches them from 127.0.0.1; with
-    bridge=None there is no way from 127.0.0.1. Without any network the mappings are of IPv4.
+    without a bridge there is no way from 127.0.0.1. Without any network the mappings are of IPv4.
     Safe for threads, and for several processes as long as no two of them add the same port at
     the same time.
     """
@@ -58,13 +58,13 @@ class Iptables:
         self,
         name: str = "netalloc",
         *,
-        bridge: str | None = None,
+        link: Link = NO_LINK,
         networks: NetworkPair = NO_NETWORK,
     ) -> None:
         self.chain = rules.check_name(name)
-        self.bridge = None if bridge is None else check_name(bridge, "bridge")
+        self.bridge = link.checked().bridge
         self.networks = networks
-        self._settings = BridgeSettings(self.bridge, f"iptables {name}", networks)
+        self._settings = settings_of(link, f"iptables {name}", networks)
         self._home = HomeNamespace()
         self._chains = [
             Chains(family, name, self.bridge, networks.v4 if family is V4 else networks.v6)
@@ -211,7 +211,7 @@ class Iptables:
             tables = ("nat", "mangle", "raw", "filter")
             return RuleMonitor(
                 tables,
-                ports_of=self._settings.watched(),
+                watched=self._settings.watched(),
                 families=[chains.family.af for chains in self._chains],
             )
 

@@ -19,13 +19,13 @@ from netalloc.errors import (
     OutOfRangeError,
 )
 from netalloc.family import NO_NETWORK, Family, NetworkPair
-from netalloc.host.links import check_name
 from netalloc.host.netlink import NetlinkError, explaining
 from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.portmap.bridge_settings import BridgeSettings
+from netalloc.portmap.link import NO_LINK, Link
+from netalloc.portmap.link_settings import settings_of
 from netalloc.portmap.nftables import batch, elements, maps, ruleset, single
 from netalloc.portmap.nftables.changes import PRESENT, Changes
 from netalloc.portmap.nftables.earlier import Earlier
@@ -49,9 +49,9 @@ class Nftables:
     A mapping is ours where it leads into our network; what leads elsewhere is seen and touched
     by its own network alone. Without a network, ours is what leads into none of the table's.
     With a bridge the containers behind it also reach the outside, each other through the
-    host's ports, and the host reaches them from 127.0.0.1; with bridge=None it translates
-    destinations and nothing else. Where an element of its own and a block cover the same port,
-    the single one wins, as the host address does.
+    host's ports, and the host reaches them from 127.0.0.1; with neither bridge nor group it
+    translates destinations and nothing else. Where an element of its own and a block cover the
+    same port, the single one wins, as the host address does.
 
     With an `owner` it is a network of that name, in the table that all managers of a host
     share: what their store knows nothing of makes room. Otherwise networks that overlap refuse
@@ -65,15 +65,15 @@ class Nftables:
         self,
         name: str = "netalloc",
         *,
-        bridge: str | None = None,
+        link: Link = NO_LINK,
         networks: NetworkPair = NO_NETWORK,
         owner: str = "",
     ) -> None:
         self.table = ruleset.check_table(name)
         if (name == HOST_TABLE) != bool(owner):
             raise InUseError(f"nftables table {name} belongs to the managers of networks", name)
-        bridge = None if bridge is None else check_name(bridge, "bridge")
-        me = Member.of(bridge, networks, owner)
+        link = link.checked()
+        me = Member.of(link, networks, owner)
         self._table = NftTable(name)
         self._structure = Structure(self._table)
         self._changes = Changes(self._table)
@@ -82,8 +82,8 @@ class Nftables:
         self._register = Register(self._table, me, self._emptying)
         self._own = Ownership(me)
         settings = f"nftables {owner or f'{name} {networks.v4 or networks.v6}'}"
-        self._settings = BridgeSettings(bridge, settings, networks)
-        self._earlier = Earlier(self._table, owner or name, bridge, settings)
+        self._settings = settings_of(link, settings, networks)
+        self._earlier = Earlier(self._table, owner or name, link.bridge, settings)
         self._home = HomeNamespace()
         self._explaining = explaining(f"table inet {name}")
         self._lock = RLock()
@@ -101,7 +101,7 @@ class Nftables:
             return RuleMonitor(
                 [self.table],
                 own=own,
-                ports_of=self._settings.watched(),
+                watched=self._settings.watched(),
                 maps=maps.MAP_TYPES,
             )
 

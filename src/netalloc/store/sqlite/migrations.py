@@ -13,6 +13,7 @@ from netalloc._alloc import Bitmap, counters_text
 from netalloc.errors import NetallocError, StoreError
 from netalloc.light import NamedTuple
 from netalloc.store.records import (
+    Allowance,
     Attachment,
     Cooldown,
     EndedLease,
@@ -68,7 +69,9 @@ def _network(values: tuple[Any, ...]) -> Network:
     number, bridge, spec = values
     four = ip_interface(spec).version == 4
     subnet, subnet6 = (spec, None) if four else (None, spec)
-    return Network(number, bridge, bridge, "bridge", subnet, subnet6, "", "", "", 0, 0, 0, "open")
+    return Network(
+        number, bridge, bridge, "bridge", subnet, subnet6, "", "", "", 0, 0, 0, "open", ""
+    )
 
 
 def parse_network(row: tuple[Any, ...]) -> Network | None:
@@ -76,7 +79,7 @@ def parse_network(row: tuple[Any, ...]) -> Network | None:
     values = row[:-1]
     if checksum("network", values) != row[-1]:
         return None
-    return Network._make(values if len(values) == len(Network._fields) else (*values, "open"))
+    return Network._make(values if len(values) == len(Network._fields) else (*values, "open", ""))
 
 
 _ONE: dict[type[Any], OldTable] = {
@@ -126,7 +129,7 @@ def _from_2(connection: Connection) -> None:
         if statement.split()[2] not in ("state", "bitmap", "leaf"):
             connection.execute(statement)
     for network in records.pop(Network):
-        values = network[:-1]  # isolation came with version 5
+        values = network[:-2]  # isolation and services came with version 5
         marks = ", ".join("?" * (len(values) + 1))
         row = (*values, checksum("network", values))
         connection.execute(f"INSERT INTO network VALUES ({marks})", row)
@@ -168,7 +171,7 @@ def _from_3(connection: Connection) -> None:
     for statement in made_by_4():
         connection.execute(statement)
     for kind in COUNTED:
-        if kind is Attachment:  # came with version 5
+        if kind in (Attachment, Allowance):  # came with version 5
             continue
         ((n,),) = connection.rows(f"SELECT count(*) FROM {table_name(kind)}")
         counters[counter_of(kind)] = n

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from netalloc.errors import StoreError
-from netalloc.store.records import TABLES, Attachment, Lease, Network
+from netalloc.store.records import TABLES, Allowance, Attachment, Lease, Network
 from netalloc.store.sqlite import place
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import Connection
@@ -132,7 +132,8 @@ def _tables(connection: Connection) -> list[tuple[type[Any], str, Parse]]:
     if "ended_lease" not in names and "past" in names:
         old = OLD_TABLES[2 if "former" in names else 1]
         return [(kind, table.name, table.parse) for kind, table in old.items()]
-    kinds = [kind for kind in TABLES if kind is not Attachment or "attachment" in names]
+    later = (Attachment, Allowance)  # they came with version 5
+    kinds = [kind for kind in TABLES if kind not in later or table_name(kind) in names]
     parse: dict[type[Any], Parse] = {kind: SqliteTable(kind, connection).parse for kind in kinds}
     parse[Network] = parse_network  # versions 3 and 4 differ in it alone
     return [(kind, table_name(kind), parse[kind]) for kind in kinds]

@@ -9,6 +9,7 @@ from netalloc.errors import StoreError
 from netalloc.light import Generic
 from netalloc.store.records import (
     TABLES,
+    Allowance,
     Attachment,
     Cooldown,
     EndedLease,
@@ -39,7 +40,8 @@ _TOP = 1 << 63  # SQLite's integers are signed: an ordinal from here on is store
 # Kinds of which there often is none, or which are asked for at every release: how many there are
 # stands in the state row, so that an empty table is not asked (3 microseconds each).
 COUNTED = (
-    Label, Publication, Reservation, Cooldown, LastHolder, GcCandidate, EndedLease, Attachment
+    Label, Publication, Reservation, Cooldown, LastHolder, GcCandidate, EndedLease, Attachment,
+    Allowance,
 )  # fmt: skip
 
 

@@ -93,11 +93,12 @@ CREATE TABLE span (name TEXT, first INTEGER, stop INTEGER, following INTEGER, bi
 """
 _THREE_KEEPS = _THREE[_THREE.index("CREATE TABLE network") :]
 
-# How a network keeps its containers apart, and what a lease is on the machine.
+# How a network keeps its containers apart, which of them reach each other nevertheless, and what
+# a lease is on the machine.
 _FIVE_MAKES = """
 CREATE TABLE network ("number", "name", "bridge", "mode", "subnet", "subnet6", "exclude",
-    "backend", "ports", "cooldown_ns", "sticky_ns", "forward", "isolation", "crc", PRIMARY KEY
-    ("number")) WITHOUT ROWID;
+    "backend", "ports", "cooldown_ns", "sticky_ns", "forward", "isolation", "services", "crc",
+    PRIMARY KEY ("number")) WITHOUT ROWID;
 CREATE INDEX network_0 ON network ("name");
 """
 _FIVE_ADDS = """
@@ -105,6 +106,9 @@ CREATE TABLE attachment ("network", "ordinal", "generation", "kind", "interface"
     "namespace", "peer", "mac", "mtu", "made", "crc", PRIMARY KEY ("network", "ordinal"))
     WITHOUT ROWID;
 CREATE INDEX attachment_0 ON attachment ("index");
+CREATE TABLE allowance ("network", "ordinal", "other", "crc", PRIMARY KEY ("network", "ordinal",
+    "other")) WITHOUT ROWID;
+CREATE INDEX allowance_0 ON allowance ("network", "other");
 """
 _FIVE_KEEPS = _THREE[_THREE.index("CREATE TABLE lease") :]
 
@@ -130,7 +134,7 @@ def made_by_4() -> list[str]:
 def made_by_5() -> list[str]:
     """The tables that version 5 has in place of those of version 4, and besides."""
     made = statements(5)
-    return made[3:5] + made[-2:]
+    return made[3:5] + made[-4:]
 
 
 def added_by_2() -> list[str]:
