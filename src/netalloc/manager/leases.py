@@ -296,11 +296,13 @@ class LeaseService:
         if tx.table(Publication):
             of = self.publications.of_current
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
+        elsewhere = leases
         if tx.table(Attachment) and self.mappings.is_real:
-            self.attaching.part_from(made, leases)  # before another may have the address
+            ours = self.attaching.part_from(made, leases)  # before another may have the address
+            elsewhere = [lease for lease in leases if lease.ordinal not in ours]
         self.addresses.end(tx, leases)
-        if self._has_neighbours:
-            ips = self._ips(leases)
+        if self._has_neighbours and elsewhere:
+            ips = self._ips(elsewhere)
             made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
 
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:
