@@ -113,7 +113,9 @@ def test_a_file_of_the_first_edition_is_brought_up_to_date(path, version):
         assert store.check() == []
         tx = store.read()
         assert tx.table(Network).where("name", equal=("br6",)) == [
-            Network(4, "br6", "br6", "bridge", None, "2001:db8::1/64", "", "", "", 0, 0, 0, "open", "")
+            Network(
+                4, "br6", "br6", "bridge", None, "2001:db8::1/64", "", "", "", 0, 0, 0, "open", ""
+            )
         ]
         assert [
             (one.name, one.bridge, one.subnet, one.subnet6)

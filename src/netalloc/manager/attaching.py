@@ -123,6 +123,7 @@ class AttachService:
         fresh: list[Attachment] = []
         try:
             self._leases.run("attach", partial(self._enter, pairs, wanted, fresh))
+            self._leases.guarding.enter(wanted)  # before it can send
             self._make(endpoints)
             self._confirm(wanted, endpoints)
         except BaseException:
@@ -151,6 +152,7 @@ class AttachService:
         made.undo.append(partial(rejoin, endpoints, bridge))
         sever(endpoints, bridge)
         made.after.append(partial(self._remove, endpoints))
+        made.after.append(partial(self._leases.guarding.leave, ending))
 
     # ---- upkeep
 
@@ -169,6 +171,7 @@ class AttachService:
         missing = self._missing(known)
         if missing:
             self._leases.run("reconcile", lambda made: records.drop(made.tx, missing))
+            self._leases.guarding.leave(missing)
         done += [f"{self._shown(one)} was gone from the machine" for one in missing]
         gone = set(missing)
         endpoints = [self._endpoint(one, store) for one in known if one not in gone]
@@ -301,6 +304,7 @@ class AttachService:
     def _take_back(self, fresh: Sequence[Attachment]) -> None:
         """Forget the records of what was not made."""
         if fresh:
+            self._leases.guarding.leave(fresh)
             failure = attempt(
                 lambda: self._leases.run("attach", lambda made: records.drop(made.tx, fresh))
             )

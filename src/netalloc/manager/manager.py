@@ -14,6 +14,7 @@ from netalloc.ipam.networks import Statement, as_network_name
 from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.configured import ConfiguredNetwork
+from netalloc.manager.guarded import GuardedNetwork
 from netalloc.manager.interface import NetworkInterface, as_address, as_pair, as_requests
 from netalloc.manager.undo import Teardown
 from netalloc.store.records import Lease
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 MANY = 1 << 24  # interfaces in one call: all addresses of a /8
 
 
-class NetworkManager(Closing, ConfiguredNetwork):
+class NetworkManager(GuardedNetwork, Closing, ConfiguredNetwork):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
