@@ -17,15 +17,21 @@ import shutil
 import socket
 import subprocess
 import threading
+from collections.abc import Collection
 from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import pytest
 
 from netalloc.host import namespaces, sysctl
+from netalloc.host.attaching import attach_routed
+from netalloc.host.endpoints import Endpoint
 from netalloc.host.links import Links, connect
+from netalloc.host.macs import mac_of
+from netalloc.portmap.link import Link
 
 VARIANTS = ("legacy", "nft")
 MULTI = {"legacy": "xtables-legacy-multi", "nft": "xtables-nft-multi"}
@@ -108,7 +114,8 @@ class Lab(AbstractContextManager["Lab"]):
     bridge-nf-call-iptables. bridge "br0" is 10.200.0.1/16, containers are c0, c1, ... at
     10.200.0.2 and on, the host is 192.0.2.1 (and 192.0.2.11) to the outside, 192.0.2.2.
     With `ipv6` it is fd00:c8::1/64 as well, containers fd00:c8::2 and on, the host 2001:db8::1
-    (and 2001:db8::11) to the outside, 2001:db8::2, and servers answer over both.
+    (and 2001:db8::11) to the outside, 2001:db8::2, and servers answer over both. A `routed` one
+    has no bridge: containers are put on the host by `attach`, once the gateways are there.
     """
 
     bridge = "br0"
@@ -121,6 +128,7 @@ class Lab(AbstractContextManager["Lab"]):
     address6 = "2001:db8::1"
     second_address6 = "2001:db8::11"
     networks = (network, network6)
+    group = 0x6E000001
 
     def __init__(
         self,
@@ -130,7 +138,9 @@ class Lab(AbstractContextManager["Lab"]):
         containers: int = 2,
         hairpin: bool = True,
         ipv6: bool = False,
+        routed: bool = False,
     ) -> None:
+        self.routed = routed
         self.hairpin = hairpin
         self.ipv6 = ipv6
         self.variant = variant
@@ -174,15 +184,19 @@ class Lab(AbstractContextManager["Lab"]):
             if self.ipv6:
                 sysctl.write("0", "net", "ipv6", "conf", "default", "accept_dad")
             links.set_up("lo")
-            links.create_bridge(
-                self.bridge, *self._own(f"{self.gateway}/16", f"{self.gateway6}/64")
-            )
+            own = self._own(f"{self.gateway}/16", f"{self.gateway6}/64")
+            if self.routed:  # a bridge of another program's, for what is seen of bridged frames
+                links.create_bridge("other0")
+            else:
+                links.create_bridge(self.bridge, *own)
             if self.bridge_nf is not None:
                 for command in self._own("iptables", "ip6tables"):
                     setting = Path(f"/proc/sys/net/bridge/bridge-nf-call-{command}")
                     setting.write_text(f"{self.bridge_nf}")
             for i, place in enumerate(self.containers):
                 namespaces.create(place.name)
+                if self.routed:
+                    continue
                 connect(
                     links,
                     f"veth{i}",
@@ -210,6 +224,29 @@ class Lab(AbstractContextManager["Lab"]):
     def _own(self, four: str, six: str) -> tuple[str, ...]:
         """What is there of two of different families."""
         return (four, six) if self.ipv6 else (four,)
+
+    def link(self, versions: Collection[int] = (4, 6)) -> Link:
+        """What a backend is told of the way to the containers."""
+        if not self.routed:
+            return Link(self.bridge)
+        given = zip((4, 6), (self.gateway, self.gateway6), strict=True)
+        gateways = [ip_address(ip) if version in versions else None for version, ip in given]
+        return Link(None, self.group, tuple(gateways))
+
+    def attach(self, versions: Collection[int] = (4, 6)) -> None:
+        """Put all containers of a routed lab on the host; those that are there stay."""
+        with ExitStack() as stack:
+            found = []
+            for number, place in enumerate(self.containers):
+                fd = os.open(namespaces.path(place.name), os.O_RDONLY | os.O_CLOEXEC)
+                stack.callback(os.close, fd)
+                v4 = ip_interface(f"{place.ip}/16") if 4 in versions else None
+                v6 = ip_interface(f"{place.ip6}/64") if 6 in versions else None
+                addresses, gateways = (v4, v6), self.link(versions).gateways
+                mac, index = mac_of(ip_address(place.ip)), 1000 + number
+                alias = f"netalloc:lab:{place.ip}"
+                found.append(Endpoint(index, f"veth{number}", alias, addresses, gateways, mac, fd))
+            attach_routed(found, self.group)
 
     def keep(self, resource: Closing) -> Closing:
         """The resource itself, which the end of the lab closes."""

@@ -3,15 +3,18 @@
 import socket
 import struct
 import time
+from itertools import product
 
 import pytest
 
 from lab import Lab
-from netalloc.family import FAMILIES
+from netalloc.family import FAMILIES, NetworkPair
 from netalloc.host import namespaces, sysctl
 from netalloc.host.links import Links, connect, index_of
 from netalloc.host.loopback_route import has_route
 from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket
+from netalloc.model import ReconcileResult
+from netalloc.portmap.choice import make_backend, networks_of
 from netalloc.portmap.mapper import PortMapper
 
 pytestmark = pytest.mark.root
@@ -31,7 +34,24 @@ def start(backend: str, bridge_nf: int | None = 0, **options) -> Lab:
 
 
 def mapper_for(backend: str, lab: Lab, network=Lab.networks, **options) -> PortMapper:
-    return PortMapper(backend.partition("-")[0], bridge=lab.bridge, network=network, **options)
+    kind = backend.partition("-")[0]
+    if lab.routed:
+        return RoutedMapper(kind, lab, networks_of(network, None))
+    return PortMapper(kind, bridge=lab.bridge, network=network, **options)
+
+
+class RoutedMapper(PortMapper):
+    """One for a routed lab, whose containers are attached when the host is ready for them."""
+
+    def __init__(self, kind: str, lab: Lab, networks: NetworkPair) -> None:
+        self._versions = [family.version for family in networks.families]
+        super().__init__(make_backend(kind, "netalloc", lab.link(self._versions), networks))
+        self._lab = lab
+
+    def setup(self, *, adopt: bool = False) -> ReconcileResult:
+        found = super().setup(adopt=adopt)
+        self._lab.attach(self._versions)
+        return found
 
 
 def route(lab: Lab) -> bool:
@@ -57,10 +77,21 @@ def refused(lab: Lab, protocol: str, port: int) -> float:
     return best
 
 
+def skip_unless_routed_works(backend: str, mode: str) -> None:
+    if mode == "routed" and backend != "nftables":
+        pytest.skip("iptables does not know groups yet")
+
+
 @pytest.mark.parametrize("bridge_nf", [0, 1])
-@pytest.mark.parametrize("versions", [(6,), (4, 6)], ids=["v6", "both"])
-def test_all_paths(backend, bridge_nf, versions):
-    with start(backend, bridge_nf) as lab:
+@pytest.mark.parametrize("versions", [(4,), (6,), (4, 6)], ids=["v4", "v6", "both"])
+@pytest.mark.parametrize("mode", ["bridge", "routed"])
+def test_all_paths(backend, bridge_nf, versions, mode):
+    skip_unless_routed_works(backend, mode)
+    with start(backend, bridge_nf, routed=mode == "routed") as lab:
+        own = {  # the host's addresses that the outside knows, its gateway, and loopback
+            4: (lab.address, lab.second_address, lab.gateway, "127.0.0.1"),
+            6: (lab.address6, lab.second_address6, lab.gateway6, "::1"),
+        }
         both = dict(zip((4, 6), lab.networks, strict=True))
         with mapper_for(backend, lab, [both[version] for version in versions]) as mapper:
             c0, c1 = lab.containers
@@ -70,36 +101,37 @@ def test_all_paths(backend, bridge_nf, versions):
                     mapper.map(8080, (c0.ip6 if version == 6 else c0.ip, 80), protocol)
             # A family that is not asked for is left alone.
             assert forwarding() == ["1" if version in versions else "0" for version in (4, 6)]
-            localnet = sysctl.read("net", "ipv4", "conf", lab.bridge, "route_localnet")
-            assert localnet == str(int(4 in versions))
-            for protocol in PROTOCOLS:
+            if mode == "bridge":
+                localnet = sysctl.read("net", "ipv4", "conf", lab.bridge, "route_localnet")
+                assert localnet == str(int(4 in versions))
+            for protocol, version in product(PROTOCOLS, versions):
+                first, second, gateway, loopback = own[version]
                 # a. outside -> host, through either address; the container sees the client
-                for address in (lab.address6, lab.second_address6):
+                for address in (first, second):
                     found = lab.ask(lab.outside, protocol, (address, 8080))
-                    assert found == ("c0", lab.outside.ip6)
+                    assert found == ("c0", lab.outside.ip6 if version == 6 else lab.outside.ip)
                 # b. host -> its own address
-                for address in (lab.address6, lab.second_address6, lab.gateway6):
+                for address in (first, second, gateway):
                     assert lab.ask(lab.host, protocol, (address, 8080))[0] == "c0"
-                # c. host -> ::1, where the kernel can
-                if bridge_nf:
+                # c. host -> loopback, of IPv6 where the kernel can
+                if version == 6 and (bridge_nf or mode == "routed"):
                     assert refused(lab, protocol, 8080) < 0.001
                 else:
-                    assert lab.ask(lab.host, protocol, ("::1", 8080)) == ("c0", lab.gateway6)
+                    assert lab.ask(lab.host, protocol, (loopback, 8080)) == ("c0", gateway)
                 # d. container -> itself, e. container -> sibling
                 for container in (c0, c1):
-                    for address in (lab.address6, lab.gateway6):
+                    for address in (first, gateway):
                         found = lab.ask(container, protocol, (address, 8080))
-                        assert found == ("c0", lab.gateway6)
-                if 4 in versions:
-                    for place in (lab.outside, lab.host, c0, c1):
-                        assert lab.ask(place, protocol, (lab.address, 8080))[0] == "c0"
-                    assert lab.ask(lab.host, protocol, ("127.0.0.1", 8080))[0] == "c0"
+                        assert found == ("c0", gateway)
             for protocol in PROTOCOLS:
                 mapper.unmap(8080, protocol)
-                for place in (lab.outside, lab.host, c0, c1):
-                    for address in (lab.address6, lab.address)[: len(versions)]:
-                        assert lab.reaches(place, protocol, (address, 8080)) is None
-        assert forwarding() == ["0", "0"] and not route(lab)
+                for place, version in product((lab.outside, lab.host, c0, c1), versions):
+                    assert lab.reaches(place, protocol, (own[version][0], 8080)) is None
+        assert forwarding() == ["0", "0"]
+        if mode == "bridge":
+            assert not route(lab)
+        else:
+            assert lab.gateway not in lab.run("ip", "addr", "show", "dev", "lo")
 
 
 def test_localhost_goes_on_to_ipv4_at_once(backend):

@@ -53,6 +53,18 @@ def remove_route(netlink: NetlinkSocket, index: int) -> None:
             raise
 
 
+def leads_to(netlink: NetlinkSocket, index: int, address: bytes) -> bool:
+    """Whether an address of IPv6 is reached by this interface; 10 µs."""
+    question = _HEAD.pack(V6.af, V6.bits, 0, 0, 0, 0) + attribute(_DESTINATION, address)
+    try:
+        (answer,) = netlink.call(_GET_ROUTE, question)
+    except NetlinkError as error:
+        if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH):
+            return False
+        raise
+    return attributes(answer, _HEAD.size).get(_DEVICE) == struct.pack("=I", index)
+
+
 def _route(index: int) -> bytes:
     head = _HEAD.pack(V6.af, V6.bits, _TABLE, _PROTOCOL, _LOCAL, 0)
     device = attribute(_DEVICE, struct.pack("=I", index))

@@ -22,8 +22,9 @@ _SO_NETNS_COOKIE = 71
 class Entry(NamedTuple):
     """Something that is on: what, where, for which user.
 
-    `what` is "ip_forward", "ip6_forward", "accept_ra", "route_localnet", "clsact" or "loopback6".
-    `ifindex` and `interface` are 0 and "" where it is of the whole namespace.
+    `what` is "ip_forward", "ip6_forward", "accept_ra", "route_localnet", "clsact", "loopback6" or
+    "gateway". `ifindex` and `interface` are 0 and "" where it is of the whole namespace; of a
+    gateway `interface` is the address.
     """
 
     what: str

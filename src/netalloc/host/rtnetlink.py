@@ -10,7 +10,7 @@ from netalloc.host.netlink import Request
 from netalloc.host.netlink_messages import CREATE, EXCLUSIVE, attribute, attributes, message, text
 
 NEW_LINK, DELETE_LINK, GET_LINK, SET_LINK = 16, 17, 18, 19
-NEW_ADDRESS = 20
+NEW_ADDRESS, DELETE_ADDRESS = 20, 21
 NEW_ROUTE, DELETE_ROUTE, GET_ROUTE = 24, 25, 26
 NEW_NEIGHBOUR, DELETE_NEIGHBOUR = 28, 29
 GET_NAMESPACE = 90
@@ -117,6 +117,11 @@ def add_address(index: int, af: int, packed: bytes, prefix: int) -> Request:
     flags = _NODAD if af == AF_INET6 else 0
     body = _ADDRESS.pack(af, prefix, flags, 0, index)
     return NEW_ADDRESS, CREATE | REPLACE, body + attribute(2, packed) + attribute(1, packed)
+
+
+def delete_address(index: int, af: int, packed: bytes, prefix: int) -> Request:
+    """Take it away again."""
+    return DELETE_ADDRESS, 0, _ADDRESS.pack(af, prefix, 0, 0, index) + attribute(2, packed)
 
 
 def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Request:

@@ -21,7 +21,7 @@ from netalloc.host.loopback_guard import (
     remove_place,
     set_guard,
 )
-from netalloc.host.loopback_route import add_route, has_route, remove_route
+from netalloc.host.loopback_route import add_route, has_route, leads_to, remove_route
 from netalloc.host.netlink import NetlinkSocket, explaining
 from netalloc.host.opened import Entry, opened
 
@@ -64,6 +64,7 @@ class BridgeSettings:
         self.bridge = bridge
         self.loopback6 = False  # whether the host reaches containers from ::1
         self._families = networks.families or (V4,)
+        self._subnet6 = networks.v6
         self._user = user
         self._number = number_of(user)
         self._ifindex: int | None = None  # of the bridge that we have served
@@ -162,6 +163,7 @@ class BridgeSettings:
                 _close_renamed(netlink, record)
                 if V4 in self._families:
                     found += self._restore_localnet(netlink, ifindex, bridge, record)
+                self._warn_of_no_way(netlink, ifindex, bridge)
                 if wants6:
                     found += self._restore_loopback6(netlink, ifindex, bridge, record)
                 else:
@@ -170,6 +172,15 @@ class BridgeSettings:
                 found += self._forward(record)
         self.loopback6 = wants6
         return found
+
+    def _warn_of_no_way(self, netlink: NetlinkSocket, ifindex: int, bridge: str) -> None:
+        """Say so where nothing would ever come through: what is asked is lost without a word."""
+        subnet = self._subnet6
+        if subnet is not None and not leads_to(netlink, ifindex, subnet[-1].packed):
+            logger.warning(
+                "bridge %s has no address in %s: nothing reaches its containers there, nor they "
+                "the host", bridge, subnet,
+            )  # fmt: skip
 
     def _is_localnet_settled(self, netlink: NetlinkSocket, ifindex: int) -> bool:
         if not self._has_guard:

@@ -130,9 +130,9 @@ def remove_others(
     tables of legacy iptables: then in 2 ms. Raises CommandError.
     """
     from netalloc.host.conntrack import Flows
-    from netalloc.portmap.bridge_settings import BridgeSettings
     from netalloc.portmap.iptables import leavings
     from netalloc.portmap.iptables.commands import variant
+    from netalloc.portmap.link_settings import settings_of
     from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
     found: list[str] = []
@@ -155,7 +155,7 @@ def remove_others(
             families = [f for f in families if f not in kept or variant(f) != kind]
         if leavings.is_there(kind, name, families):
             if keep != "iptables":
-                BridgeSettings(link.bridge, f"iptables {name}").withdraw()
+                settings_of(link, f"iptables {name}", networks).withdraw()
             gone = leavings.remove(kind, name, families)
             stale += gone
             found.append(f"chain {name} of iptables-{kind} with {len(gone)} mappings")

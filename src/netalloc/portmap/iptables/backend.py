@@ -22,13 +22,13 @@ from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.portmap.bridge_settings import BridgeSettings
 from netalloc.portmap.desired import describe
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.chains import Batch, Chains
 from netalloc.portmap.iptables.commands import has_table, iptables, variant
 from netalloc.portmap.iptables.difference import repairs
 from netalloc.portmap.link import NO_LINK, Link
+from netalloc.portmap.link_settings import settings_of
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -64,7 +64,7 @@ class Iptables:
         self.chain = rules.check_name(name)
         self.bridge = link.checked().bridge
         self.networks = networks
-        self._settings = BridgeSettings(self.bridge, f"iptables {name}", networks)
+        self._settings = settings_of(link, f"iptables {name}", networks)
         self._home = HomeNamespace()
         self._chains = [
             Chains(family, name, self.bridge, networks.v4 if family is V4 else networks.v6)

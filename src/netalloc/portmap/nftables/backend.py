@@ -24,8 +24,8 @@ from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
-from netalloc.portmap.bridge_settings import BridgeSettings
 from netalloc.portmap.link import NO_LINK, Link
+from netalloc.portmap.link_settings import settings_of
 from netalloc.portmap.nftables import batch, elements, maps, ruleset, single
 from netalloc.portmap.nftables.changes import PRESENT, Changes
 from netalloc.portmap.nftables.earlier import Earlier
@@ -76,7 +76,7 @@ class Nftables:
         if (name == HOST_TABLE) != bool(owner):
             raise InUseError(f"nftables table {name} belongs to the managers of networks", name)
         link = link.checked()
-        me = Member.of(link.bridge, networks, owner)
+        me = Member.of(link, networks, owner)
         self._table = NftTable(name)
         self._structure = Structure(self._table)
         self._changes = Changes(self._table)
@@ -85,7 +85,7 @@ class Nftables:
         self._register = Register(self._table, me, self._emptying)
         self._own = Ownership(me)
         settings = f"nftables {owner or f'{name} {networks.v4 or networks.v6}'}"
-        self._settings = BridgeSettings(link.bridge, settings, networks)
+        self._settings = settings_of(link, settings, networks)
         self._earlier = Earlier(self._table, owner or name, link.bridge, settings)
         self.guard = Guard(link, owner, services, name) if owner else None
         self._home = HomeNamespace()

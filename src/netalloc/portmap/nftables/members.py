@@ -2,13 +2,16 @@
 
 Sets say which networks the rules serve. `networks` pairs a bridge with its subnet, and is the
 register: who leaves last is who finds no other element there. `subnets` has the subnets that are
-behind a bridge; both are there once more for IPv6. `bridges` has the bridges by their index,
-which a renaming leaves as it is, and `loopback6` the subnets that the host reaches from ::1.
+behind a bridge or routed; both are there once more for IPv6. `bridges` has the bridges by their
+index, which a renaming leaves as it is, and `loopback6` the subnets that the host reaches from
+::1. `routed` has the groups of the interfaces of routed networks, and the maps `gateways` lead
+from there to what their containers see the host as.
 """
 
 import errno
 import struct
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from sys import byteorder
@@ -17,22 +20,29 @@ from typing import Final, NamedTuple
 from netalloc.family import FAMILIES, V4, V6, Family, NetworkPair
 from netalloc.host.netlink import NetlinkError, NetlinkSocket
 from netalloc.host.netlink_messages import CREATE, attribute, attributes
+from netalloc.portmap.link import Link
 from netalloc.portmap.nftables import batch, elements
 
 NETWORKS: Final = {family: f"networks{family.suffix}" for family in FAMILIES}
 SUBNETS: Final = {family: f"subnets{family.suffix}" for family in FAMILIES}
 BRIDGES: Final = "bridges"
 LOOPBACK6: Final = "loopback6"
+ROUTED: Final = "routed"
+GATEWAYS: Final = {family: f"gateways{family.suffix}" for family in FAMILIES}
 DECLARATIONS: Final = {
     **{NETWORKS[f]: f"type ifname . {f.address_type}; flags interval;" for f in FAMILIES},
     **{SUBNETS[f]: f"type nf_proto . {f.address_type}; flags interval;" for f in FAMILIES},
     LOOPBACK6: f"type nf_proto . {V6.address_type}; flags interval;",
     BRIDGES: "type iface_index;",
+    ROUTED: "type devgroup;",
+    **{GATEWAYS[f]: f"type devgroup : {f.address_type};" for f in FAMILIES},
 }
 
-_KEY, _KEY_END, _VALUE, _LIST_ELEMENTS = 1, 10, 1, 3
+_KEY, _DATA, _KEY_END, _VALUE, _LIST_ELEMENTS = 1, 2, 10, 1, 3
 _NAME = 16  # IFNAMSIZ
 _NO_BRIDGE: Final = "lo"  # nft has no word for an empty name; no bridge is called so
+_GROUP: Final = "group:"  # of a routed network, in the place of a bridge: no name has a colon
+_PARTS: Final = (_KEY, _KEY_END, _DATA)  # of an entry, in the order in which we make them
 _pair = struct.Struct("=HH")
 
 Wanted = dict[str, tuple[bytes, str]]  # of each set: the entry, and the comment on it
@@ -41,8 +51,10 @@ Wanted = dict[str, tuple[bytes, str]]  # of each set: the entry, and the comment
 class Member(NamedTuple):
     """A subnet in the table: bridge, first and last address, and who in it has the two.
 
-    From 0 to 0 is no subnet: it has what leads into no other's. `owner` is "" where no name but
-    the table's tells two predecessors apart. No addresses as objects: a hundred are read at once.
+    A routed one has no bridge, but the `group` of its interfaces, and a packed `gateway` where
+    it is our own. From 0 to 0 is no subnet: it has what leads into no other's. `owner` is ""
+    where no name but the table's tells two predecessors apart. No addresses as objects: a hundred
+    are read at once.
     """
 
     bridge: str | None
@@ -50,16 +62,32 @@ class Member(NamedTuple):
     last: int
     owner: str = ""
     family: Family = V4
+    group: int = 0
+    gateway: bytes = b""
 
     @classmethod
-    def of(cls, bridge: str | None, networks: NetworkPair, owner: str = "") -> "tuple[Member, ...]":
+    def of(cls, link: Link, networks: NetworkPair, owner: str = "") -> "tuple[Member, ...]":
         """Those of these networks: one of each family, or one without a subnet."""
+        group = link.group if link.is_routed else 0
         found = [
-            cls(bridge, int(one[0]), int(one[-1]), owner, family)
-            for family, one in zip(FAMILIES, networks, strict=True)
+            cls(
+                link.bridge,
+                int(one[0]),
+                int(one[-1]),
+                owner,
+                family,
+                group,
+                gateway.packed if group and gateway is not None else b"",
+            )
+            for family, one, gateway in zip(FAMILIES, networks, link.gateways, strict=True)
             if one is not None
         ]
-        return tuple(found) or (cls(bridge, 0, 0, owner),)
+        return tuple(found) or (cls(link.bridge, 0, 0, owner, V4, group),)
+
+    @property
+    def place(self) -> str | None:
+        """Where its containers are: the bridge, or the group in a word that is no name."""
+        return f"{_GROUP}{self.group:x}" if self.group else self.bridge
 
     @property
     def network(self) -> IPv4Network | IPv6Network | None:
@@ -73,7 +101,7 @@ class Member(NamedTuple):
     @property
     def register(self) -> tuple[str, bytes]:
         """The set that it is registered in, and its entry there."""
-        name = (self.bridge or _NO_BRIDGE).encode().ljust(_NAME, b"\0")
+        name = (self.place or _NO_BRIDGE).encode().ljust(_NAME, b"\0")
         return NETWORKS[self.family], self._from_first_to_last(name)
 
     @property
@@ -81,13 +109,24 @@ class Member(NamedTuple):
         """Its entry in the sets of subnets."""
         return self._from_first_to_last(bytes((self.family.af, 0, 0, 0)))
 
+    @property
+    def routed(self) -> bytes:
+        """Its entry in the set of groups, and its key in the maps of gateways."""
+        return _entry(_KEY, struct.pack("=I", self.group))
+
     def wanted(self, index: int | None) -> Wanted:
         """Its elements; `index` is that of the bridge."""
         name, entry = self.register
         found: Wanted = {name: (entry, self.owner)}
-        if self.bridge is None or index is None:
+        if self.group:
+            found[ROUTED] = (self.routed, self.owner)
+            if self.gateway:
+                data = _entry(_DATA, self.gateway)
+                found[GATEWAYS[self.family]] = (self.routed + data, self.owner)
+        elif self.bridge is None or index is None:
             return found
-        found[BRIDGES] = (_entry(_KEY, struct.pack("=I", index)), self.bridge)
+        else:
+            found[BRIDGES] = (_entry(_KEY, struct.pack("=I", index)), self.bridge)
         if self.last:
             found[SUBNETS[self.family]] = (self.subnet, self.owner)
         return found
@@ -105,7 +144,7 @@ class Member(NamedTuple):
     def __str__(self) -> str:
         return (
             f"{self.network or 'any network'}{f' of {self.owner}' if self.owner else ''}"
-            f"{f' on {self.bridge}' if self.bridge else ''}"
+            f"{f' on {self.place}' if self.place else ''}"
         )
 
 
@@ -177,10 +216,13 @@ def _read(listed: Iterable[bytes], family: Family) -> dict[bytes, Member]:
         size = last - first + 1
         if size < 1 or size & size - 1 or first & size - 1:
             continue
-        bridge: str | None = name.rstrip(b"\0").decode(errors="replace")
-        bridge = None if bridge == _NO_BRIDGE else bridge
+        place, group = name.rstrip(b"\0").decode(errors="replace"), 0
+        if place.startswith(_GROUP):
+            with suppress(ValueError):  # of another program
+                group = int(place[len(_GROUP) :], 16)
+        bridge = None if group or place == _NO_BRIDGE else place
         owner = elements.comment_of(data[whole:]) or "" if len(data) > whole else ""
-        found[data[:whole]] = Member(bridge, first, last, owner, family)
+        found[data[:whole]] = Member(bridge, first, last, owner, family, group)
     return found
 
 
@@ -243,7 +285,7 @@ def _elements(bodies: Iterable[bytes]) -> Iterator[bytes]:
 
 def _element(data: bytes) -> Element:
     parts = attributes(data)
-    entry = b"".join(attribute(kind, parts[kind]) for kind in (_KEY, _KEY_END) if kind in parts)
+    entry = b"".join(attribute(kind, parts[kind]) for kind in _PARTS if kind in parts)
     return Element(entry, elements.comment_of(data) or "")
 
 

@@ -19,8 +19,10 @@ from netalloc.portmap.nftables import batch, elements, members, ruleset
 from netalloc.portmap.nftables.batch import Step
 from netalloc.portmap.nftables.members import (
     BRIDGES,
+    GATEWAYS,
     LOOPBACK6,
     NETWORKS,
+    ROUTED,
     SUBNETS,
     Element,
     Member,
@@ -81,7 +83,7 @@ class Register:
         """Say whether the host reaches our containers from ::1; what was said otherwise."""
         found: tuple[str, ...] = ()
         for one in self.me:
-            if one.family is V4 or one.bridge is None or not one.last:
+            if one.family is V4 or one.place is None or not one.last:
                 continue
             if self._has(LOOPBACK6, one.subnet) != loopback:
                 self._attempt(partial(self._reaching, one, loopback=loopback))
@@ -216,11 +218,16 @@ class Register:
     def _doom(self, doomed: Doomed, entry: bytes, gone: Member, stay: Sequence[Member]) -> None:
         """Note what of the sets goes with a network; what others need as well stays."""
         doomed.setdefault(NETWORKS[gone.family], {})[entry] = None
-        if gone.bridge is not None and gone.last:
+        if gone.place is not None and gone.last:
             sets = [SUBNETS[gone.family], *([] if gone.family is V4 else [LOOPBACK6])]
             for name in sets:
                 if self._has(name, gone.subnet):
                     doomed.setdefault(name, {})[gone.subnet] = None
+        if gone.group and all(other.group != gone.group for other in stay):
+            for name in (ROUTED, *GATEWAYS.values()):
+                there = self._ask(name, gone.routed)
+                if there is not None:
+                    doomed.setdefault(name, {})[there.entry] = None
         if gone.bridge is not None and all(other.bridge != gone.bridge for other in stay):
             named = members.commented(self._dump(BRIDGES), gone.bridge)
             doomed.setdefault(BRIDGES, {}).update(dict.fromkeys(named))
@@ -240,7 +247,9 @@ class Register:
         where = other.family, other.first, other.last
         if all((one.family, one.first, one.last) != where for one in self.me):
             return False
-        return other.bridge in (None, self.me[0].bridge) or _index(other.bridge) is None
+        if other.place in (None, self.me[0].place):
+            return True
+        return other.bridge is not None and _index(other.bridge) is None
 
     def _members(self) -> dict[bytes, Member]:
         found: dict[bytes, Member] = {}

@@ -5,14 +5,14 @@ import re
 from typing import Final
 
 from netalloc.errors import InUseError, OutOfRangeError
-from netalloc.family import UNIQUE_LOCAL
+from netalloc.family import UNIQUE_LOCAL, V4, V6
 from netalloc.host.loopback_guard import MARK
 from netalloc.host.netlink import NetlinkError, NetlinkSocket
 from netalloc.host.netlink_messages import attributes, text
 from netalloc.portmap.nftables.batch import SUBSYSTEM, Step
 from netalloc.portmap.nftables.elements import INET
 from netalloc.portmap.nftables.maps import MAP_TYPES
-from netalloc.portmap.nftables.members import DECLARATIONS, LOOPBACK6
+from netalloc.portmap.nftables.members import DECLARATIONS, GATEWAYS, LOOPBACK6, ROUTED
 
 GET_TABLE, GET_CHAIN, GET_RULE, GET_SET = (SUBSYSTEM | kind for kind in (1, 4, 7, 10))
 _DELETE_TABLE: Final = SUBSYSTEM | 2
@@ -58,7 +58,11 @@ def check_table(name: str) -> str:
 
 # Which bridges and networks the rules serve stands in sets: a packet passes as many with 1 and
 # with 100 of them. What is cheap and decides most comes first in each.
-_LOOPBACK_GUARD = "127.0.0.0/8 iif @bridges drop"
+_GUARDED = ("iif @bridges drop", f"iifgroup @{ROUTED} drop")
+# What comes through a host port to a routed container comes from its gateway: to look for an
+# address of the host's, as masquerade does, goes through all its interfaces, of which there
+# are as many as containers (half a millisecond for IPv6 with 10,000).
+_TO_GATEWAY = {f: f"snat {f.word} to oifgroup map @{GATEWAYS[f]}" for f in (V4, V6)}
 RULES: Final = {
     "portmap": [
         # Without it a container's connection to an outside server on a mapped port
@@ -77,20 +81,25 @@ RULES: Final = {
     "output": ["jump portmap"],
     "postrouting": [
         "ip saddr 127.0.0.0/8 oif @bridges ct status dnat masquerade",
+        f"ip saddr 127.0.0.0/8 ct status dnat {_TO_GATEWAY[V4]}",
         "meta nfproto . ip saddr @subnets jump leaving",
         "ip6 saddr ::1 oif @bridges ct status dnat masquerade",
         "meta nfproto . ip6 saddr @subnets6 jump leaving6",
     ],
     "leaving": [
-        # To the outside and to other networks; on its own bridge what comes back through a
-        # host port.
-        "oifname . ip saddr != @networks masquerade",
+        # What comes back through a host port, to a container of its own or another network; all
+        # else to the outside and to other bridges, but not to routed containers.
+        f"meta nfproto ipv4 ct status dnat {_TO_GATEWAY[V4]}",
         "meta nfproto ipv4 ct status dnat masquerade",
+        f"oifgroup @{ROUTED} return",
+        "oifname . ip saddr != @networks masquerade",
     ],
     "leaving6": [
         # The same for unique local addresses alone (RFC 4193): others are routed.
-        f"ip6 saddr {UNIQUE_LOCAL} oifname . ip6 saddr != @networks6 masquerade",
+        f"meta nfproto ipv6 ct status dnat {_TO_GATEWAY[V6]}",
         "meta nfproto ipv6 ct status dnat masquerade",
+        f"oifgroup @{ROUTED} return",
+        f"ip6 saddr {UNIQUE_LOCAL} oifname . ip6 saddr != @networks6 masquerade",
     ],
     # Without the route that netalloc.host.loopback_route makes, answers to ::1 are lost: what is
     # refused at once is not waited for, and whoever asks for "localhost" goes on to 127.0.0.1.
@@ -99,10 +108,10 @@ RULES: Final = {
         f"{verdict}"
         for verdict in ("meta l4proto tcp reject with tcp reset", "reject")
     ],
-    # route_localnet on the bridge lets the host reach its containers from 127.0.0.1; the guard
+    # route_localnet on the interface lets the host reach its containers from 127.0.0.1; the guard
     # keeps the containers away from what listens there, also by UDP that says it comes from
     # there.
-    "guard": [f"ip daddr {_LOOPBACK_GUARD}", f"ip saddr {_LOOPBACK_GUARD}"],
+    "guard": [f"ip {end} 127.0.0.0/8 {what}" for end in ("daddr", "saddr") for what in _GUARDED],
     # Bridged frames are translated before they come to the guard at the bridge.
     "answers": [
         f"ct direction reply ct original ip daddr 127.0.0.0/8 iif @bridges meta mark set {MARK:#x}"
@@ -118,7 +127,9 @@ def script(name: str, *, replace: bool = False) -> str:
     lines = [f"table inet {name}", f"delete table inet {name}"] if replace else []
     lines.append(f"table inet {name} {{")
     lines += [f"  map {map_.name} {{ {map_.declaration} }}" for map_ in MAP_TYPES.values()]
-    lines += [f"  set {set_} {{ {declaration} }}" for set_, declaration in DECLARATIONS.items()]
+    for set_, declaration in DECLARATIONS.items():
+        kind = "map" if " : " in declaration else "set"
+        lines.append(f"  {kind} {set_} {{ {declaration} }}")
     lines.append(f"  set {FINGERPRINT} {{ type mark; }}")
     lines += [f"  chain {chain} {{ {_BASE_CHAINS.get(chain, '')} }}" for chain in RULES]
     lines.append("}")
