@@ -91,10 +91,8 @@ class LeaseService:
         Raises InvalidValueError where the backend touches no kernel.
         """
         if not self.mappings.is_real:
-            raise InvalidValueError(
-                f"network {self.network.name} has backend null, which touches no kernel: "
-                "nothing can be attached to it"
-            )
+            where = f"network {self.network.name} has backend null, which touches no kernel"
+            raise InvalidValueError(f"{where}: nothing can be attached to it")
         from netalloc.manager.attaching import AttachService
 
         return AttachService(self)
@@ -399,6 +397,5 @@ class LeaseService:
 
     def _stale(self, lease: Lease) -> StaleLeaseError:
         of = f" of {lease.owner}" if lease.owner is not None else ""
-        return StaleLeaseError(
-            f"lease {lease.generation}{of} of {self.name(lease)} is no longer in force"
-        )
+        what = f"lease {lease.generation}{of} of {self.name(lease)}"
+        return StaleLeaseError(f"{what} is no longer in force")

@@ -44,7 +44,7 @@ class Survey:
         self._tables = {kind: SurveyTable(kind, tx.table(kind).all()) for kind in TABLES}
         self._coded = bitmaps
         self._bitmaps: dict[str, Bitmap] = {}
-        self._store = tx.last("store")
+        self._store: int = tx.last("store")
         self.dirty = tx.dirty
 
     def table(self, kind: type[Any]) -> SurveyTable:

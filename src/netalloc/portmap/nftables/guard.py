@@ -140,15 +140,19 @@ class Guard:
             return []
         with self._explaining:
             missing, extra, _ = self._compared(self._whole(ports, pairs))
-        return [f"the guard lacks {what}" for what in _described(missing)] + [
-            f"the guard has {what} besides" for what in _described(extra)
-        ]
+            wrong = [] if tables.is_whole(self._netlink) else ["the rules of the guard differ"]
+        return (
+            wrong
+            + [f"the guard lacks {what}" for what in _described(missing)]
+            + [f"the guard has {what} besides" for what in _described(extra)]
+        )
 
     # ---- elements
 
     def _whole(self, ports: Iterable[GuardedPort], pairs: Iterable[Pair]) -> Held:
         whole = {where: Entries() for where in _EVERYTHING}
-        for some in (self._fixed(), self._of_ports(ports), self._of_pairs(pairs)):
+        of_ports = self._of_ports(ports) if self.has_ports else {}
+        for some in (self._fixed(), of_ports, self._of_pairs(pairs)):
             for where, entries in some.items():
                 whole[where] |= entries
         return whole
@@ -305,7 +309,8 @@ class Guard:
                 raise
 
     def _leaving(self) -> list[batch.Step]:
-        if not tables.is_there(self._netlink):
+        whole = tables.table_deletions(self._netlink)
+        if not whole:
             return []
         gone: Held = {}
         stays = False
@@ -314,7 +319,7 @@ class Guard:
             gone[where] = {key: b"" for key, (_, owner) in there.items() if owner == self._owner}
             if where[1] in (rules.GROUPS, rules.BRIDGES):
                 stays |= len(gone[where]) < len(there)
-        return tables.deletions(gone) if stays else tables.table_deletions()
+        return tables.deletions(gone) if stays else whole
 
     def _while_unseen(self, work: Callable[[], list[batch.Step]]) -> None:
         """Take steps that were concluded from what no other has changed since."""

@@ -14,6 +14,7 @@ and what it asks is turned to them alone. So nothing that it sends goes to all p
 from typing import Final
 
 from netalloc.family import V4, V6
+from netalloc.host.loopback_guard import MARK as LOOPBACK_MARK
 
 GUARD: Final = "netalloc-guard"
 INET, BRIDGE = "inet", "bridge"
@@ -116,7 +117,12 @@ RULES: Final = {
             f"iifgroup @{GROUPS} ip6 saddr fe80::/10 drop",
             f"iifgroup @{GROUPS} fib saddr . iif oif missing drop",
         ],
-        "marked": [f"iif @{BRIDGES} ct status dnat meta mark set {MARK:#x}"],
+        "marked": [
+            (
+                f"iif @{BRIDGES} ct status dnat meta mark != {LOOPBACK_MARK:#x}"
+                f" meta mark set {MARK:#x}"
+            )
+        ],
         "forward": [
             "ct state established,related accept",
             f"iifgroup @{GROUPS} goto from_guarded",

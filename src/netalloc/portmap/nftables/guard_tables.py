@@ -48,9 +48,9 @@ def restore(netlink: NetlinkSocket) -> tuple[str, ...]:
     raise CommandError(f"tables {GUARD} were changed during {_ATTEMPTS} loads")
 
 
-def is_there(netlink: NetlinkSocket) -> bool:
-    """Whether there is a guard on this host."""
-    return ruleset.has_table(netlink, GUARD)
+def is_whole(netlink: NetlinkSocket) -> bool:
+    """Whether the fixed part is as it was loaded."""
+    return _is_as_left(netlink, _snapshot(netlink))
 
 
 def listed(netlink: NetlinkSocket, family: str, name: str) -> dict[bytes, tuple[bytes, str]]:
@@ -106,9 +106,13 @@ def deletions(held: Held) -> list[batch.Step]:
     ]
 
 
-def table_deletions() -> list[batch.Step]:
-    """The steps that remove both tables."""
-    return [ruleset.table_deletion(GUARD, family) for family in FAMILY.values()]
+def table_deletions(netlink: NetlinkSocket) -> list[batch.Step]:
+    """The steps that remove those of the two tables that there are."""
+    return [
+        ruleset.table_deletion(GUARD, FAMILY[family])
+        for family, head in FAMILY.items()
+        if _is_there(netlink, head + text(_TABLE, GUARD))
+    ]
 
 
 def _steps(kind: int, flags: int, where: tuple[str, str], whole: list[bytes]) -> list[batch.Step]:
@@ -133,11 +137,7 @@ def _snapshot(netlink: NetlinkSocket) -> Snapshot:
     found: Snapshot = {}
     for family, head in FAMILY.items():
         table = head + text(_TABLE, GUARD)
-        try:
-            netlink.call(ruleset.GET_TABLE, table)
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        if not _is_there(netlink, table):
             continue
         found[f"table {family}"] = ()
         for body in _ours(netlink, ruleset.GET_SET, table):
@@ -151,6 +151,16 @@ def _snapshot(netlink: NetlinkSocket) -> Snapshot:
             where = f"rules {family} {_word(body, _RULE_CHAIN)}"
             found[where] = *found.get(where, ()), body.get(_RULE_EXPRESSIONS, b"")
     return found
+
+
+def _is_there(netlink: NetlinkSocket, table: bytes) -> bool:
+    try:
+        netlink.call(ruleset.GET_TABLE, table)
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
 
 
 def _ours(netlink: NetlinkSocket, kind: int, question: bytes) -> list[dict[int, bytes]]:
