@@ -370,8 +370,7 @@ class Network(RuleBasedStateMachine):
         reasons = [self._reason(address) for address in range(SIZE)]
         for store, manager in zip(self.stores, self.managers, strict=True):
             found = [
-                (i.ip, i.owner, i.key, i.labels, self._seen(i.ports()))
-                for i in manager.find()
+                (i.ip, i.owner, i.key, i.labels, self._seen(i.ports())) for i in manager.find()
             ]
             assert found == held
             if self.pair:
