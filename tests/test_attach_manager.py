@@ -50,7 +50,9 @@ class Host(AttachLab):
         if self.mode == BRIDGED:
             made = NetworkManager("br0", name="web", backend="nftables", **options)
         else:
-            made = NetworkManager(None, name="web", mode="routed", backend="nftables", **options)
+            made = NetworkManager(
+                None, name="web", mode="routed", backend="nftables", isolation="open", **options
+            )
         return self.enter_context(made)
 
     def names(self, *names):
