@@ -18,6 +18,7 @@ from netalloc.ipam.networks import (
     purge,
     record_of,
     replace,
+    services_of,
     subnets_of,
 )
 from netalloc.ipam.subnets import Subnets
@@ -122,7 +123,10 @@ def _service(
 
         flows = StaleFlows(host.owed)
         flows.finish()
-    return LeaseService(network, Addresses.of(network), publications, mappings, committer, flows)
+    leases = LeaseService(network, Addresses.of(network), publications, mappings, committer, flows)
+    if network.isolation == "guarded" and mappings.guard is not None:
+        committer.guard = leases.guarding.reconcile
+    return leases
 
 
 def _publications(network: Network, probe: Probe | None) -> Callable[[], Publications]:
@@ -248,7 +252,8 @@ def _mappings(
         mappings = kind(KernelMappings(part))
     else:
         link, pair, name = link_of(network), subnets_of(network).pair, kernel_name(network.name)
-        backend = make_backend(network.backend, name, link, pair, shared=True)
+        services = services_of(network)
+        backend = make_backend(network.backend, name, link, pair, shared=True, services=services)
         forward = bool(network.forward)
         kernel = KernelMappings(backend, link=link, network=pair, name=name, forward=forward)
         mappings = kind(kernel)

@@ -154,6 +154,7 @@ class AttachService:
         try:
             self._leases.run("attach", partial(self._enter, triples, fresh))
             self._clear(fresh)
+            self._leases.guarding.enter(wanted)  # before it can send
             self._make(endpoints)
             self._confirm(wanted, endpoints, fresh)
         except BaseException:
@@ -198,6 +199,7 @@ class AttachService:
         made.undo.append(partial(rejoin, endpoints, bridge))
         sever(endpoints, bridge)
         made.after.append(partial(self._remove, endpoints))
+        made.after.append(partial(self._leases.guarding.leave, ending))
         made.after.append(turns.close)
 
     # ---- upkeep
@@ -238,6 +240,7 @@ class AttachService:
             halves = [self._endpoint(one, store) for one in found.missing if not one.made]
             self._remove(halves, self._bridge_or_none())
             self._leases.run("reconcile", lambda made: records.drop(made.tx, found.missing))
+            self._leases.guarding.leave(found.missing)
         return found
 
     def _look(self, turns: AttachTurns) -> _Look:
@@ -399,6 +402,7 @@ class AttachService:
         if not fresh:
             return
         self._remove([endpoint for _, endpoint in fresh], self._bridge_or_none())
+        self._leases.guarding.leave([record for record, _ in fresh])
         entered = [one for record, _ in fresh for one in (record, record._replace(made=1))]
         failure = attempt(
             lambda: self._leases.run("attach", lambda made: records.drop(made.tx, entered))

@@ -71,6 +71,7 @@ class Committer:
         self._has_kernel = not isinstance(kernel, NoMappings)  # else there is nothing to mark
         self._network = network
         self._desired = desired
+        self.guard: Callable[[Transaction], tuple[str, ...]] | None = None
         self._calls = Calls("the manager")
         self._queue = Queue(self._calls)
         self._process = forks.process
@@ -122,7 +123,7 @@ class Committer:
 
         def change(made: Change) -> ReconcileResult:
             made.tx.mark_dirty(self._network)
-            repairs = self._kernel.reconcile(self._desired(made.tx))
+            repairs = self._repairs(made.tx)
             made.tx.mark_clean(self._network)
             return repairs
 
@@ -256,10 +257,19 @@ class Committer:
         """Make the kernel agree, where a change was cut off between kernel and commit."""
         if self._network not in tx.dirty:
             return
-        repairs = self._kernel.reconcile(self._desired(tx))
+        repairs = self._repairs(tx)
         tx.mark_clean(self._network)
         if repairs:
             log.warning("a change was cut off in the middle; repaired: %s", repairs)
+
+    def _repairs(self, tx: Transaction) -> ReconcileResult:
+        """Make the kernel agree: the mappings, and who is kept apart from whom."""
+        repairs = self._kernel.reconcile(self._desired(tx))
+        guarded = () if self.guard is None else self.guard(tx)
+        if not guarded:
+            return repairs
+        structure = (*repairs.structure, *guarded)
+        return type(repairs)(repairs.added, repairs.removed, structure)
 
     def undo(self, tx: Transaction, made: Sequence[Change], error: BaseException) -> None:
         """Take the steps back that lie outside of store and kernel."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
+from functools import cached_property, partial
 from operator import attrgetter
 
 from netalloc.errors import (
@@ -20,7 +20,7 @@ from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
-from netalloc.store.records import Attachment, Lease, Network, Publication
+from netalloc.store.records import Allowance, Attachment, Lease, Network, Publication
 
 if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from netalloc.ipam.publications import Publications
     from netalloc.ipam.subnets import Subnets
     from netalloc.manager.attaching import AttachService
+    from netalloc.manager.guarding import GuardService
     from netalloc.manager.stale_flows import StaleFlows
     from netalloc.model import PortMapping, PortRequest
     from netalloc.store.protocol import Transaction
@@ -73,7 +74,6 @@ class LeaseService:
         self.subnets: Subnets = addresses.subnets
         self.address = self.subnets.address  # of an ordinal: asked for by each call that names one
         self.stale_releases = 0
-        self._attaching: AttachService | None = None
         self._has_neighbours = mappings.is_real and network.bridge is not None
         self._configured = -1  # the state of the store's networks in which ours was seen
 
@@ -82,22 +82,25 @@ class LeaseService:
         """The ports that the leases publish; made when they are first asked for."""
         return self._publications()
 
-    @property
+    @cached_property
     def attaching(self) -> AttachService:
         """The leases' interfaces on the machine; loaded when they are first asked for.
 
         Raises InvalidValueError where the backend touches no kernel.
         """
-        if self._attaching is None:
-            if not self.mappings.is_real:
-                raise InvalidValueError(
-                    f"network {self.network.name} has backend null, which touches no kernel: "
-                    "nothing can be attached to it"
-                )
-            from netalloc.manager.attaching import AttachService
+        if not self.mappings.is_real:
+            where = f"network {self.network.name} has backend null, which touches no kernel"
+            raise InvalidValueError(f"{where}: nothing can be attached to it")
+        from netalloc.manager.attaching import AttachService
 
-            self._attaching = AttachService(self)
-        return self._attaching
+        return AttachService(self)
+
+    @cached_property
+    def guarding(self) -> GuardService:
+        """Who of the leases reaches whom; loaded when it is first asked for."""
+        from netalloc.manager.guarding import GuardService
+
+        return GuardService(self)
 
     @property
     def place(self) -> object:
@@ -300,6 +303,8 @@ class LeaseService:
         if tx.table(Attachment) and self.mappings.is_real:
             ours = self.attaching.part_from(made, leases)  # before another may have the address
             elsewhere = [lease for lease in leases if lease.ordinal not in ours]
+        if tx.table(Allowance):
+            self.guarding.part(made, leases)
         self.addresses.end(tx, leases)
         if self._has_neighbours and elsewhere:
             ips = self._ips(elsewhere)
@@ -396,6 +401,5 @@ class LeaseService:
 
     def _stale(self, lease: Lease) -> StaleLeaseError:
         of = f" of {lease.owner}" if lease.owner is not None else ""
-        return StaleLeaseError(
-            f"lease {lease.generation}{of} of {self.name(lease)} is no longer in force"
-        )
+        what = f"lease {lease.generation}{of} of {self.name(lease)}"
+        return StaleLeaseError(f"{what} is no longer in force")

@@ -14,6 +14,7 @@ from netalloc.ipam.networks import Statement, as_network_name
 from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.configured import ConfiguredNetwork
+from netalloc.manager.guarded import GuardedNetwork
 from netalloc.manager.interface import NetworkInterface, as_address, as_requests
 from netalloc.manager.many import ManyInterfaces
 from netalloc.manager.undo import Teardown
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
     from netalloc.store.protocol import Store
 
 
-class NetworkManager(Closing, ManyInterfaces, ConfiguredNetwork):
+class NetworkManager(GuardedNetwork, Closing, ManyInterfaces, ConfiguredNetwork):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from netalloc.model import PortMapping, ReconcileResult
     from netalloc.portmap.kernel import KernelMappings
+    from netalloc.portmap.nftables.guard import Guard
     from netalloc.portmap.watch import Watch
 
 logger = Log(__name__)
@@ -25,6 +26,11 @@ class ExclusiveMappings:
     def __init__(self, kernel: KernelMappings) -> None:
         self._kernel = kernel
         self._is_set_up = False
+
+    @property
+    def guard(self) -> Guard | None:
+        """What keeps the containers apart, where the backend has such."""
+        return getattr(self._kernel.backend, "guard", None)
 
     def setup(self) -> None:
         """Make the fixed part; mappings that are there stay, until reconcile."""
@@ -120,6 +126,10 @@ class NoMappings(ExclusiveMappings):
 
     def close(self) -> None:
         """There is nothing to give back."""
+
+    @property
+    def guard(self) -> None:
+        """Nothing is kept apart."""
 
     @property
     def is_real(self) -> bool:

@@ -118,7 +118,9 @@ def _check_kernel(service: LeaseService) -> list[str]:
 
     desired = service.survey(publications.desired)
     found: list[str] = []
+    if service.network.isolation == "guarded" and service.survey(service.guarding.differences):
+        found += service.committer.store.run("check", service.guarding.differences)
     if any(mappings.differences(desired)):
         # Perhaps of a change that another process is making right now: its turn comes first.
-        found = service.committer.store.run("check", look)
+        found += service.committer.store.run("check", look)
     return found + (service.attaching.differences() if mappings.is_real else [])

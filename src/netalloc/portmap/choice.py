@@ -71,6 +71,7 @@ def make_backend(
     networks: NetworkPair,
     *,
     shared: bool = False,
+    services: tuple[str, ...] = (),
 ) -> Backend:
     """The backend of that name; `shared`: of a manager, in the table of all the host's networks."""
     if backend == "null":
@@ -85,7 +86,7 @@ def make_backend(
         from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
         if shared:
-            return Nftables(HOST_TABLE, link=link, networks=networks, owner=name)
+            return Nftables(HOST_TABLE, link=link, networks=networks, owner=name, services=services)
         return Nftables(name, link=link, networks=networks)
     if backend == "auto":
         return make_backend(choose(None if shared else name), name, link, networks, shared=shared)

@@ -44,11 +44,16 @@ class Survey:
         self._tables = {kind: SurveyTable(kind, tx.table(kind).all()) for kind in TABLES}
         self._coded = bitmaps
         self._bitmaps: dict[str, Bitmap] = {}
+        self._store: int = tx.last("store")
         self.dirty = tx.dirty
 
     def table(self, kind: type[Any]) -> SurveyTable:
         """The records of that kind."""
         return self._tables[kind]
+
+    def last(self, counter: str) -> int:
+        """The last number of the counter that tells stores apart, the only one that is copied."""
+        return {"store": self._store}[counter]
 
     def bitmap(self, name: str, size: int) -> Bitmap:
         """The bitmap of that name; what is done to it, is done to the copy."""

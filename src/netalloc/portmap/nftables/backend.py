@@ -29,6 +29,8 @@ from netalloc.portmap.link_settings import settings_of
 from netalloc.portmap.nftables import batch, elements, maps, ruleset, single
 from netalloc.portmap.nftables.changes import PRESENT, Changes
 from netalloc.portmap.nftables.earlier import Earlier
+from netalloc.portmap.nftables.guard import Guard
+from netalloc.portmap.nftables.guard_rules import CHANGING, GUARD
 from netalloc.portmap.nftables.members import Member
 from netalloc.portmap.nftables.ownership import Ownership
 from netalloc.portmap.nftables.register import Register
@@ -68,6 +70,7 @@ class Nftables:
         link: Link = NO_LINK,
         networks: NetworkPair = NO_NETWORK,
         owner: str = "",
+        services: tuple[str, ...] = (),
     ) -> None:
         self.table = ruleset.check_table(name)
         if (name == HOST_TABLE) != bool(owner):
@@ -84,6 +87,7 @@ class Nftables:
         settings = f"nftables {owner or f'{name} {networks.v4 or networks.v6}'}"
         self._settings = settings_of(link, settings, networks)
         self._earlier = Earlier(self._table, owner or name, link.bridge, settings)
+        self.guard = Guard(link, owner, services, name) if owner else None
         self._home = HomeNamespace()
         self._explaining = explaining(f"table inet {name}")
         self._lock = RLock()
@@ -97,12 +101,17 @@ class Nftables:
         """Tells when another program changes our table; CommandError without the privilege."""
         self._home.check()
         with explaining(f"watching table inet {self.table}"):
-            own = [self._table.netlink.portid]
+            own, tables, families = [self._table.netlink.portid], [self.table], [1, 2]
+            if self.guard is not None and self.guard.is_guarded:
+                own.append(self.guard.portid)
+                tables.append(GUARD)
+                families.append(7)
             return RuleMonitor(
-                [self.table],
+                tables,
                 own=own,
                 watched=self._settings.watched(),
-                maps=maps.MAP_TYPES,
+                maps=[*maps.MAP_TYPES, *CHANGING],
+                families=families,
             )
 
     @locked
@@ -142,6 +151,8 @@ class Nftables:
             self._settings.withdraw()
             self._register.leave()
             self._earlier.remove()
+            if self.guard is not None:
+                self.guard.cleanup()
 
     def _undo_setup(self) -> None:
         try:
@@ -156,6 +167,8 @@ class Nftables:
     def close(self) -> None:
         """Close the socket; the rules stay, and the next call opens another one."""
         self._table.close()
+        if self.guard is not None:
+            self.guard.close()
 
     def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
         """Remove, then add, in one transaction.
@@ -270,7 +283,8 @@ class Nftables:
             if lacking is not None:
                 self._look_around()
                 found += lacking + self._settings.restore()
-                return found + self._register.reach(loopback=self._settings.loopback6)
+                found += self._register.reach(loopback=self._settings.loopback6)
+                return found if self.guard is None else found + self.guard.setup()
         raise CommandError(f"table inet {self.table} went away during {_ATTEMPTS} set-ups")
 
     def _joined(self) -> tuple[str, ...] | None:

@@ -1,0 +1,574 @@
+"""A hostile container in each mode: what every attack gets it, guarded and open."""
+
+import socket
+import subprocess
+import time
+from contextlib import closing
+from ipaddress import ip_address
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+import frames as f
+from guard_lab import FAMILIES, GATEWAYS, KINDS, OPEN, OUTSIDE, SECRET, UPLINK, GuardLab, run
+from lab import require_kernel
+from netalloc import (
+    InvalidValueError,
+    NetworkManager,
+    NotAllocatedError,
+    PortRequest,
+    StaleLeaseError,
+)
+from netalloc.host import namespaces
+from netalloc.host.bridge_count import port_indexes
+
+pytestmark = pytest.mark.root
+
+GUARDED, OPENED = "guarded", "open"
+MODES = ("bridge", "routed")
+WAYS = list(product(MODES, (GUARDED, OPENED)))
+STRANGER = ("10.88.77.77", "fd00:88::7777")  # addresses of nobody
+
+
+@pytest.fixture(autouse=True)
+def kernel():
+    require_kernel()
+
+
+@pytest.fixture(params=WAYS, ids=["-".join(way) for way in WAYS])
+def lab(request):
+    with GuardLab(*request.param) as lab:
+        lab.isolation = request.param[1]
+        lab.serve_everywhere()
+        yield lab
+
+
+@pytest.fixture(params=MODES)
+def guarded(request):
+    with GuardLab(request.param) as lab:
+        lab.serve_everywhere()
+        yield lab
+
+
+def only_when(lab, mode, isolation=OPENED):
+    """Whether an attack works: in that mode, in an open network."""
+    return (lab.mode, lab.isolation) == (mode, isolation)
+
+
+def to_gateway(lab, packet):
+    kind = f.IPV4 if packet[0] >> 4 == 4 else f.IPV6
+    return f.ethernet(lab.gateway_mac, lab.mac["evil"], kind, packet)
+
+
+# ---- sources
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_is_sent_as_another_gets_nowhere(lab, version):
+    at = version == 6
+    own, sibling = lab.evil.ips[at], lab.victim.ips[at]
+    sent = {
+        name: to_gateway(lab, f.udp(source, OUTSIDE[at], b"sent as " + name))
+        for name, source in {
+            b"itself": own,
+            b"a sibling": sibling,
+            b"a stranger": STRANGER[at],
+            b"the gateway": GATEWAYS[at],
+            b"the outside": OUTSIDE[at],
+        }.items()
+    }
+    found = lab.seen("outside", sent.values(), b"sent as ")
+    seen = {name for name in sent if any(b"sent as " + name in frame for frame in found)}
+    assert b"itself" in seen
+    if lab.isolation == GUARDED:
+        assert seen == {b"itself"}
+    elif lab.mode == "bridge" or version == 6:  # of IPv4 rp_filter knows better where it is routed
+        assert b"a sibling" in seen
+
+
+def test_a_link_local_address_says_nothing(guarded):
+    packet = f.udp("fe80::1234", GATEWAYS[1], b"from a link")
+    before = received()
+    guarded.inject(*[to_gateway(guarded, packet)] * 50)
+    guarded.settle()
+    assert received() - before < 50
+
+
+def received():
+    """How many IPv6 packets came to an end on this host."""
+    return int(dict(counters("snmp6"))["Ip6InDelivers"])
+
+
+def counters(name):
+    """The rows of a file of counters."""
+    return [row.split() for row in Path("/proc/self/net", name).read_text().splitlines()]
+
+
+# ---- ARP and neighbour discovery
+
+
+def test_nobody_takes_a_siblings_address_by_arp(lab):
+    evil, victim = lab.mac["evil"], lab.victim.ips[0]
+    claims = [
+        f.ethernet(f.ALL, evil, f.ARP, f.arp(operation, evil, victim, target, victim))
+        for operation, target in ((1, bytes(6)), (2, f.ALL), (2, evil))
+    ]
+    found = lab.seen("friend", claims)
+    assert bool(found) == only_when(lab, "bridge")
+    assert lab.asked(None, victim) == "victim"
+    assert lab.asked("outside", UPLINK[0]) == "host"
+
+
+def test_three_thousand_forged_arps_leave_no_entry(lab):
+    evil, at = lab.mac["evil"], int(ip_address("10.88.16.0"))
+    gateway = GATEWAYS[0]
+    before = len(neighbours(4))
+    lab.inject(
+        *[
+            f.ethernet(f.ALL, evil, f.ARP, f.arp(1, evil, ip_address(at + i), bytes(6), gateway))
+            for i in range(3000)
+        ]
+    )
+    lab.settle()
+    more = len(neighbours(4)) - before
+    if only_when(lab, "bridge"):
+        assert more > 500
+    else:
+        assert more <= 0
+
+
+def neighbours(version):
+    return run("ip", f"-{version}", "neigh", "show", "nud", "all").splitlines()
+
+
+def test_nobody_takes_a_siblings_address_by_neighbour_discovery(lab):
+    evil, own = lab.mac["evil"], lab.evil.ips[1]
+    victim, gateway = lab.victim.ips[1], GATEWAYS[1]
+    friend, mac = lab.friend.ips[1], lab.mac["friend"]
+    told = []
+    for source, target in product((own, victim, gateway), (victim, gateway)):
+        told.append((mac, f.advertisement(source, friend, target, evil)))
+        told.append((f.group_mac(f.ALL_NODES), f.advertisement(source, f.ALL_NODES, target, evil)))
+    group, asks = f.solicitation(victim, friend, evil)
+    told.append((f.group_mac(group), asks))
+    told.append((mac, f.redirect(gateway, friend, own, OUTSIDE[1])))
+    sent = [f.ethernet(to, evil, f.IPV6, packet) for to, packet in told]
+    found = lab.seen("friend", sent)
+    assert bool(found) == only_when(lab, "bridge")
+    lab.inject(*[to_gateway(lab, f.advertisement(own, gateway, victim, evil))] * 10)
+    lab.settle()
+    assert lab.asked(None, victim) == "victim"
+
+
+def test_no_router_but_the_host(lab):
+    evil = lab.mac["evil"]
+    sent = [
+        f.ethernet(f.group_mac(f.ALL_NODES), evil, f.IPV6, f.router(source, evil))
+        for source in ("fe80::42", lab.evil.ips[1])
+    ]
+    assert bool(lab.seen("victim", sent)) == only_when(lab, "bridge")
+    assert "via fe80::42" not in run("ip", "-6", "route")
+
+
+# ---- MAC addresses
+
+
+@pytest.mark.parametrize("times", [1, 50])
+def test_a_siblings_mac_address_takes_nothing(lab, times):
+    mac = lab.mac["victim"]
+    assert lab.asked(None, lab.victim.ips[0]) == "victim"
+    packet = f.udp(lab.evil.ips[0], OUTSIDE[0], b"with another's address")
+    lab.inject(*[f.ethernet(lab.gateway_mac, mac, f.IPV4, packet)] * times)
+    lab.settle()
+    answer = lab.asked(None, lab.victim.ips[0], timeout=0.3)
+    assert answer == (None if only_when(lab, "bridge") else "victim")
+
+
+def test_twenty_thousand_mac_addresses_are_not_learned(lab):
+    packet = f.udp(lab.evil.ips[0], OUTSIDE[0], b"from many")
+    lab.inject(
+        *[
+            f.ethernet(lab.gateway_mac, b"\x02\x99" + i.to_bytes(4, "big"), f.IPV4, packet)
+            for i in range(20_000)
+        ]
+    )
+    lab.settle()
+    learned = run("bridge", "fdb", "show").count("02:99:")
+    assert (learned > 10_000) if only_when(lab, "bridge") else learned == 0
+
+
+# ---- who is reached
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=["udp", "tcp"])
+@pytest.mark.parametrize("version", [4, 6])
+def test_siblings_reach_each_other_in_an_open_network_alone(lab, version, kind):
+    to = lab.victim.ips[version == 6]
+    expected = None if lab.isolation == GUARDED else "victim"
+    assert lab.asked("evil", to, kind, timeout=0.3) == expected
+    assert lab.asked("outside", to, kind) == "victim"  # who has a route, as the outside of IPv6
+    assert lab.asked(None, to, kind) == "victim"
+    assert lab.asked("evil", OUTSIDE[version == 6], kind) == "outside"
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_the_hosts_services_are_reached_by_no_address_of_it(lab, version):
+    at = version == 6
+    tcp = socket.SOCK_STREAM
+    for to in (GATEWAYS[at], UPLINK[at]):
+        assert lab.asked("evil", to, tcp, OPEN) == "host"
+        expected = None if lab.isolation == GUARDED else "host"
+        assert lab.asked("evil", to, tcp, SECRET, timeout=0.3) == expected
+    if lab.isolation == GUARDED:
+        for to in (GATEWAYS[at], UPLINK[at]):
+            packets = [f.udp(lab.evil.ips[at], to, b"secret", port=port) for port in (OPEN, SECRET)]
+            assert [delivered(lab, to_gateway(lab, one)) for one in packets] == [10, 0]
+    assert pings("evil", GATEWAYS[at])
+
+
+def pings(name, to):
+    """Whether there is an answer."""
+    family, protocol, kinds = (
+        (socket.AF_INET, socket.IPPROTO_ICMP, (8, 0))
+        if to.version == 4
+        else (socket.AF_INET6, socket.IPPROTO_ICMPV6, (128, 129))
+    )
+    with namespaces.inside(name):
+        raw = socket.socket(family, socket.SOCK_RAW, protocol)
+    with raw:
+        raw.settimeout(2)
+        head = bytes((kinds[0], 0, 0, 0, 0, 7, 0, 1))
+        head = head[:2] + f.checksum(head).to_bytes(2, "big") + head[4:]
+        raw.sendto(head, (str(to), 0))
+        while True:
+            data = raw.recv(1000)
+            if data[20 if to.version == 4 else 0] == kinds[1]:
+                return True
+
+
+def delivered(lab, frame):
+    """How many of ten get to a socket of the host, which has none at other ports."""
+    is_v6 = frame[12:14] == b"\x86\xdd"
+
+    def count():
+        if is_v6:
+            found = dict(counters("snmp6"))
+            return int(found["Udp6InDatagrams"]) + int(found["Udp6NoPorts"])
+        _, row = [row for row in counters("snmp") if row[0] == "Udp:"]
+        return int(row[1]) + int(row[2])
+
+    before = count()
+    lab.inject(*[frame] * 10)
+    lab.settle()
+    return count() - before - (0 if is_v6 else 1)  # what settles is a datagram itself
+
+
+def test_a_broadcast_reaches_nobody(lab):
+    own = lab.evil.ips[0]
+    packets = [f.udp(own, to, b"to all") for to in ("255.255.255.255", "10.88.255.255")]
+    sent = [f.ethernet(f.ALL, lab.mac["evil"], f.IPV4, packet) for packet in packets]
+    group, asks = f.solicitation(lab.evil.ips[1], "fd00:88::9999", lab.mac["evil"])
+    sent.append(f.ethernet(f.group_mac(group), lab.mac["evil"], f.IPV6, asks))
+    own_arp = f.arp(1, lab.mac["evil"], own, bytes(6), "10.88.99.99")
+    sent.append(f.ethernet(f.ALL, lab.mac["evil"], f.ARP, own_arp))
+    sent.append(f.ethernet(f.ALL, lab.mac["evil"], 0x88B5, b"of no protocol".ljust(46)))
+    found = lab.seen("victim", sent)
+    assert len(found) == (len(sent) if only_when(lab, "bridge") else 0)
+
+
+def test_who_asks_for_the_gateway_is_answered_and_heard_by_nobody_else():
+    """A microVM has no permanent neighbours, and asks."""
+    with GuardLab("bridge") as lab:
+        lab.serve_everywhere()
+        evil = lab.mac["evil"]
+        group, asks = f.solicitation(lab.evil.ips[1], GATEWAYS[1], evil)
+        sent = [
+            f.ethernet(f.ALL, evil, f.ARP, f.arp(1, evil, lab.evil.ips[0], bytes(6), GATEWAYS[0])),
+            f.ethernet(f.group_mac(group), evil, f.IPV6, asks),
+        ]
+        assert lab.seen("victim", sent) == []
+        run("ip", "netns", "exec", "evil", "ip", "neigh", "flush", "all", "nud", "permanent")
+        for to in GATEWAYS:
+            assert lab.asked("evil", to) == "host"
+
+
+# ---- what is allowed
+
+
+@pytest.mark.parametrize("bridge_nf", [0, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_allowance_opens_that_pair_and_no_other(mode, bridge_nf):
+    with GuardLab(mode, bridge_nf=bridge_nf) as lab:
+        lab.serve_everywhere()
+        manager, evil, victim, friend = lab.manager, lab.evil, lab.victim, lab.friend
+        manager.allow(victim, friend.ips[1])
+        manager.allow(str(friend.ip), victim)  # the same
+        assert manager.allowed() == [(victim.ip, friend.ip)]
+        for kind, at in product(KINDS, (0, 1)):
+            assert lab.asked("victim", friend.ips[at], kind) == "friend"
+            assert lab.asked("friend", victim.ips[at], kind) == "victim"
+        for one, to in (("evil", victim), ("evil", friend), ("victim", evil), ("friend", evil)):
+            for at in (0, 1):
+                assert lab.asked(one, to.ips[at], timeout=0.2) is None
+        assert manager.check() == [] and not manager.reconcile()
+        manager.disallow(friend, victim)
+        manager.disallow(friend, victim)
+        assert manager.allowed() == []
+        for at in (0, 1):
+            assert lab.asked("victim", friend.ips[at], timeout=0.2) is None
+        assert manager.check() == []
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_what_is_open_ends_with_the_allowance(guarded, version):
+    lab, at = guarded, version == 6
+    lab.manager.allow(lab.victim, lab.friend)
+    with namespaces.inside("victim"):
+        client = socket.socket(FAMILIES[at], socket.SOCK_DGRAM)
+    with closing(client):
+        client.settimeout(0.3)
+        client.connect((str(lab.friend.ips[at]), OPEN))
+        client.send(b"?")
+        assert client.recv(100).startswith(b"friend")
+        lab.manager.disallow(lab.victim, lab.friend)
+        with pytest.raises(TimeoutError):
+            client.send(b"?")
+            client.recv(100)
+
+
+def test_it_ends_with_a_lease_and_is_not_the_next_ones(guarded):
+    lab, manager = guarded, guarded.manager
+    manager.allow(lab.victim, lab.friend)
+    ip = lab.friend.ip
+    lab.friend.release()
+    assert manager.allowed() == []
+    with manager.allocate("next", ip) as following:
+        lab.namespace("next")
+        following.attach(netns="next")
+        lab.serve("next", socket.SOCK_DGRAM, socket.AF_INET)
+        assert lab.asked(None, ip) == "next"
+        assert lab.asked("victim", ip, timeout=0.2) is None
+        assert manager.check() == []
+
+
+def test_pairs_that_make_no_sense(guarded):
+    lab, manager = guarded, guarded.manager
+    with pytest.raises(NotAllocatedError, match="10.88.9.9 is not leased"):
+        manager.allow(lab.victim, "10.88.9.9")
+    with pytest.raises(InvalidValueError, match="is one, and not two"):
+        manager.allow(lab.victim, lab.victim.ips[1])
+    with pytest.raises(InvalidValueError, match="is not of"):
+        manager.allow(lab.victim, "192.0.2.1")
+    (gone,) = manager.find("friend")
+    lab.friend.release()
+    for call in (manager.allow, manager.disallow):
+        with pytest.raises(StaleLeaseError):
+            call(gone, lab.victim)
+    assert manager.allowed() == [] and manager.check() == []
+
+
+def test_an_open_network_needs_no_allowance():
+    with (
+        NetworkManager("br9", network="10.9.0.1/24", backend="null") as manager,
+        NetworkManager("br8", network="10.8.0.1/24", backend="null") as other,
+    ):
+        one, two = manager.allocate_many(2)
+        with pytest.raises(InvalidValueError, match="network br9 is open"):
+            manager.allow(one, two)
+        with pytest.raises(InvalidValueError, match="of another manager"):
+            manager.allow(one, other.allocate())
+
+
+# ---- ports
+
+
+@pytest.mark.parametrize("bridge_nf", [0, 1])
+@pytest.mark.parametrize("mode", MODES)
+def test_published_ports_work_by_every_path(mode, bridge_nf):
+    """a outside, b host, c loopback, d itself, e a sibling; over both families."""
+    with GuardLab(mode, bridge_nf=bridge_nf) as lab:
+        lab.serve_everywhere()
+        for kind, protocol in zip(KINDS, ("udp", "tcp"), strict=True):
+            request = PortRequest(80, protocol, check := 20500 + (kind == socket.SOCK_STREAM))
+            lab.victim.publish([request])
+            for at in (0, 1):
+                for who, to in (
+                    ("outside", UPLINK[at]),
+                    (None, UPLINK[at]),
+                    (None, GATEWAYS[at]),
+                    ("victim", GATEWAYS[at]),
+                    ("friend", GATEWAYS[at]),
+                    ("evil", UPLINK[at]),
+                ):
+                    assert lab.asked(who, to, kind, check) == "victim", (who, to, kind)
+            assert lab.asked(None, "127.0.0.1", kind, check) == "victim"
+        assert lab.asked("evil", lab.victim.ip, timeout=0.2) is None
+
+
+# ---- two networks, and others
+
+
+def test_an_open_network_beside_it_is_not_reached_either(tmp_path):
+    """Whichever of them comes first."""
+    for first in (True, False):
+        path = tmp_path / f"host-{first}.db"
+        with GuardLab("bridge", store=path) as lab:
+            run("ip", "link", "add", "br1", "type", "bridge")
+            run("ip", "addr", "add", "10.77.0.1/24", "dev", "br1")
+            run("ip", "link", "set", "br1", "up")
+            lab.serve_everywhere()
+            name = f"beside-{first}"
+            with NetworkManager(
+                "br1", network="10.77.0.1/24", name=name, store=path, backend="nftables"
+            ) as beside:
+                if first:
+                    lab.manager.close()
+                    lab.manager = lab.enter_context(lab.open())
+                one = beside.allocate("one")
+                lab.namespace("one")
+                one.attach(netns="one")
+                lab.serve("one", socket.SOCK_DGRAM, socket.AF_INET)
+                assert lab.asked(None, one.ip) == "one"
+                assert lab.asked("evil", one.ip, timeout=0.2) is None
+                assert lab.asked("one", lab.victim.ip, timeout=0.2) is None
+                one.release()
+            for interface in lab.manager.interfaces():
+                interface.release()
+
+
+def test_a_port_that_is_not_ours_reaches_no_container_by_the_bridge():
+    with GuardLab("bridge") as lab:
+        lab.serve_everywhere()
+        lab.namespace("other")
+        run("ip", "link", "add", "vx", "type", "veth", "peer", "name", "eth0", "netns", "other")
+        run("ip", "link", "set", "vx", "master", "br0", "up")
+        assert len(port_indexes("br0")) == 4
+        for command in (
+            ("addr", "add", "10.88.50.50/16", "dev", "eth0"),
+            ("link", "set", "eth0", "up"),
+        ):
+            run("ip", "-n", "other", *command)
+        assert lab.asked("other", lab.victim.ip, timeout=0.3) is None
+        assert lab.asked("other", GATEWAYS[0], socket.SOCK_STREAM, SECRET, timeout=0.3) is None
+
+
+# ---- upkeep
+
+
+def test_what_another_program_takes_away_comes_back(guarded):
+    lab, manager = guarded, guarded.manager
+    manager.allow(lab.victim, lab.friend)
+    for command in (
+        "flush set inet netalloc-guard allow",
+        "flush ruleset",
+        "flush chain inet netalloc-guard forward",
+        "delete table bridge netalloc-guard",
+        "flush chain bridge netalloc-guard from_port",
+    ):
+        subprocess.run(["nft", *command.split()], check=True)
+        if not command.startswith("flush chain"):
+            assert manager.check(), command
+        assert manager.reconcile(), command
+        assert manager.check() == [] and not manager.reconcile()
+        assert lab.asked("victim", lab.friend.ip) == "friend"
+        assert lab.asked("evil", lab.victim.ip, timeout=0.2) is None
+
+
+def test_what_another_program_puts_in_goes():
+    with GuardLab("bridge") as lab:
+        lab.serve_everywhere()
+        pair = f"{lab.evil.ip} . {lab.victim.ip}"
+        for family in ("inet", "bridge"):
+            element = f'{{ {pair} comment "netalloc-br0" }}'
+            subprocess.run(
+                ["nft", "add", "element", family, "netalloc-guard", "allow", element], check=True
+            )
+        assert any("besides" in line for line in lab.manager.check())
+        assert lab.manager.reconcile() and lab.manager.check() == []
+
+
+def test_nothing_is_left(guarded):
+    lab = guarded
+    lab.manager.allow(lab.victim, lab.friend)
+    tables = run("nft", "list", "tables")
+    assert "table inet netalloc-guard" in tables and "table bridge netalloc-guard" in tables
+    for one in (lab.evil, lab.victim):
+        one.release()
+    lab.friend.detach()
+    rules = run("nft", "list", "ruleset")
+    for interface in (lab.evil, lab.victim, lab.friend):
+        assert str(interface.ip) not in rules
+    lab.manager.close()
+    assert "netalloc" not in run("nft", "list", "tables")
+
+
+def test_a_second_manager_and_a_killed_one(tmp_path):
+    """What is allowed by one holds for the other; what a kill left is mended."""
+    path = tmp_path / "host.db"
+    with GuardLab("bridge", store=path) as lab:
+        lab.serve_everywhere()
+        with NetworkManager.open("br0", path) as second:
+            second.allow(lab.victim.ip, lab.friend.ip)
+            assert lab.manager.allowed() == [(lab.victim.ip, lab.friend.ip)]
+            assert lab.asked("victim", lab.friend.ip) == "friend"
+            store = lab.manager._leases.committer.store
+            # As after a kill between kernel and commit.
+            store.run("cut off", lambda tx: tx.mark_dirty(lab.manager._leases.network.number))
+            subprocess.run(["nft", "flush", "set", "bridge", "netalloc-guard", "allow"], check=True)
+            store.run("cut off", _stay_dirty)
+            second.allocate("next").release()
+            assert lab.manager.check() == []
+            second.disallow(lab.victim.ip, lab.friend.ip)
+        assert lab.asked("victim", lab.friend.ip, timeout=0.2) is None
+        for interface in lab.manager.interfaces():
+            interface.release()
+
+
+def _stay_dirty(tx):
+    for number in (1,):
+        tx.mark_dirty(number)
+    tx.rollback()
+
+
+def test_a_refused_change_changes_nothing(guarded, monkeypatch):
+    lab, manager = guarded, guarded.manager
+    guard = manager._leases.guarding._guard
+    subprocess.run(["nft", "flush", "ruleset"], check=True)
+    with pytest.raises(Exception, match="netalloc-guard"):
+        manager.allow(lab.victim, lab.friend)
+    assert manager.allowed() == []
+    manager.reconcile()
+    real = type(guard).allow
+    monkeypatch.setattr(type(guard), "allow", lambda self, pairs: (real(self, pairs), 1 / 0))
+    with pytest.raises(ZeroDivisionError):
+        manager.allow(lab.victim, lab.friend)
+    monkeypatch.undo()
+    assert manager.allowed() == []
+    manager.allocate().release()  # the next change repairs
+    assert manager.check() == []
+    assert lab.asked("victim", lab.friend.ip, timeout=0.2) is None
+
+
+def test_an_element_costs_the_same_however_many_there_are(guarded):
+    lab, manager = guarded, guarded.manager
+    many = manager.allocate_many(300)
+
+    def best():
+        times = []
+        for _ in range(7):
+            start = time.perf_counter()
+            manager.allow(lab.victim, lab.friend)
+            times.append(time.perf_counter() - start)
+            manager.disallow(lab.victim, lab.friend)
+        return min(times)
+
+    few = best()
+    for one, other in zip(many[::2], many[1::2], strict=True):
+        manager.allow(one, other)
+    assert best() < 2 * few + 0.001
+    assert len(manager.allowed()) == 150
+    manager.release("nobody")
+    for one in many:
+        one.release()
+    assert manager.allowed() == [] and manager.check() == []
