@@ -456,6 +456,20 @@ def test_a_port_that_is_not_ours_reaches_no_container_by_the_bridge():
 # ---- upkeep
 
 
+def test_an_interface_that_went_away_with_its_namespace_comes_back_as_another(guarded):
+    lab = guarded
+    run("ip", "-n", "friend", "link", "del", "eth0")
+    lab.friend.attach(netns="friend", mac="02:00:00:00:00:07")
+    for at in (0, 1):
+        assert lab.asked("friend", OUTSIDE[at]) == "outside"
+    assert lab.manager.check() == [] and not lab.manager.reconcile()
+    run("ip", "-n", "friend", "link", "del", "eth0")
+    assert lab.manager.check() and lab.manager.reconcile()
+    assert lab.manager.check() == []
+    lab.friend.attach(netns="friend")
+    assert lab.asked("friend", OUTSIDE[0]) == "outside" and lab.manager.check() == []
+
+
 def test_what_another_program_takes_away_comes_back(guarded):
     lab, manager = guarded, guarded.manager
     manager.allow(lab.victim, lab.friend)

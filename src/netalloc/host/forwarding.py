@@ -59,8 +59,9 @@ def switch_off(record: set[Entry], user: str, family: Family) -> None:
     if mine not in record:
         return
     if sum(entry.what == what for entry in record) == 1:
-        sysctl.write("0", *family.forwarding)
-        logger.info("set %s back to 0, as it was", ".".join(family.forwarding))
+        if is_on(family):
+            sysctl.write("0", *family.forwarding)
+            logger.info("set %s back to 0, as it was", ".".join(family.forwarding))
         if family is V6:
             _listen_as_before(record)
     record.discard(mine)

@@ -22,9 +22,9 @@ _SO_NETNS_COOKIE = 71
 class Entry(NamedTuple):
     """Something that is on: what, where, for which user.
 
-    `what` is "ip_forward", "ip6_forward", "accept_ra", "route_localnet", "clsact", "loopback6" or
-    "gateway". `ifindex` and `interface` are 0 and "" where it is of the whole namespace; of a
-    gateway `interface` is the address.
+    `what` is "ip_forward", "ip6_forward", "accept_ra", "route_localnet", "clsact", "loopback6",
+    "gateway" or "unreachable". `ifindex` and `interface` are 0 and "" where it is of the whole
+    namespace; of the last two `interface` is the address, or the network.
     """
 
     what: str

@@ -45,11 +45,13 @@ _UP = 1
 _NODAD = 2
 _PERMANENT, _STATIC = 0x80, 0x40  # NUD_PERMANENT; NUD_NOARP: of a bridge, static
 _NTF_MASTER = 4
-_TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST = 254, 4, 1
+_TABLE_MAIN, _PROTOCOL_STATIC, _UNICAST, _UNREACHABLE = 254, 4, 1, 7
+_PROTOCOL_OURS = 110  # of the numbers that are anyone's, as in netalloc.host.loopback_route
+_LAST = 0xFFFFFFFF  # a metric: any other route for the same network goes first
 _LOCAL, _TYPE_AT = 2, 7  # of struct rtmsg
 _SCOPE_UNIVERSE, _SCOPE_LINK, _SCOPE_NOWHERE = 0, 253, 255
 _ONLINK = 4
-_DESTINATION, _OIF, _GATEWAY, _PREFERRED = 1, 4, 5, 7  # RTA_...
+_DESTINATION, _OIF, _GATEWAY, _METRIC, _PREFERRED = 1, 4, 5, 6, 7  # RTA_...
 
 NO_STATS = attribute(EXT_MASK, _U32.pack(_SKIP_STATS))
 ONE_QUEUE = attribute(TX_QUEUES, _U32.pack(1)) + attribute(RX_QUEUES, _U32.pack(1))
@@ -134,10 +136,46 @@ def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Requ
     return NEW_ROUTE, CREATE | EXCLUSIVE, body
 
 
+def replacing(request: Request) -> Request:
+    """The same, where there is one already."""
+    return request[0], CREATE | REPLACE, request[2]
+
+
+def all_routes(af: int) -> bytes:
+    """The body of a question for all routes of a family."""
+    return _ROUTE.pack(af, 0, 0, 0, 0, 0, 0, 0, 0)
+
+
+def route_without_source(body: bytes) -> tuple[bytes, int] | None:
+    """Address and interface of a route that `host_route` made, and whose source is gone."""
+    af, bits, _, _, table, protocol, _, _, _ = _ROUTE.unpack_from(body)
+    if (table, protocol) != (_TABLE_MAIN, _PROTOCOL_STATIC) or bits != (32 if af == 2 else 128):
+        return None
+    parts = attributes(body, _ROUTE.size)
+    if _PREFERRED in parts or not {_DESTINATION, _OIF} <= parts.keys():
+        return None
+    return parts[_DESTINATION], int(_U32.unpack(parts[_OIF])[0])
+
+
 def delete_host_route(index: int, af: int, packed: bytes) -> Request:
     """Take away a route to one address."""
     head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, 0, _SCOPE_NOWHERE, 0, 0)
     return DELETE_ROUTE, 0, head + attribute(_DESTINATION, packed) + number(_OIF, index)
+
+
+def unreachable(af: int, packed: bytes, prefix: int) -> Request:
+    """The last choice for a network: nobody is there."""
+    return NEW_ROUTE, CREATE | EXCLUSIVE, _end(af, packed, prefix)
+
+
+def delete_unreachable(af: int, packed: bytes, prefix: int) -> Request:
+    """Take it away, if it is ours."""
+    return DELETE_ROUTE, 0, _end(af, packed, prefix)
+
+
+def _end(af: int, packed: bytes, prefix: int) -> bytes:
+    head = _ROUTE.pack(af, prefix, 0, 0, _TABLE_MAIN, _PROTOCOL_OURS, 0, _UNREACHABLE, 0)
+    return head + attribute(_DESTINATION, packed) + number(_METRIC, _LAST)
 
 
 def default_route(index: int, af: int, gateway: bytes) -> Request:

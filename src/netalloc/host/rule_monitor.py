@@ -11,7 +11,9 @@ import select
 import socket
 from collections.abc import Collection
 from contextlib import ExitStack
+from ipaddress import IPv4Address, IPv6Address
 from threading import Lock
+from typing import NamedTuple
 
 from netalloc.host.bridge_ports import NEW_LINK, parse
 from netalloc.host.netlink import (
@@ -26,6 +28,8 @@ from netalloc.locks import locked
 
 _GROUP = 1 << 6  # NFNLGRP_NFTABLES is the seventh
 _LINKS = 1 << 0  # RTNLGRP_LINK is the first
+_ADDRESSES = 1 << 4 | 1 << 8  # RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV6_IFADDR
+_DELETE_ADDRESS, _LOCAL, _ADDRESS = 21, 2, 1  # IFA_LOCAL is of IPv4 alone
 _SUBSYSTEM = 10
 _FAMILIES = (1, 2)  # inet, which is ours, and ip, where iptables-nft writes
 _TABLE = 1  # every nftables message but that of a generation names its table so
@@ -36,14 +40,27 @@ _ELEMENTS = (12, 14)  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
 ELEMENTS, RULES, ANYTHING = 1, 2, 3
 
 
+class Watched(NamedTuple):
+    """What counts as a change beside the rules.
+
+    A port that joins the bridge of number `ports_of` and is not in hairpin mode, and the end of
+    one of these `addresses` on an interface.
+    """
+
+    ports_of: int | None = None
+    addresses: tuple[IPv4Address | IPv6Address, ...] = ()
+
+
+NOTHING = Watched()
+
+
 class RuleMonitor:
     """Wakes up when another program changes one of the named tables of some families.
 
     `own` are port ids whose changes do not count: those of our own sockets. It listens
     from its making on, in the network namespace of that moment, so that no change between
-    two waits is missed. `ports_of` is the number of a bridge: a port that joins it and is not
-    in hairpin mode counts as a change, too. Changes of elements of the `maps` are told from
-    others. Raises CommandError without the privilege.
+    two waits is missed. What is `watched` besides counts as a change, too. Changes of elements
+    of the `maps` are told from others. Raises CommandError without the privilege.
     """
 
     def __init__(
@@ -51,22 +68,24 @@ class RuleMonitor:
         tables: Collection[str],
         own: Collection[int] = (),
         *,
-        ports_of: int | None = None,
+        watched: Watched = NOTHING,
         maps: Collection[str] = (),
         families: Collection[int] = _FAMILIES,
     ) -> None:
         self._tables = frozenset(name.encode() + b"\0" for name in tables)
         self._maps = frozenset(name.encode() + b"\0" for name in maps)
         self._families = frozenset(families)
-        self._bridge = ports_of
+        self._bridge = watched.ports_of
+        self._addresses = frozenset([one.packed for one in watched.addresses])
+        groups = _LINKS * (watched.ports_of is not None) | _ADDRESSES * bool(watched.addresses)
         with explaining("a socket to watch rules"), ExitStack() as stack:
             self._netlink = NetlinkSocket(NETLINK_NETFILTER, _GROUP)
             stack.callback(self._netlink.close)
             if own:
                 self._netlink.attach_filter(_all_but(own))
             self._links: NetlinkSocket | None = None
-            if ports_of is not None:
-                self._links = NetlinkSocket(NETLINK_ROUTE, _LINKS)
+            if groups:
+                self._links = NetlinkSocket(NETLINK_ROUTE, groups)
                 stack.callback(self._links.close)
             try:
                 self._stopped, self._stop = os.pipe2(os.O_CLOEXEC)
@@ -81,8 +100,8 @@ class RuleMonitor:
         """Block until one of the tables has changed; 0 once `stop` was called.
 
         ELEMENTS where only elements of the maps have, otherwise RULES; ANYTHING where a port
-        has joined, or the kernel has lost events because there were too many. A burst of changes
-        is one.
+        has joined, an address has gone, or the kernel has lost events because there were too
+        many. A burst of changes is one.
         """
         poll = select.poll()
         poll.register(self._netlink, select.POLLIN)
@@ -120,15 +139,19 @@ class RuleMonitor:
             if error.errno == errno.ENOBUFS:
                 return ANYTHING
             raise error.explained("watching rules") from error
-        if any(
-            kind == NEW_LINK
-            and (port := parse(body)) is not None
-            and port.bridge == self._bridge
-            and not port.hairpin
-            for kind, body in joined
-        ):
+        if any(self._is_of_us(kind, body) for kind, body in joined):
             return ANYTHING
         return max((self._kind(kind, body) for kind, body in events), default=0)
+
+    def _is_of_us(self, kind: int, body: bytes) -> bool:
+        """Whether a port has joined, or an address has gone."""
+        if kind == _DELETE_ADDRESS:
+            parts = attributes(body, 8)
+            return (parts.get(_LOCAL) or parts.get(_ADDRESS)) in self._addresses
+        if kind != NEW_LINK or self._bridge is None:
+            return False
+        port = parse(body)
+        return port is not None and port.bridge == self._bridge and not port.hairpin
 
     def _kind(self, kind: int, body: bytes) -> int:
         """What an event changes: 0 where it is none of our tables."""

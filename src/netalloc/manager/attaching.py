@@ -142,6 +142,10 @@ class AttachService:
 
         self._leases.run("detach", change)
 
+    def part_from(self, made: Change, ending: Sequence[Lease]) -> None:
+        """The same of what these leases have, whose records go with them."""
+        self.part(made, records.of_leases(made.tx, ending))
+
     def part(self, made: Change, ending: Sequence[Attachment]) -> None:
         """Cut interfaces off as part of a change that ends their leases, or detaches them."""
         if not ending:
@@ -264,8 +268,11 @@ class AttachService:
         for (lease, _), record in zip(pairs, wanted, strict=True):
             current = self._leases.current(made.tx, lease)
             place = str(self._ip(lease.ordinal))
+            held = records.of_leases(made.tx, [current])
             if records.enter(made.tx, current, record, self._is_there, place):
                 fresh.append(record)
+                if held:  # with another MAC address, perhaps
+                    made.after.append(partial(self._leases.guarding.leave, held))
 
     def _make(self, endpoints: Sequence[Endpoint]) -> None:
         taps = [one for one in endpoints if one.netns < 0]
@@ -304,12 +311,12 @@ class AttachService:
     def _take_back(self, fresh: Sequence[Attachment]) -> None:
         """Forget the records of what was not made."""
         if fresh:
-            self._leases.guarding.leave(fresh)
             failure = attempt(
                 lambda: self._leases.run("attach", lambda made: records.drop(made.tx, fresh))
             )
             if failure is not None:
                 log.error("records of what was not attached stay until reconcile: %s", failure)
+            self._leases.guarding.leave(fresh)
 
     # ---- the host
 

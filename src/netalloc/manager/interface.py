@@ -6,7 +6,7 @@ from netalloc._alloc import InterfaceState
 from netalloc.errors import InvalidValueError, NotAllocatedError
 from netalloc.manager.leases import LeaseService
 from netalloc.store.records import Lease
-from netalloc.values import as_each, as_flag, as_items, as_port, as_protocol, shown
+from netalloc.values import as_each, as_flag, as_port, as_protocol
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -298,11 +298,3 @@ def as_requests(ports: object) -> tuple[PortRequest, ...]:
     from netalloc.model import PortRequest
 
     return tuple(as_each(ports, "ports", PortRequest.of))
-
-
-def as_pair(pair: object) -> tuple[NetworkInterface, object]:
-    """An interface, and the namespace that it is to be put into."""
-    items = as_items(pair, "pair")
-    if len(items) != 2 or not isinstance(items[0], NetworkInterface):
-        raise InvalidValueError(f"pair {shown(pair)} is not an interface and a network namespace")
-    return items[0], items[1]

@@ -13,7 +13,6 @@ from netalloc.errors import (
     StaleLeaseError,
 )
 from netalloc.ipam.addresses import Addresses
-from netalloc.ipam.attachments import of_leases
 from netalloc.ipam.change import Change
 from netalloc.ipam.lookup import check_labels, labels_of, leases_of
 from netalloc.ipam.networks import CONFIGURED, find
@@ -21,7 +20,6 @@ from netalloc.logs import Log
 from netalloc.manager.commit import Committer
 from netalloc.manager.host_ports import PortHolds
 from netalloc.manager.mappings import ExclusiveMappings
-from netalloc.manager.piecemeal import release_each, release_in_steps
 from netalloc.store.records import Allowance, Attachment, Lease, Network, Publication
 
 if sys.version_info < (3, 11):
@@ -86,10 +84,7 @@ class LeaseService:
 
     @cached_property
     def attaching(self) -> AttachService:
-        """The leases' interfaces on the machine; loaded when they are first asked for.
-
-        Raises InvalidValueError where the backend touches no kernel.
-        """
+        """The leases' interfaces on the machine. InvalidValueError: a backend without a kernel."""
         if not self.mappings.is_real:
             where = f"network {self.network.name} has backend null, which touches no kernel"
             raise InvalidValueError(f"{where}: nothing can be attached to it")
@@ -246,6 +241,8 @@ class LeaseService:
         try:
             current = self.committer.run("release", partial(self._release, lease))
         except FAILURES as error:
+            from netalloc.manager.piecemeal import release_in_steps
+
             release_in_steps(self, lease, error)
             return
         if not current:
@@ -283,6 +280,8 @@ class LeaseService:
             if not leases:
                 raise
             log.warning("released one by one, for together it failed: %s", error)
+            from netalloc.manager.piecemeal import release_each
+
             release_each(self, leases)
             return len(leases)
 
@@ -297,8 +296,8 @@ class LeaseService:
         if tx.table(Publication):
             of = self.publications.of_current
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
-        if tx.table(Attachment) and (attached := of_leases(tx, leases)) and self.mappings.is_real:
-            self.attaching.part(made, attached)  # before another may have the address
+        if tx.table(Attachment) and self.mappings.is_real:
+            self.attaching.part_from(made, leases)  # before another may have the address
         if tx.table(Allowance):
             self.guarding.part(made, leases)
         self.addresses.end(tx, leases)

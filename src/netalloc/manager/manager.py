@@ -15,15 +15,13 @@ from netalloc.locks import holding
 from netalloc.manager.assembly import assemble
 from netalloc.manager.configured import ConfiguredNetwork
 from netalloc.manager.guarded import GuardedNetwork
-from netalloc.manager.interface import NetworkInterface, as_address, as_pair, as_requests
+from netalloc.manager.interface import NetworkInterface, as_address, as_requests
+from netalloc.manager.many import ManyInterfaces
 from netalloc.manager.undo import Teardown
-from netalloc.store.records import Lease
 from netalloc.values import (
     MAX_TEXT,
     as_each,
     as_flag,
-    as_int,
-    as_items,
     as_label,
     as_labels,
     as_optional_text,
@@ -47,10 +45,7 @@ if TYPE_CHECKING:
     from netalloc.store.protocol import Store
 
 
-MANY = 1 << 24  # interfaces in one call: all addresses of a /8
-
-
-class NetworkManager(GuardedNetwork, Closing, ConfiguredNetwork):
+class NetworkManager(Closing, ManyInterfaces, GuardedNetwork, ConfiguredNetwork):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
@@ -207,52 +202,6 @@ class NetworkManager(GuardedNetwork, Closing, ConfiguredNetwork):
         )
         return NetworkInterface(leases, lease)
 
-    def allocate_many(
-        self,
-        n: int,
-        ports: Iterable[int | PortRequest] = (),
-        owner: str | None = None,
-        *,
-        labels: dict[str, str] | None = None,
-        check_host: bool = True,
-    ) -> list[NetworkInterface]:
-        """n interfaces, each with `ports` published, in one transaction: all or none."""
-        leases = self._leases.allocate_many(
-            as_int(n, "number of interfaces", 0, MANY),
-            as_optional_text(owner, "owner"),
-            as_labels(labels),
-            as_requests(ports),
-            as_flag(check_host, "check_host"),
-        )
-        return self._interfaces(leases)
-
-    def attach_many(
-        self,
-        pairs: Iterable[tuple[NetworkInterface, str | int | os.PathLike[str]]],
-        *,
-        ifname: str = "eth0",
-        mtu: int | None = None,
-    ) -> None:
-        """Put many interfaces into their network namespaces, all or none; see their `attach`.
-
-        A third of the time of one by one. Raises InvalidValueError for an interface of
-        another manager, and what `attach` raises.
-        """
-        from netalloc.manager.attaching import Target, as_target, close_targets
-
-        targets: list[tuple[Lease, Target]] = []
-        try:
-            for pair in as_items(pairs, "pairs"):
-                interface, netns = as_pair(pair)
-                if interface._leases is not self._leases:
-                    raise InvalidValueError(f"{interface!r} is of another manager")
-                target = as_target(netns, None, ifname, None, mtu, None, None)
-                targets.append((interface._in_force(), target))
-            if targets:
-                self._leases.attaching.attach(targets)
-        finally:
-            close_targets(target for _, target in targets)
-
     def reserve(self, ip: IP | str, owner: str | None = None) -> None:
         """Keep an address for `owner`, or from everyone, until unreserve.
 
@@ -377,9 +326,6 @@ class NetworkManager(GuardedNetwork, Closing, ConfiguredNetwork):
         if self._leases.committer.inherited:
             self._opened.forget()  # a forked child has nothing to give back
         self._opened.close()
-
-    def _interfaces(self, leases: list[Lease]) -> list[NetworkInterface]:
-        return [NetworkInterface(self._leases, lease) for lease in leases]
 
     def __reduce__(self) -> NoReturn:
         raise InvalidValueError(

@@ -24,6 +24,7 @@ from netalloc.host.loopback_guard import (
 from netalloc.host.loopback_route import add_route, has_route, leads_to, remove_route
 from netalloc.host.netlink import NetlinkSocket, explaining
 from netalloc.host.opened import Entry, opened
+from netalloc.host.rule_monitor import NOTHING, Watched
 
 logger = logging.getLogger(__name__)
 
@@ -115,11 +116,11 @@ class BridgeSettings:
             found += tuple(f"hairpin mode of {port} was off" for port in set_hairpin(self.bridge))
         return found
 
-    def watched(self) -> int | None:
-        """The number of the bridge, where ports that join it have to be seen to."""
+    def watched(self) -> Watched:
+        """The bridge, where ports that join it have to be seen to."""
         if self.bridge is not None and self._is_bridged(self.bridge):
-            return index_of(self.bridge)
-        return None
+            return Watched(index_of(self.bridge))
+        return NOTHING
 
     def _is_bridged(self, bridge: str) -> bool:
         return any(needs_hairpin(bridge, family) for family in self._families)

@@ -1,19 +1,22 @@
 """The kernel settings that routed containers need, and taking them back."""
 
 from netalloc.family import NO_NETWORK, V4, NetworkPair
-from netalloc.host import forwarding, gateway_addresses
-from netalloc.host.opened import Entry, opened
+from netalloc.host import closed_networks, forwarding, gateway_addresses
+from netalloc.host.opened import opened
+from netalloc.host.rule_monitor import Watched
 from netalloc.portmap.link import Link
 
 
 class RoutedSettings:
-    """ip_forward, and the gateways' addresses on `lo`.
+    """ip_forward, the gateways' addresses on `lo`, and an end of the networks.
 
     `user` names the one who needs them among all of netalloc in the network namespace, as with
     netalloc.portmap.bridge_settings. What is changed on the host, until the last user leaves:
 
     - It forwards, in the families of the networks (netalloc.host.forwarding).
     - `lo` has the gateways' addresses (netalloc.host.gateway_addresses), where no interface has.
+    - What is for an address of the networks that no container has is refused, and does not leave
+      the host (netalloc.host.closed_networks).
 
     What is of one container's interface (rp_filter, route_localnet, routes, neighbours) is set
     when that is made (netalloc.host.attaching). The host does not reach containers from ::1: that
@@ -24,6 +27,8 @@ class RoutedSettings:
         self.loopback6 = False  # whether the host reaches containers from ::1
         self._families = networks.families or (V4,)
         self._gateways = [one for one in link.gateways if one is not None]
+        self._networks = [one for one in networks if one is not None]
+        self._six = link.gateways[1], networks.v6
         self._user = user
         self._is_known = False
 
@@ -33,33 +38,38 @@ class RoutedSettings:
     def restore(self) -> tuple[str, ...]:
         """Switch on what is off, and say what was. 0.1 ms when nothing was.
 
-        Raises InterfaceError where `lo` is down, CommandError and NetallocError without the
-        privilege.
+        Raises CommandError and NetallocError without the privilege.
         """
         if (
             self._is_known
             and all(map(forwarding.is_on, self._families))
             and gateway_addresses.are_there(self._gateways)
         ):
-            return ()
-        with opened() as record:
-            found = self._restore(record)
-        self._is_known = True
-        return found
-
-    def _restore(self, record: set[Entry]) -> tuple[str, ...]:
-        found = gateway_addresses.add(record, self._user, self._gateways)
+            return closed_networks.close(self._networks)
+        found: tuple[str, ...] = ()
+        # Each is known as ours before the next one is touched, whoever is killed in between.
         for family in self._families:
-            found += forwarding.switch_on(record, self._user, family)
-        return found
+            with opened() as record:
+                found += forwarding.switch_on(record, self._user, family)
+        with opened() as record:
+            missing = gateway_addresses.note(record, self._user, self._gateways)
+            closed_networks.note(record, self._user, self._networks)
+        if missing:
+            found += gateway_addresses.put(missing)
+            gateway, network = self._six
+            if gateway in missing and network is not None:
+                gateway_addresses.mend_sources(gateway, network)
+        self._is_known = True
+        return found + closed_networks.close(self._networks)
 
-    def watched(self) -> int | None:
-        """No interface has to be seen to by us."""
-        return None
+    def watched(self) -> Watched:
+        """The gateways, for with one of IPv4 go all routes that name it as their source."""
+        return Watched(addresses=tuple(self._gateways))
 
     def withdraw(self) -> None:
         """Switch off what only we have needed and what was off before."""
         with opened() as record:
+            closed_networks.withdraw(record, self._user)
             gateway_addresses.withdraw(record, self._user)
             for family in self._families:
                 forwarding.switch_off(record, self._user, family)

@@ -211,7 +211,7 @@ class Iptables:
             tables = ("nat", "mangle", "raw", "filter")
             return RuleMonitor(
                 tables,
-                ports_of=self._settings.watched(),
+                watched=self._settings.watched(),
                 families=[chains.family.af for chains in self._chains],
             )
 

@@ -109,7 +109,7 @@ class Nftables:
             return RuleMonitor(
                 tables,
                 own=own,
-                ports_of=self._settings.watched(),
+                watched=self._settings.watched(),
                 maps=[*maps.MAP_TYPES, *CHANGING],
                 families=families,
             )

@@ -82,6 +82,7 @@ RULES: Final = {
     "postrouting": [
         "ip saddr 127.0.0.0/8 oif @bridges ct status dnat masquerade",
         f"ip saddr 127.0.0.0/8 ct status dnat {_TO_GATEWAY[V4]}",
+        f"ip saddr 127.0.0.0/8 oifgroup @{ROUTED} ct status dnat masquerade",  # it has no gateway
         "meta nfproto . ip saddr @subnets jump leaving",
         "ip6 saddr ::1 oif @bridges ct status dnat masquerade",
         "meta nfproto . ip6 saddr @subnets6 jump leaving6",
