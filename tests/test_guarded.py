@@ -1,5 +1,6 @@
 """A hostile container in each mode: what every attack gets it, guarded and open."""
 
+import queue
 import socket
 import subprocess
 import time
@@ -487,6 +488,32 @@ def test_what_another_program_takes_away_comes_back(guarded):
         assert manager.check() == [] and not manager.reconcile()
         assert lab.asked("victim", lab.friend.ip) == "friend"
         assert lab.asked("evil", lab.victim.ip, timeout=0.2) is None
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["memory", "file"])
+def test_a_watch_puts_it_back(tmp_path, persistent):
+    store = tmp_path / "host.db" if persistent else None
+    with GuardLab("bridge", store=store) as lab:
+        lab.manager.allow(lab.victim, lab.friend)
+        done = queue.Queue()
+        with lab.manager.watch(done.put):
+            for command in (
+                "flush set bridge netalloc-guard sources",
+                "flush set inet netalloc-guard allow6",
+                "flush chain bridge netalloc-guard between",
+                "delete table inet netalloc-guard",
+            ):
+                while not done.empty():
+                    done.get()
+                subprocess.run(["nft", *command.split()], check=True)
+                assert done.get(timeout=10), command
+                assert lab.manager.check() == [], command
+            if persistent:  # what another process does is no reason to repair
+                with NetworkManager.open("br0", store) as other:
+                    other.disallow(lab.victim.ip, lab.friend.ip)
+                    other.allow(lab.victim.ip, lab.evil.ip)
+        for interface in lab.manager.interfaces():
+            interface.release()
 
 
 def test_what_another_program_puts_in_goes():
