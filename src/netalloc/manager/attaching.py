@@ -344,8 +344,11 @@ class AttachService:
         for lease, record, endpoint in triples:
             current = self._leases.current(made.tx, lease)
             place = str(self._ip(lease.ordinal))
+            held = records.of_leases(made.tx, [current])
             if records.enter(made.tx, current, record, self._is_there, place):
                 fresh.append((record, endpoint))
+                if held:  # with another MAC address, perhaps
+                    made.after.append(partial(self._leases.guarding.leave, held))
 
     def _clear(self, fresh: Sequence[tuple[Attachment, Endpoint]]) -> None:
         """Take away what a killed detach() has left: it may be in another namespace."""
@@ -402,13 +405,13 @@ class AttachService:
         if not fresh:
             return
         self._remove([endpoint for _, endpoint in fresh], self._bridge_or_none())
-        self._leases.guarding.leave([record for record, _ in fresh])
         entered = [one for record, _ in fresh for one in (record, record._replace(made=1))]
         failure = attempt(
             lambda: self._leases.run("attach", lambda made: records.drop(made.tx, entered))
         )
         if failure is not None:
             log.error("records of what was not attached stay until reconcile: %s", failure)
+        self._leases.guarding.leave([record for record, _ in fresh])
 
     # ---- the host
 

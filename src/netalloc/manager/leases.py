@@ -84,10 +84,7 @@ class LeaseService:
 
     @cached_property
     def attaching(self) -> AttachService:
-        """The leases' interfaces on the machine; loaded when they are first asked for.
-
-        Raises InvalidValueError where the backend touches no kernel.
-        """
+        """The leases' interfaces on the machine. InvalidValueError: a backend without a kernel."""
         if not self.mappings.is_real:
             where = f"network {self.network.name} has backend null, which touches no kernel"
             raise InvalidValueError(f"{where}: nothing can be attached to it")
