@@ -50,7 +50,9 @@ class Host(AttachLab):
         if self.mode == BRIDGED:
             made = NetworkManager("br0", name="web", backend="nftables", **options)
         else:
-            made = NetworkManager(None, name="web", mode="routed", backend="nftables", **options)
+            made = NetworkManager(
+                None, name="web", mode="routed", isolation="open", backend="nftables", **options
+            )
         return self.enter_context(made)
 
     def names(self, *names):
@@ -461,9 +463,9 @@ def test_a_release_that_is_late_leaves_the_next_holder_its_neighbour_entry(on_fi
 def _permanent(interface):
     out = subprocess.run(["ip", "neigh"], capture_output=True, text=True, check=True).stdout
     known = {str(ip) for ip in interface.ips}
-    return sorted(
-        line for line in out.splitlines() if line.split()[0] in known and "PERMANENT" in line
-    )
+    device = "br0", f"na{interface.generation:x}"
+    lines = [line.split() for line in out.splitlines() if "PERMANENT" in line]
+    return sorted(" ".join(line) for line in lines if line[0] in known and line[2] in device)
 
 
 def test_a_change_that_fails_gives_the_interface_its_way_back(on_file, monkeypatch):

@@ -1,5 +1,6 @@
 """A hostile container in each mode: what every attack gets it, guarded and open."""
 
+import queue
 import socket
 import subprocess
 import time
@@ -456,6 +457,20 @@ def test_a_port_that_is_not_ours_reaches_no_container_by_the_bridge():
 # ---- upkeep
 
 
+def test_an_interface_that_went_away_with_its_namespace_comes_back_as_another(guarded):
+    lab = guarded
+    run("ip", "-n", "friend", "link", "del", "eth0")
+    lab.friend.attach(netns="friend", mac="02:00:00:00:00:07")
+    for at in (0, 1):
+        assert lab.asked("friend", OUTSIDE[at]) == "outside"
+    assert lab.manager.check() == [] and not lab.manager.reconcile()
+    run("ip", "-n", "friend", "link", "del", "eth0")
+    assert lab.manager.check() and lab.manager.reconcile()
+    assert lab.manager.check() == []
+    lab.friend.attach(netns="friend")
+    assert lab.asked("friend", OUTSIDE[0]) == "outside" and lab.manager.check() == []
+
+
 def test_what_another_program_takes_away_comes_back(guarded):
     lab, manager = guarded, guarded.manager
     manager.allow(lab.victim, lab.friend)
@@ -473,6 +488,32 @@ def test_what_another_program_takes_away_comes_back(guarded):
         assert manager.check() == [] and not manager.reconcile()
         assert lab.asked("victim", lab.friend.ip) == "friend"
         assert lab.asked("evil", lab.victim.ip, timeout=0.2) is None
+
+
+@pytest.mark.parametrize("persistent", [False, True], ids=["memory", "file"])
+def test_a_watch_puts_it_back(tmp_path, persistent):
+    store = tmp_path / "host.db" if persistent else None
+    with GuardLab("bridge", store=store) as lab:
+        lab.manager.allow(lab.victim, lab.friend)
+        done = queue.Queue()
+        with lab.manager.watch(done.put):
+            for command in (
+                "flush set bridge netalloc-guard sources",
+                "flush set inet netalloc-guard allow6",
+                "flush chain bridge netalloc-guard between",
+                "delete table inet netalloc-guard",
+            ):
+                while not done.empty():
+                    done.get()
+                subprocess.run(["nft", *command.split()], check=True)
+                assert done.get(timeout=10), command
+                assert lab.manager.check() == [], command
+            if persistent:  # what another process does is no reason to repair
+                with NetworkManager.open("br0", store) as other:
+                    other.disallow(lab.victim.ip, lab.friend.ip)
+                    other.allow(lab.victim.ip, lab.evil.ip)
+        for interface in lab.manager.interfaces():
+            interface.release()
 
 
 def test_what_another_program_puts_in_goes():

@@ -21,28 +21,28 @@ import os
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 
-from netalloc.errors import InUseError, InvalidValueError, NetallocError
+from netalloc.errors import InUseError, NetallocError
 from netalloc.host import attached
 from netalloc.host.attach_turns import AttachTurns
 from netalloc.host.attaching import attach_bridged, attach_routed, check_room
 from netalloc.host.bridge_count import port_indexes
 from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.endpoints import Endpoint
-from netalloc.host.links import check_name, index_of
+from netalloc.host.links import index_of
 from netalloc.host.macs import mac_of
 from netalloc.host.severing import rejoin, sever
 from netalloc.host.taps import attach_taps
-from netalloc.host.target_netns import identity, open_netns
+from netalloc.host.target_netns import identity
 from netalloc.ipam import attachments as records
 from netalloc.light import NamedTuple
 from netalloc.logs import Log
+from netalloc.manager.attach_targets import Target
 from netalloc.manager.undo import attempt
 from netalloc.store.records import Attachment, Lease
-from netalloc.values import as_int, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from netalloc.address_values import IP
     from netalloc.host.attached import Present
@@ -51,22 +51,9 @@ if TYPE_CHECKING:
     from netalloc.store.protocol import Transaction
 
 log = Log(__name__)
-_MAX_MTU = 65535
 _IS = "was not made wholly", "is not on the machine"  # of a record that says not made, or made
 _WAS = _IS[0], "was gone from the machine"
 _REJOINED = 100  # interfaces in one change of reconcile(): some 5 ms
-
-
-class Target(NamedTuple):
-    """Where a lease is to be put: a namespace's descriptor, or a tap for a user and a group."""
-
-    netns: int
-    tap: str | None
-    ifname: str
-    mac: bytes | None
-    mtu: int | None
-    uid: int | None
-    gid: int | None
 
 
 class _Look(NamedTuple):
@@ -75,43 +62,6 @@ class _Look(NamedTuple):
     strangers: list[Present]
     missing: list[Attachment]
     known: list[Attachment]
-
-
-def as_target(
-    netns: object,
-    tap: object,
-    ifname: object,
-    mac: object,
-    mtu: object,
-    uid: object,
-    gid: object,
-) -> Target:
-    """A target of plain values, whose descriptor the caller closes. Raises InvalidValueError."""
-    if (netns is None) == (tap is None):
-        raise InvalidValueError(
-            f"netns {shown(netns)} and tap {shown(tap)}: attach takes one of the two"
-        )
-    plain = (
-        "" if tap is None else check_name(tap, "tap"),
-        check_name(ifname),
-        None if mac is None else _as_mac(mac),
-        None if mtu is None else as_int(mtu, "mtu", 68, _MAX_MTU),
-        None if uid is None else as_int(uid, "uid", 0, 0xFFFFFFFE),
-        None if gid is None else as_int(gid, "gid", 0, 0xFFFFFFFE),
-    )
-    if tap is not None:
-        return Target(-1, *plain)
-    if uid is not None or gid is not None:
-        raise InvalidValueError("uid and gid say who may open a tap, and this is a namespace")
-    fd = open_netns(netns)  # type: ignore[arg-type]
-    return Target(fd, None, *plain[1:])
-
-
-def close_targets(targets: Iterable[Target]) -> None:
-    """Give back the descriptors."""
-    for target in targets:
-        if target.netns >= 0:
-            os.close(target.netns)
 
 
 class AttachService:
@@ -331,8 +281,6 @@ class AttachService:
     def _shown(self, record: Attachment) -> str:
         return f"{self._ip(record.ordinal)}, attached as {records.describe(record)},"
 
-    # ---- the steps of attaching
-
     def _enter(
         self,
         triples: Sequence[tuple[Lease, Attachment, Endpoint]],
@@ -344,8 +292,11 @@ class AttachService:
         for lease, record, endpoint in triples:
             current = self._leases.current(made.tx, lease)
             place = str(self._ip(lease.ordinal))
+            held = records.of_leases(made.tx, [current])
             if records.enter(made.tx, current, record, self._is_there, place):
                 fresh.append((record, endpoint))
+                if held:  # with another MAC address, perhaps
+                    made.after.append(partial(self._leases.guarding.leave, held))
 
     def _clear(self, fresh: Sequence[tuple[Attachment, Endpoint]]) -> None:
         """Take away what a killed detach() has left: it may be in another namespace."""
@@ -402,15 +353,13 @@ class AttachService:
         if not fresh:
             return
         self._remove([endpoint for _, endpoint in fresh], self._bridge_or_none())
-        self._leases.guarding.leave([record for record, _ in fresh])
         entered = [one for record, _ in fresh for one in (record, record._replace(made=1))]
         failure = attempt(
             lambda: self._leases.run("attach", lambda made: records.drop(made.tx, entered))
         )
         if failure is not None:
             log.error("records of what was not attached stay until reconcile: %s", failure)
-
-    # ---- the host
+        self._leases.guarding.leave([record for record, _ in fresh])
 
     def _bridge_or_none(self) -> int | None:
         if self._network.bridge is None:
@@ -448,14 +397,3 @@ def remove_all(network: str) -> None:
 def _prefix(network: str) -> str:
     """What the aliases of a network's interfaces begin with."""
     return f"netalloc {network} "
-
-
-def _as_mac(mac: object) -> bytes:
-    """A MAC address of one interface, as text with colons or as bytes."""
-    try:
-        found = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
-    except ValueError:
-        found = None
-    if not isinstance(found, bytes) or len(found) != 6 or found[0] & 1 or not any(found):
-        raise InvalidValueError(f"mac {shown(mac)} is not the MAC address of one interface")
-    return found

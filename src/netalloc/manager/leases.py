@@ -84,10 +84,7 @@ class LeaseService:
 
     @cached_property
     def attaching(self) -> AttachService:
-        """The leases' interfaces on the machine; loaded when they are first asked for.
-
-        Raises InvalidValueError where the backend touches no kernel.
-        """
+        """The leases' interfaces on the machine. InvalidValueError: a backend without a kernel."""
         if not self.mappings.is_real:
             where = f"network {self.network.name} has backend null, which touches no kernel"
             raise InvalidValueError(f"{where}: nothing can be attached to it")
@@ -105,8 +102,7 @@ class LeaseService:
     @property
     def place(self) -> object:
         """Where the leases are kept: the same for two stores over one file."""
-        store = self.committer.store
-        return getattr(store, "path", store)
+        return getattr(self.committer.store, "path", self.committer.store)
 
     def run(self, operation: str, change: Callable[[Change], T], durable: bool = False) -> T:
         """Make a change. Raises ClosedError when the manager is closed."""
@@ -119,7 +115,7 @@ class LeaseService:
         return self.committer.run(operation, checked, durable=durable)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
-        """Read, without waiting for any change. Raises ClosedError when the manager is closed."""
+        """Read, without waiting for any change. Raises as run() does."""
         return self.committer.read(view)
 
     def survey(self, view: Callable[[Transaction], T]) -> T:
@@ -240,7 +236,6 @@ class LeaseService:
 
     def release(self, lease: Lease, strict: bool = False) -> None:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
-
         try:
             current = self.committer.run("release", partial(self._release, lease))
         except FAILURES as error:

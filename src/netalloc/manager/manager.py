@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from netalloc.store.protocol import Store
 
 
-class NetworkManager(GuardedNetwork, Closing, ManyInterfaces, ConfiguredNetwork):
+class NetworkManager(Closing, ManyInterfaces, GuardedNetwork, ConfiguredNetwork):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
