@@ -47,9 +47,9 @@ def lab():
 
 
 def routed(lab, name="pod", network=NETWORK, **options):
-    options = {"mode": "routed", "isolation": "open", "backend": "nftables", **options}
-    bridge = options.pop("bridge", None)
-    manager = NetworkManager(bridge, network=network, name=name, store=STORE, **options)
+    stated = {"mode": "routed", "isolation": "open", "backend": "nftables", "store": STORE}
+    stated |= options
+    manager = NetworkManager(stated.pop("bridge", None), network=network, name=name, **stated)
     return lab.keep(manager)
 
 
@@ -116,6 +116,17 @@ def test_all_that_a_manager_s_containers_do(lab, backend, drops):
         networks.remove("pod")
     assert state(lab)[:-1] == before
     assert lab.rules() == rules and HOST_TABLE not in lab.run("nft", "list", "ruleset")
+
+
+def test_a_manager_in_memory_takes_all_of_it_along(lab):
+    before = state(lab)
+    with routed(lab, store=None) as manager:
+        manager.allocate("web", ports=WEB).attach(netns="c0")
+        serve(lab, lab.containers[0])
+        assert lab.ask(lab.outside, "udp", (lab.address6, 8080))[0] == "c0"
+        assert lab.ask(lab.host, "tcp", ("127.0.0.1", 8080)) == ("c0", lab.gateway)
+        assert manager.check() == [] and not manager.reconcile()
+    assert state(lab) == before
 
 
 @pytest.mark.parametrize("backend", ["nftables", "iptables-legacy", "iptables-nft"])
