@@ -13,7 +13,7 @@ export VENV PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-freethreaded check bench bench-growth bench-peers bench-durable \
+.PHONY: help demo demo-density test test-all test-freethreaded check bench bench-growth bench-peers bench-durable \
 	bench-plot bench-readme density sanitize soak sdist clean
 
 help: ## show this list
@@ -22,6 +22,10 @@ help: ## show this list
 demo: ## containers on a private bridge, answering through published ports
 	@scripts/setup.sh --kernel
 	@$(PY) demo/demo.py
+
+demo-density: ## 10,000 live containers, routed, each with a port over IPv4 and IPv6
+	@scripts/setup.sh --kernel
+	@$(PY) demo/density.py $(ARGS)
 
 test: ## the tests; as root also those on the real kernel, in private namespaces
 	@scripts/setup.sh --kernel test

@@ -11,7 +11,8 @@ class Page(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """The page."""
-        body = f"I am {sys.argv[2]}, you are {self.client_address[0]}\n".encode()
+        who = self.client_address[0].removeprefix("::ffff:")  # how an IPv6 socket shows IPv4
+        body = f"I am {sys.argv[2]}, you are {who}\n".encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/plain")
         self.send_header("Content-Length", str(len(body)))

@@ -13,9 +13,9 @@ DEMO = Path(__file__).resolve().parents[1] / "demo" / "demo.py"
 pytestmark = pytest.mark.root
 
 
-def start(**settings: str) -> subprocess.Popen[str]:
+def start(script: Path = DEMO, **settings: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-u", DEMO],
+        [sys.executable, "-u", script],
         env={**os.environ, **settings},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -30,16 +30,29 @@ def test_every_container_answers_and_nothing_is_left(backend: str) -> None:
     output, _ = demo.communicate()
     assert demo.returncode == 0, output
     assert f"port mappings by {backend}" in output
-    assert output.count("200 I am") == 2
-    assert "2 of 2 answered" in output
+    assert output.count("200 I am") == 4  # over IPv4 and IPv6
+    assert "2 of 2 answered over IPv4 and IPv6" in output
     assert "Released:  0 addresses, 0 rules and map elements, 0 namespaces, 0 links" in output
 
 
-def test_a_port_that_leads_nowhere_fails_it() -> None:
-    demo = start(DEMO_BACKEND="null", DEMO_CONTAINERS="1")
+def test_a_port_that_leads_nowhere_fails_it(tmp_path: Path) -> None:
+    script = tmp_path / "demo_without_ports.py"
+    script.write_text(
+        f"import sys; sys.path.insert(0, {str(DEMO.parent)!r}); import demo\n"
+        "demo.NetworkInterface.allocate_port = lambda interface, port: 49153\n"
+        "demo.main()\n"
+    )
+    demo = start(script, DEMO_CONTAINERS="1")
     output, _ = demo.communicate()
     assert demo.returncode == 1
     assert "0 of 1 answered" in output
+
+
+def test_a_backend_that_touches_no_kernel_is_refused() -> None:
+    demo = start(DEMO_BACKEND="null", DEMO_CONTAINERS="1")
+    output, _ = demo.communicate()
+    assert demo.returncode == 1
+    assert "backend null, which touches no kernel" in output
 
 
 @pytest.mark.parametrize(

@@ -143,7 +143,7 @@ class Bridged(Attaching):
         if found is None:
             raise InterfaceError(f"no such interface: {self._bridge_index}, to be the bridge")
         there = port_indexes(found.name)
-        _check_room(found.name, self.endpoints, there)
+        check_room(found.name, self.endpoints, there)
         if not there:
             found = _pinned(host, found)
         self._bridge = found
@@ -200,7 +200,8 @@ def _pinned(host: NetlinkSocket, bridge: Present) -> Present:
     return bridge._replace(mac=mac)
 
 
-def _check_room(bridge: str, endpoints: Sequence[Endpoint], there: Sequence[int]) -> None:
+def check_room(bridge: str, endpoints: Sequence[Endpoint], there: Sequence[int]) -> None:
+    """Raise ExhaustedError where a bridge, whose ports are these, has no room for all."""
     fresh = {one.index for one in endpoints}.difference(there)
     if len(there) + len(fresh) > MAX_PORTS:
         raise ExhaustedError(

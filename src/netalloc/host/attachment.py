@@ -120,7 +120,10 @@ class Attaching:
             self._set_up_inside(part, {one.index for one, _ in there}, inside)
             # Asking for an interface has the kernel finish its coming up, which it does at
             # leisure otherwise: until then what is sent to it is dropped.
-            host.outcomes([(rtnetlink.GET_LINK, 0, rtnetlink.get_link(e.index)) for e in part])
+            # So it is with a bridge that had no ports.
+            bridge = () if self._bridge is None else (self._bridge.ifindex,)
+            coming_up = [*[one.index for one in part], *bridge]
+            host.outcomes([(rtnetlink.GET_LINK, 0, rtnetlink.get_link(i)) for i in coming_up])
             for one, netlink in inside:
                 await_address(netlink, one)
         finally:

@@ -29,8 +29,8 @@ _HOLDERS, _ENTRANCE = 0, 1  # the bytes that are locked; the record lies over th
 _RECORD = struct.Struct("=II")  # checksum and length of what follows
 _MAX_RECORD = 1 << 14
 
-# Behind the name, for what goes with it: see owed_flows.py and watch_turn.py.
-FLOWS, WATCH = ".flows", ".watch-"
+# Behind the name, for what goes with it: see owed_flows.py, watch_turn.py and attach_turns.py.
+FLOWS, WATCH, ATTACH = ".flows", ".watch-", ".attach"
 
 _open_claims: "WeakSet[NamespaceClaim]" = WeakSet()
 
@@ -144,7 +144,9 @@ def _leave(name: str, fd: int, *, last_here: bool) -> None:
             if set_lock(fd, WRITE, _HOLDERS):
                 os.unlink(name, dir_fd=directory)
                 for other in os.listdir(directory):  # noqa: PTH208 (an open one)
-                    if other.startswith((f"{name}{FLOWS}", f"{name}{WATCH}")):
+                    if other.startswith(
+                        tuple(name + with_it for with_it in (FLOWS, WATCH, ATTACH))
+                    ):
                         with suppress(FileNotFoundError):
                             os.unlink(other, dir_fd=directory)
             elif last_here and (there := _read(fd)) and there[0] == os.getpid():

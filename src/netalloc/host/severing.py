@@ -23,7 +23,7 @@ from netalloc.host.netlink import (
 )
 from netalloc.host.netlink_messages import attribute
 
-_PORT_STATE = 1  # IFLA_BRPORT_STATE
+_PORT_STATE, _PORT_FLUSH = 1, 24  # IFLA_BRPORT_...
 _DISABLED, _FORWARDING = b"\0", b"\3"  # linux/if_bridge.h
 _NESTED = 0x8000
 # What was cut off, or has gone, or is not up and will be put to work when it is.
@@ -57,6 +57,8 @@ def _send(
             outcomes = iter(netlink.outcomes([request for plan in plans for request in plan]))
             for one, plan in zip(endpoints, plans, strict=True):
                 _check(one, what, [next(outcomes) for _ in plan])
+            if bridge:  # without a port that works it was down, and comes up when asked for
+                netlink.outcomes([(rtnetlink.GET_LINK, 0, rtnetlink.get_link(bridge))])
         finally:
             netlink.close()
 
@@ -69,7 +71,8 @@ def _check(one: Endpoint, what: str, found: Iterable[NetlinkError | None]) -> No
 
 def _severing(one: Endpoint, bridge: int | None) -> Iterator[Request]:
     if bridge is not None:
-        yield _port(one.index, _DISABLED)
+        # What the bridge has learned there would lead to it, and not to the next holder.
+        yield _port(one.index, _DISABLED, attribute(_PORT_FLUSH, b""))
     for family, address in zip(FAMILIES, one.addresses, strict=True):
         if address is None:
             continue
@@ -92,10 +95,10 @@ def _rejoining(one: Endpoint, bridge: int | None) -> Iterator[Request]:
             yield rtnetlink.add_neighbour(bridge, family.af, address.packed, one.mac)
 
 
-def _port(index: int, state: bytes) -> Request:
+def _port(index: int, state: bytes, more: bytes = b"") -> Request:
     body = struct.pack("=BxHiII", rtnetlink.AF_BRIDGE, 0, index, 0, 0)
     return (
         rtnetlink.SET_LINK,
         0,
-        body + attribute(rtnetlink.PROTOCOL_INFO | _NESTED, attribute(_PORT_STATE, state)),
+        body + attribute(rtnetlink.PROTOCOL_INFO | _NESTED, attribute(_PORT_STATE, state) + more),
     )

@@ -55,21 +55,36 @@ def enter(
     is_there: Callable[[Attachment], bool],
     place: str,
 ) -> bool:
-    """Enter what a lease is to have; whether it is new.
+    """Enter what a lease is to have, as not made yet; whether it is to be made from the start.
 
     One that is not on the machine any more, as `is_there` says, makes room: a container took it
-    along. Raises InUseError where the lease has another, `place` names the address.
+    along. So does one that was never made wholly. Raises InUseError where the lease has another,
+    `place` names the address.
     """
     table = tx.table(Attachment)
     held = table.get(lease.network, lease.ordinal)
-    if held == wanted:
-        return False
     if held is not None:
-        if is_there(held):
+        if held.made and is_there(held):
+            if held._replace(made=0) == wanted:
+                return False
             raise InUseError(f"{place} is attached already, as {describe(held)}: detach it first")
         table.remove((held,))
     table.add((wanted,))
     return True
+
+
+def settle(tx: Transaction, entered: Sequence[Attachment]) -> list[int]:
+    """Note of what was entered that it is made; the places of those that are gone by now."""
+    table, lost, done = tx.table(Attachment), [], []
+    for i, one in enumerate(entered):
+        held = table.get(one.network, one.ordinal)
+        if held == one:
+            done.append(one)
+        elif held is None or held._replace(made=0) != one:
+            lost.append(i)
+    table.remove(done)
+    table.add([one._replace(made=1) for one in done])
+    return lost
 
 
 def drop(tx: Transaction, attachments: Iterable[Attachment]) -> list[Attachment]:
@@ -91,6 +106,14 @@ def of_network(tx: Transaction, number: int) -> list[Attachment]:
     """All of a network. O(found)."""
     table = tx.table(Attachment)
     return table.where("network", equal=(number,)) if table else []
+
+
+def of_indexes(tx: Transaction, indexes: Iterable[int]) -> list[Attachment]:
+    """Those with interfaces of these indexes."""
+    table = tx.table(Attachment)
+    if not table:
+        return []
+    return [one for index in indexes for one in table.where("index", equal=(index,))]
 
 
 def describe(one: Attachment) -> str:

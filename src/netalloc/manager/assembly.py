@@ -286,6 +286,7 @@ def _register(
         try:
             mappings.setup()
             _remove_others(network)
+            _remove_interfaces(network)
             subnets = subnets_of(network)
             of = Publications(network.number, subnets, ports_of(network))
             mappings.reconcile(of.desired(tx))

@@ -2,15 +2,17 @@
 
 The order is such that whatever is cut off can be told afterwards and mended:
 
-- attach enters the record and commits, then makes the interface, then looks whether the record
-  is still there. What a kill leaves is a record without an interface at most.
+- attach enters the record and commits, then makes the interface, then notes in the record, if it
+  is still there, that it is made. What a kill leaves is a record that says it is not.
 - what ends a lease, or detaches it, cuts the interface off from its address before the commit
   that frees the address, and takes it away after. What a kill leaves is an interface without a
   record at most, by which nobody is reached.
 
 Both are what reconcile() mends and check() names. To cut off takes 50 µs and is done under the
 store's lock; to make an interface takes a millisecond and to take one away tens of them, and
-neither is.
+neither is. What is under way between a record and its interface is told from what a kill has left
+by a turn at the interface (`host/attach_turns.py`), which is taken before the store's lock, or
+inside of it without waiting.
 """
 
 from __future__ import annotations
@@ -19,83 +21,47 @@ import os
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 
-from netalloc.errors import InUseError, InvalidValueError, NetallocError
+from netalloc.errors import InUseError, NetallocError
 from netalloc.host import attached
-from netalloc.host.attaching import attach_bridged, attach_routed
+from netalloc.host.attach_turns import AttachTurns
+from netalloc.host.attaching import attach_bridged, attach_routed, check_room
+from netalloc.host.bridge_count import port_indexes
 from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.endpoints import Endpoint
-from netalloc.host.links import check_name, index_of
+from netalloc.host.links import index_of
 from netalloc.host.macs import mac_of
 from netalloc.host.severing import rejoin, sever
 from netalloc.host.taps import attach_taps
-from netalloc.host.target_netns import identity, open_netns
+from netalloc.host.target_netns import identity
 from netalloc.ipam import attachments as records
 from netalloc.light import NamedTuple
 from netalloc.logs import Log
+from netalloc.manager.attach_targets import Target
 from netalloc.manager.undo import attempt
 from netalloc.store.records import Attachment, Lease
-from netalloc.values import as_int, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from netalloc.address_values import IP
+    from netalloc.host.attached import Present
     from netalloc.ipam.change import Change
     from netalloc.manager.leases import LeaseService
     from netalloc.store.protocol import Transaction
 
 log = Log(__name__)
-_MAX_MTU = 65535
+_IS = "was not made wholly", "is not on the machine"  # of a record that says not made, or made
+_WAS = _IS[0], "was gone from the machine"
+_REJOINED = 100  # interfaces in one change of reconcile(): some 5 ms
 
 
-class Target(NamedTuple):
-    """Where a lease is to be put: a namespace's descriptor, or a tap for a user and a group."""
+class _Look(NamedTuple):
+    """Interfaces without a record, records without an interface, and all records."""
 
-    netns: int
-    tap: str | None
-    ifname: str
-    mac: bytes | None
-    mtu: int | None
-    uid: int | None
-    gid: int | None
-
-
-def as_target(
-    netns: object,
-    tap: object,
-    ifname: object,
-    mac: object,
-    mtu: object,
-    uid: object,
-    gid: object,
-) -> Target:
-    """A target of plain values, whose descriptor the caller closes. Raises InvalidValueError."""
-    if (netns is None) == (tap is None):
-        raise InvalidValueError(
-            f"netns {shown(netns)} and tap {shown(tap)}: attach takes one of the two"
-        )
-    plain = (
-        "" if tap is None else check_name(tap, "tap"),
-        check_name(ifname),
-        None if mac is None else _as_mac(mac),
-        None if mtu is None else as_int(mtu, "mtu", 68, _MAX_MTU),
-        None if uid is None else as_int(uid, "uid", 0, 0xFFFFFFFE),
-        None if gid is None else as_int(gid, "gid", 0, 0xFFFFFFFE),
-    )
-    if tap is not None:
-        return Target(-1, *plain)
-    if uid is not None or gid is not None:
-        raise InvalidValueError("uid and gid say who may open a tap, and this is a namespace")
-    fd = open_netns(netns)  # type: ignore[arg-type]
-    return Target(fd, None, *plain[1:])
-
-
-def close_targets(targets: Iterable[Target]) -> None:
-    """Give back the descriptors."""
-    for target in targets:
-        if target.netns >= 0:
-            os.close(target.netns)
+    strangers: list[Present]
+    missing: list[Attachment]
+    known: list[Attachment]
 
 
 class AttachService:
@@ -120,16 +86,30 @@ class AttachService:
             self._endpoint(record, store, target)
             for record, (_, target) in zip(wanted, pairs, strict=True)
         ]
-        fresh: list[Attachment] = []
+        turns = AttachTurns(record.index for record in wanted)
+        turns.held(partial(self._attach, pairs, wanted, endpoints))
+        return wanted
+
+    def _attach(
+        self,
+        pairs: Sequence[tuple[Lease, Target]],
+        wanted: Sequence[Attachment],
+        endpoints: Sequence[Endpoint],
+    ) -> None:
+        self._check_room(endpoints)
+        fresh: list[tuple[Attachment, Endpoint]] = []
+        triples = [
+            (lease, one, end) for (lease, _), one, end in zip(pairs, wanted, endpoints, strict=True)
+        ]
         try:
-            self._leases.run("attach", partial(self._enter, pairs, wanted, fresh))
+            self._leases.run("attach", partial(self._enter, triples, fresh))
+            self._clear(fresh)
             self._leases.guarding.enter(wanted)  # before it can send
             self._make(endpoints)
-            self._confirm(wanted, endpoints)
+            self._confirm(wanted, endpoints, fresh)
         except BaseException:
             self._take_back(fresh)
             raise
-        return wanted
 
     def detach(self, leases: Sequence[Lease]) -> None:
         """Take leases off the machine; those that are not on it are no error."""
@@ -137,26 +117,40 @@ class AttachService:
         def change(made: Change) -> None:
             current = [self._leases.current(made.tx, lease) for lease in leases]
             found = records.of_leases(made.tx, current)
-            self.part(made, found)
+            self.part(made, found, turns)
             records.drop(made.tx, found)
 
-        self._leases.run("detach", change)
+        turns = AttachTurns(records.index_of(lease.generation) for lease in leases)
+        turns.held(lambda: self._leases.run("detach", change))
 
-    def part_from(self, made: Change, ending: Sequence[Lease]) -> None:
-        """The same of what these leases have, whose records go with them."""
-        self.part(made, records.of_leases(made.tx, ending))
+    def part_from(self, made: Change, ending: Sequence[Lease]) -> frozenset[int]:
+        """The same of what these leases have, whose records go with them: the ordinals."""
+        found = records.of_leases(made.tx, ending)
+        self.part(made, found)
+        return frozenset([one.ordinal for one in found])
 
-    def part(self, made: Change, ending: Sequence[Attachment]) -> None:
-        """Cut interfaces off as part of a change that ends their leases, or detaches them."""
+    def part(
+        self, made: Change, ending: Sequence[Attachment], turns: AttachTurns | None = None
+    ) -> None:
+        """Cut interfaces off as part of a change that ends their leases, or detaches them.
+
+        `turns` are the caller's. Without, those that can be had are: who has the others is
+        attaching one of these, and looks afterwards whether its lease has ended.
+        """
         if not ending:
             return
         store = self._store_number(made.tx)
         endpoints = [self._endpoint(record, store) for record in ending]
         bridge = self._bridge_or_none()
+        if turns is None:
+            turns = AttachTurns(one.index for one in ending)
+            made.undo.append(turns.close)
+            turns.take()
         made.undo.append(partial(rejoin, endpoints, bridge))
         sever(endpoints, bridge)
         made.after.append(partial(self._remove, endpoints))
         made.after.append(partial(self._leases.guarding.leave, ending))
+        made.after.append(turns.close)
 
     # ---- upkeep
 
@@ -166,42 +160,73 @@ class AttachService:
         An interface without a record goes, a record without an interface goes too, and one
         that lost its way on the host gets it back. O(interfaces).
         """
-        present = attached.present(self._prefix)  # first: a record is there before its interface
-        store, known = self._survey()
-        aliases = {self._alias(record.generation, store): record for record in known}
-        strangers = [one for one in present.values() if one.alias not in aliases]
-        done = [f"interface {one.name} of {one.alias} had no lease: removed" for one in strangers]
-        attached.detach_present(strangers)
-        missing = self._missing(known)
-        if missing:
-            self._leases.run("reconcile", lambda made: records.drop(made.tx, missing))
-            self._leases.guarding.leave(missing)
-        done += [f"{self._shown(one)} was gone from the machine" for one in missing]
-        gone = set(missing)
-        endpoints = [self._endpoint(one, store) for one in known if one not in gone]
-        if endpoints:
-            rejoin(endpoints, self._bridge_or_none())
-        return done
+        turns = AttachTurns(())
+        found = turns.held(lambda: self._mended(turns))
+        gone = set(found.missing)
+        here = [one for one in found.known if one not in gone]
+        for start in range(0, len(here), _REJOINED):
+            part = partial(self._rejoin, here[start : start + _REJOINED])
+            self._leases.run("reconcile", part)
+        return [
+            *[f"interface {e.name} of {e.alias} had no lease: removed" for e in found.strangers],
+            *[f"{self._shown(one)} {_WAS[one.made]}: forgotten" for one in found.missing],
+        ]
 
     def differences(self) -> list[str]:
         """Leases without an interface that they should have, and interfaces without a lease."""
-        present = attached.present(self._prefix)
+        turns = AttachTurns(())
+        found = turns.held(lambda: self._look(turns))
+        return [
+            *[f"interface {one.name} of {one.alias} has no lease" for one in found.strangers],
+            *[f"{self._shown(one)} {_IS[one.made]}" for one in found.missing],
+        ]
+
+    def _mended(self, turns: AttachTurns) -> _Look:
+        """What differed, and does no longer but for ways on the host."""
+        found = self._look(turns)
+        attached.detach_present(found.strangers)
+        if found.missing:
+            store = self._leases.read(self._store_number)
+            halves = [self._endpoint(one, store) for one in found.missing if not one.made]
+            self._remove(halves, self._bridge_or_none())
+            self._leases.run("reconcile", lambda made: records.drop(made.tx, found.missing))
+            self._leases.guarding.leave(found.missing)
+        return found
+
+    def _look(self, turns: AttachTurns) -> _Look:
+        """What differs and is not just being changed; takes the turns at it."""
+        present = attached.present(self._prefix)  # first: a record is there before its interface
         store, known = self._survey()
         aliases = {self._alias(record.generation, store) for record in known}
-        found = [
-            f"interface {one.name} of {one.alias} has no lease"
-            for one in present.values()
-            if one.alias not in aliases
-        ]
-        return found + [f"{self._shown(one)} is not on the machine" for one in self._missing(known)]
+        strangers = [one for one in present.values() if one.alias not in aliases]
+        missing = self._missing(known)
+        if strangers or missing:
+            free = turns.take([e.ifindex for e in strangers] + [one.index for one in missing])
+            now = self._leases.read(lambda tx: records.of_indexes(tx, free))
+            aliases = {self._alias(record.generation, store) for record in now}
+            there = attached.present_of([e.ifindex for e in strangers if e.ifindex in free])
+            strangers = [
+                e
+                for e in strangers
+                if e.alias not in aliases
+                and e.ifindex in there
+                and there[e.ifindex].alias == e.alias
+            ]
+            missing = self._missing([one for one in missing if one in set(now)])
+        return _Look(strangers, missing, known)
+
+    def _rejoin(self, some: Sequence[Attachment], made: Change) -> None:
+        """Mend the way to those that are still attached; none is cut off meanwhile."""
+        table, store = made.tx.table(Attachment), self._store_number(made.tx)
+        still = [one for one in some if table.get(one.network, one.ordinal) == one]
+        if still:
+            rejoin([self._endpoint(one, store) for one in still], self._bridge_or_none())
 
     # ---- records and endpoints
 
     def _survey(self) -> tuple[str, list[Attachment]]:
-        def look(tx: Transaction) -> tuple[str, list[Attachment]]:
-            return self._store_number(tx), records.of_network(tx, self._network.number)
-
-        return self._leases.survey(look)
+        known = self._leases.survey(lambda tx: records.of_network(tx, self._network.number))
+        return self._leases.read(self._store_number), known
 
     def _store_number(self, tx: Transaction) -> str:
         """What tells this store from others that had a network of the name."""
@@ -225,6 +250,7 @@ class AttachService:
             None if is_tap else target.ifname,
             mac.hex(":"),
             target.mtu or 0,
+            made=0,
         )
 
     def _ip(self, ordinal: int) -> IP:
@@ -255,24 +281,32 @@ class AttachService:
     def _shown(self, record: Attachment) -> str:
         return f"{self._ip(record.ordinal)}, attached as {records.describe(record)},"
 
-    # ---- the steps of attaching
-
     def _enter(
         self,
-        pairs: Sequence[tuple[Lease, Target]],
-        wanted: Sequence[Attachment],
-        fresh: list[Attachment],
+        triples: Sequence[tuple[Lease, Attachment, Endpoint]],
+        fresh: list[tuple[Attachment, Endpoint]],
         made: Change,
     ) -> None:
+        """Enter the records; `fresh` are those that were not there."""
         fresh.clear()
-        for (lease, _), record in zip(pairs, wanted, strict=True):
+        for lease, record, endpoint in triples:
             current = self._leases.current(made.tx, lease)
             place = str(self._ip(lease.ordinal))
             held = records.of_leases(made.tx, [current])
             if records.enter(made.tx, current, record, self._is_there, place):
-                fresh.append(record)
+                fresh.append((record, endpoint))
                 if held:  # with another MAC address, perhaps
                     made.after.append(partial(self._leases.guarding.leave, held))
+
+    def _clear(self, fresh: Sequence[tuple[Attachment, Endpoint]]) -> None:
+        """Take away what a killed detach() has left: it may be in another namespace."""
+        self._remove([endpoint for _, endpoint in fresh])
+
+    def _check_room(self, endpoints: Sequence[Endpoint]) -> None:
+        bridge = self._network.bridge
+        if bridge is not None:
+            index_of(bridge)  # says so where there is none
+            check_room(bridge, endpoints, port_indexes(bridge))
 
     def _make(self, endpoints: Sequence[Endpoint]) -> None:
         taps = [one for one in endpoints if one.netns < 0]
@@ -290,35 +324,42 @@ class AttachService:
             try:
                 attach_taps(taps, group=group, bridge_index=bridge, hairpin=hairpin)
             except BaseException:
-                if veths:
-                    self._remove(veths)
+                self._remove(veths)
                 raise
 
-    def _confirm(self, wanted: Sequence[Attachment], endpoints: Sequence[Endpoint]) -> None:
+    def _confirm(
+        self,
+        wanted: Sequence[Attachment],
+        endpoints: Sequence[Endpoint],
+        fresh: Sequence[tuple[Attachment, Endpoint]],
+    ) -> None:
         """Take back what was made where the lease, or the record of it, ended meanwhile."""
 
-        def lost(tx: Transaction) -> list[int]:
-            table = tx.table(Attachment)
-            held = [table.get(one.network, one.ordinal) for one in wanted]
-            return [i for i, one in enumerate(held) if one != wanted[i]]
+        again = [one for one in wanted if one not in {record for record, _ in fresh}]
 
-        ended = self._leases.read(lost)
+        def confirm(made: Change) -> list[int]:
+            if again:
+                self._rejoin([one._replace(made=1) for one in again], made)
+            return records.settle(made.tx, wanted)
+
+        ended = self._leases.run("attach", confirm)
         if ended:
-            self._remove([endpoints[i] for i in ended])
+            self._remove([endpoints[i] for i in ended], self._bridge_or_none())
             where = ", ".join(self._shown(wanted[i]) for i in ended)
             raise InUseError(f"{where} was detached, or its lease ended, while it was attached")
 
-    def _take_back(self, fresh: Sequence[Attachment]) -> None:
-        """Forget the records of what was not made."""
-        if fresh:
-            failure = attempt(
-                lambda: self._leases.run("attach", lambda made: records.drop(made.tx, fresh))
-            )
-            if failure is not None:
-                log.error("records of what was not attached stay until reconcile: %s", failure)
-            self._leases.guarding.leave(fresh)
-
-    # ---- the host
+    def _take_back(self, fresh: Sequence[tuple[Attachment, Endpoint]]) -> None:
+        """Take away what was not made wholly, and then its records."""
+        if not fresh:
+            return
+        self._remove([endpoint for _, endpoint in fresh], self._bridge_or_none())
+        entered = [one for record, _ in fresh for one in (record, record._replace(made=1))]
+        failure = attempt(
+            lambda: self._leases.run("attach", lambda made: records.drop(made.tx, entered))
+        )
+        if failure is not None:
+            log.error("records of what was not attached stay until reconcile: %s", failure)
+        self._leases.guarding.leave([record for record, _ in fresh])
 
     def _bridge_or_none(self) -> int | None:
         if self._network.bridge is None:
@@ -328,8 +369,13 @@ class AttachService:
         except NetallocError:
             return 0  # a bridge that is gone has no ports to see to
 
-    def _remove(self, endpoints: Sequence[Endpoint]) -> None:
-        bridge = self._bridge_or_none()
+    def _remove(self, endpoints: Sequence[Endpoint], bridge: int | None = None) -> None:
+        """Take interfaces away; with a bridge their neighbour entries too.
+
+        Not where the addresses may be others' by now, and with them the entries.
+        """
+        if not endpoints:
+            return
         failure = attempt(lambda: attached.detach(endpoints, bridge or None))
         if failure is not None:
             log.error("interfaces stay until reconcile: %s", failure)
@@ -338,7 +384,8 @@ class AttachService:
         return record.index in attached.present_of((record.index,))
 
     def _missing(self, known: Sequence[Attachment]) -> list[Attachment]:
-        there = attached.present_of([one.index for one in known])
+        """Those that are not on the machine, or not wholly."""
+        there = attached.present_of([one.index for one in known if one.made])
         return [one for one in known if one.index not in there]
 
 
@@ -350,14 +397,3 @@ def remove_all(network: str) -> None:
 def _prefix(network: str) -> str:
     """What the aliases of a network's interfaces begin with."""
     return f"netalloc {network} "
-
-
-def _as_mac(mac: object) -> bytes:
-    """A MAC address of one interface, as text with colons or as bytes."""
-    try:
-        found = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
-    except ValueError:
-        found = None
-    if not isinstance(found, bytes) or len(found) != 6 or found[0] & 1 or not any(found):
-        raise InvalidValueError(f"mac {shown(mac)} is not the MAC address of one interface")
-    return found

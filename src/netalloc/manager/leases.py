@@ -102,8 +102,7 @@ class LeaseService:
     @property
     def place(self) -> object:
         """Where the leases are kept: the same for two stores over one file."""
-        store = self.committer.store
-        return getattr(store, "path", store)
+        return getattr(self.committer.store, "path", self.committer.store)
 
     def run(self, operation: str, change: Callable[[Change], T], durable: bool = False) -> T:
         """Make a change. Raises ClosedError when the manager is closed."""
@@ -116,7 +115,7 @@ class LeaseService:
         return self.committer.run(operation, checked, durable=durable)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
-        """Read, without waiting for any change. Raises ClosedError when the manager is closed."""
+        """Read, without waiting for any change. Raises as run() does."""
         return self.committer.read(view)
 
     def survey(self, view: Callable[[Transaction], T]) -> T:
@@ -237,7 +236,6 @@ class LeaseService:
 
     def release(self, lease: Lease, strict: bool = False) -> None:
         """End a lease and take its ports back, all that can be; a stale one changes nothing."""
-
         try:
             current = self.committer.run("release", partial(self._release, lease))
         except FAILURES as error:
@@ -296,13 +294,15 @@ class LeaseService:
         if tx.table(Publication):
             of = self.publications.of_current
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
+        elsewhere = leases
         if tx.table(Attachment) and self.mappings.is_real:
-            self.attaching.part_from(made, leases)  # before another may have the address
+            ours = self.attaching.part_from(made, leases)  # before another may have the address
+            elsewhere = [lease for lease in leases if lease.ordinal not in ours]
         if tx.table(Allowance):
             self.guarding.part(made, leases)
         self.addresses.end(tx, leases)
-        if self._has_neighbours:
-            ips = self._ips(leases)
+        if self._has_neighbours and elsewhere:
+            ips = self._ips(elsewhere)
             made.after.append(partial(self.mappings.forget_neighbours, self.network.bridge, ips))
 
     def ports(self, lease: Lease) -> tuple[PortMapping, ...]:

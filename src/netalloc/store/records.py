@@ -198,7 +198,8 @@ class Attachment(NamedTuple):
 
     `kind` is "veth" or "tap". `interface` and `index` are of the host's end; `namespace` says in
     which network namespace the other one is and `peer` what it is called there, both None of a
-    tap. `mac` is the container's.
+    tap. `mac` is the container's. `made` is 0 while it is being made: with a killed process it
+    stays so, and what there is of the interface is not to be relied on.
     """
 
     network: int
@@ -211,6 +212,7 @@ class Attachment(NamedTuple):
     peer: str | None
     mac: str
     mtu: int
+    made: int = 1
 
 
 class Allowance(NamedTuple):

@@ -103,7 +103,8 @@ CREATE INDEX network_0 ON network ("name");
 """
 _FIVE_ADDS = """
 CREATE TABLE attachment ("network", "ordinal", "generation", "kind", "interface", "index",
-    "namespace", "peer", "mac", "mtu", "crc", PRIMARY KEY ("network", "ordinal")) WITHOUT ROWID;
+    "namespace", "peer", "mac", "mtu", "made", "crc", PRIMARY KEY ("network", "ordinal"))
+    WITHOUT ROWID;
 CREATE INDEX attachment_0 ON attachment ("index");
 CREATE TABLE allowance ("network", "ordinal", "other", "crc", PRIMARY KEY ("network", "ordinal",
     "other")) WITHOUT ROWID;
