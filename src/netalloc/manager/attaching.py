@@ -28,7 +28,7 @@ from netalloc.host.attaching import attach_bridged, attach_routed, check_room
 from netalloc.host.bridge_count import port_indexes
 from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.endpoints import Endpoint
-from netalloc.host.links import index_of
+from netalloc.host.links import index_of, is_index
 from netalloc.host.macs import mac_of
 from netalloc.host.severing import rejoin, sever
 from netalloc.host.taps import attach_taps
@@ -300,7 +300,7 @@ class AttachService:
 
     def _clear(self, fresh: Sequence[tuple[Attachment, Endpoint]]) -> None:
         """Take away what a killed detach() has left: it may be in another namespace."""
-        self._remove([endpoint for _, endpoint in fresh])
+        self._remove([endpoint for _, endpoint in fresh if is_index(endpoint.index)])
 
     def _check_room(self, endpoints: Sequence[Endpoint]) -> None:
         bridge = self._network.bridge
@@ -335,7 +335,8 @@ class AttachService:
     ) -> None:
         """Take back what was made where the lease, or the record of it, ended meanwhile."""
 
-        again = [one for one in wanted if one not in {record for record, _ in fresh}]
+        new = {record.index for record, _ in fresh}
+        again = [one for one in wanted if one.index not in new]
 
         def confirm(made: Change) -> list[int]:
             if again:
