@@ -270,8 +270,8 @@ def test_it_goes_with_its_lease(host, way):
     manager.attach_many([(kept, "c0"), (one, "c1")])
     if way == "release":
         one.release()
-    elif way == "owner":
-        assert manager.release("gone") == 1
+    elif way == "owner" or (way == "host" and host.store is None):
+        assert manager.release("gone") == 1  # a memory's networks are of no host
     elif way == "context":
         with one:
             pass
@@ -279,8 +279,6 @@ def test_it_goes_with_its_lease(host, way):
         manager.gc(["kept"], grace=0)
         assert manager.gc(["kept"], grace=0) == [one.ip]
     elif way == "host":
-        if host.store is None:
-            pytest.skip("networks of a host are in a file")
         with Networks(host.store) as networks:
             assert networks.release("gone") == 1
     else:
