@@ -21,52 +21,39 @@ import os
 from functools import partial
 from ipaddress import IPv4Interface, IPv6Interface
 
-from netalloc.errors import InUseError, InvalidValueError, NetallocError
+from netalloc.errors import InUseError, NetallocError
 from netalloc.host import attached
 from netalloc.host.attach_turns import AttachTurns
 from netalloc.host.attaching import attach_bridged, attach_routed, check_room
 from netalloc.host.bridge_count import port_indexes
 from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.endpoints import Endpoint
-from netalloc.host.links import check_name, index_of, is_index
+from netalloc.host.links import index_of, is_index
 from netalloc.host.macs import mac_of
 from netalloc.host.severing import rejoin, sever
 from netalloc.host.taps import attach_taps
-from netalloc.host.target_netns import identity, open_netns
+from netalloc.host.target_netns import identity
 from netalloc.ipam import attachments as records
 from netalloc.light import NamedTuple
 from netalloc.logs import Log
 from netalloc.manager.undo import attempt
 from netalloc.store.records import Attachment, Lease
-from netalloc.values import as_int, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from netalloc.address_values import IP
     from netalloc.host.attached import Present
     from netalloc.ipam.change import Change
+    from netalloc.manager.attach_target import Target
     from netalloc.manager.leases import LeaseService
     from netalloc.store.protocol import Transaction
 
 log = Log(__name__)
-_MAX_MTU = 65535
 _IS = "was not made wholly", "is not on the machine"  # of a record that says not made, or made
 _WAS = _IS[0], "was gone from the machine"
 _REJOINED = 100  # interfaces in one change of reconcile(): some 5 ms
-
-
-class Target(NamedTuple):
-    """Where a lease is to be put: a namespace's descriptor, or a tap for a user and a group."""
-
-    netns: int
-    tap: str | None
-    ifname: str
-    mac: bytes | None
-    mtu: int | None
-    uid: int | None
-    gid: int | None
 
 
 class _Look(NamedTuple):
@@ -75,43 +62,6 @@ class _Look(NamedTuple):
     strangers: list[Present]
     missing: list[Attachment]
     known: list[Attachment]
-
-
-def as_target(
-    netns: object,
-    tap: object,
-    ifname: object,
-    mac: object,
-    mtu: object,
-    uid: object,
-    gid: object,
-) -> Target:
-    """A target of plain values, whose descriptor the caller closes. Raises InvalidValueError."""
-    if (netns is None) == (tap is None):
-        raise InvalidValueError(
-            f"netns {shown(netns)} and tap {shown(tap)}: attach takes one of the two"
-        )
-    plain = (
-        "" if tap is None else check_name(tap, "tap"),
-        check_name(ifname),
-        None if mac is None else _as_mac(mac),
-        None if mtu is None else as_int(mtu, "mtu", 68, _MAX_MTU),
-        None if uid is None else as_int(uid, "uid", 0, 0xFFFFFFFE),
-        None if gid is None else as_int(gid, "gid", 0, 0xFFFFFFFE),
-    )
-    if tap is not None:
-        return Target(-1, *plain)
-    if uid is not None or gid is not None:
-        raise InvalidValueError("uid and gid say who may open a tap, and this is a namespace")
-    fd = open_netns(netns)  # type: ignore[arg-type]
-    return Target(fd, None, *plain[1:])
-
-
-def close_targets(targets: Iterable[Target]) -> None:
-    """Give back the descriptors."""
-    for target in targets:
-        if target.netns >= 0:
-            os.close(target.netns)
 
 
 class AttachService:
@@ -173,11 +123,12 @@ class AttachService:
         turns = AttachTurns(records.index_of(lease.generation) for lease in leases)
         turns.held(lambda: self._leases.run("detach", change))
 
-    def part_from(self, made: Change, ending: Sequence[Lease]) -> frozenset[int]:
-        """The same of what these leases have, whose records go with them: the ordinals."""
+    def part_from(self, made: Change, ending: Sequence[Lease]) -> Sequence[Lease]:
+        """The same of what these leases have, whose records go with them; which have nothing."""
         found = records.of_leases(made.tx, ending)
         self.part(made, found)
-        return frozenset([one.ordinal for one in found])
+        ours = {one.ordinal for one in found}
+        return [lease for lease in ending if lease.ordinal not in ours]
 
     def part(
         self, made: Change, ending: Sequence[Attachment], turns: AttachTurns | None = None
@@ -354,7 +305,6 @@ class AttachService:
     def _check_room(self, endpoints: Sequence[Endpoint]) -> None:
         bridge = self._network.bridge
         if bridge is not None:
-            index_of(bridge)  # says so where there is none
             check_room(bridge, endpoints, port_indexes(bridge))
 
     def _make(self, endpoints: Sequence[Endpoint]) -> None:
@@ -363,11 +313,9 @@ class AttachService:
         group = records.group_of(self._network.number)
         bridge = None if self._network.bridge is None else index_of(self._network.bridge)
         hairpin = bridge is not None and needs_hairpin(str(self._network.bridge))
-        if not veths:
-            pass
-        elif bridge is None:
+        if veths and bridge is None:
             attach_routed(veths, group)
-        else:
+        elif veths and bridge is not None:
             attach_bridged(veths, bridge, group=group, hairpin=hairpin)
         if taps:
             try:
@@ -449,14 +397,3 @@ def remove_all(network: str) -> None:
 def _prefix(network: str) -> str:
     """What the aliases of a network's interfaces begin with."""
     return f"netalloc {network} "
-
-
-def _as_mac(mac: object) -> bytes:
-    """A MAC address of one interface, as text with colons or as bytes."""
-    try:
-        found = bytes.fromhex(mac.replace(":", "")) if isinstance(mac, str) else mac
-    except ValueError:
-        found = None
-    if not isinstance(found, bytes) or len(found) != 6 or found[0] & 1 or not any(found):
-        raise InvalidValueError(f"mac {shown(mac)} is not the MAC address of one interface")
-    return found
