@@ -1,5 +1,6 @@
 """A private host with a network of three containers, one of which is hostile."""
 
+import os
 import socket
 import subprocess
 from contextlib import nullcontext, suppress
@@ -32,6 +33,7 @@ class GuardLab(AttachLab):
 
     def _build(self):
         super()._build()
+        self._stay_on_one_processor()
         for name in ("iptables", "ip6tables"):
             setting = Path(f"/proc/sys/net/bridge/bridge-nf-call-{name}")
             if setting.exists():
@@ -48,6 +50,12 @@ class GuardLab(AttachLab):
         self.mac = {name: self._mac(name) for name in self.names}
         self.gateway_mac = self._gateway_mac()
         self._raw = self._packets("evil")
+
+    def _stay_on_one_processor(self):
+        """So that what is sent one after the other arrives so."""
+        before = os.sched_getaffinity(0)
+        self.callback(os.sched_setaffinity, 0, before)
+        os.sched_setaffinity(0, {min(before)})
 
     def open(self):
         bridge = "br0" if self.mode == "bridge" else None
@@ -112,8 +120,13 @@ class GuardLab(AttachLab):
         return found
 
     def settle(self):
-        """Wait until all that the hostile one has sent is through."""
-        self.asked("evil", GATEWAYS[0], port=OPEN)
+        """Wait until all that the hostile one has sent is through.
+
+        When the first of these is answered the host has seen all of it, and what it sends on
+        is before the second.
+        """
+        for _ in range(2):
+            assert self.asked("evil", GATEWAYS[0], port=OPEN) == "host"
 
     def asked(self, name, to, kind=socket.SOCK_DGRAM, port=OPEN, timeout=2.0):
         """Who answers there, or None where none does."""

@@ -84,7 +84,7 @@ def test_what_leaves_is_masqueraded_where_nobody_could_answer_it():
         ("::/0", "-s fc00::/7 "),
     ):
         for bridge, where in (("br0", "! -o br0"), (None, f"! -d {network}")):
-            chains = rules.fixed_rules("n", bridge, ip_network(network), V6)["nat"]
+            chains = rules.fixed_rules("n", Link(bridge), ip_network(network), V6)["nat"]
             out = [rule for rule in chains["n/nat"] if " ! -" in rule]
             assert out == ([f"{masqueraded}{where} -j MASQUERADE"] if masqueraded else [])
 
@@ -409,7 +409,7 @@ def hide(lab, monkeypatch, tmp_path):
 @pytest.mark.root
 def test_without_ip6tables_it_says_what_to_install(lab, monkeypatch, tmp_path):
     before = every_rule(lab)
-    backend, forward = make(lab), ForwardAccept("netalloc", lab.bridge, FAMILIES)
+    backend, forward = make(lab), ForwardAccept("netalloc", Link(lab.bridge), FAMILIES)
     with monkeypatch.context() as patch:
         hide(lab, patch, tmp_path)
         for act in (backend.setup, forward.reconcile):
@@ -465,7 +465,7 @@ def test_what_the_last_backend_left_goes_in_both_families(lab, keep):
     left = make(lab, name="netalloc-br0")
     left.setup()
     left.apply(pairs(2))
-    ForwardAccept("netalloc-br0", lab.bridge, FAMILIES).reconcile()
+    ForwardAccept("netalloc-br0", Link(lab.bridge), FAMILIES).reconcile()
     assert leavings.is_there(lab.variant, "netalloc-br0", (V6,))
     if keep == "nftables":
         (found,) = remove_others("netalloc-br0", keep, Link(lab.bridge), BOTH)
@@ -491,7 +491,7 @@ def test_a_dropping_forward_chain(lab):
     for command in ("iptables", "ip6tables"):
         lab.run(command, "-P", "FORWARD", "DROP")
     before = every_rule(lab)
-    backend, forward = make(lab), ForwardAccept("netalloc", lab.bridge, FAMILIES)
+    backend, forward = make(lab), ForwardAccept("netalloc", Link(lab.bridge), FAMILIES)
     backend.setup()
     backend.apply([PortMapping(8080, (ip, 80), p) for ip in (c0.ip, c0.ip6) for p in PROTOCOLS])
     places = ((lab.address, lab.outside.ip), (lab.address6, lab.outside.ip6))

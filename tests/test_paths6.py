@@ -77,16 +77,10 @@ def refused(lab: Lab, protocol: str, port: int) -> float:
     return best
 
 
-def skip_unless_routed_works(backend: str, mode: str) -> None:
-    if mode == "routed" and backend != "nftables":
-        pytest.skip("iptables does not know groups yet")
-
-
 @pytest.mark.parametrize("bridge_nf", [0, 1])
 @pytest.mark.parametrize("versions", [(4,), (6,), (4, 6)], ids=["v4", "v6", "both"])
 @pytest.mark.parametrize("mode", ["bridge", "routed"])
 def test_all_paths(backend, bridge_nf, versions, mode):
-    skip_unless_routed_works(backend, mode)
     with start(backend, bridge_nf, routed=mode == "routed") as lab:
         own = {  # the host's addresses that the outside knows, its gateway, and loopback
             4: (lab.address, lab.second_address, lab.gateway, "127.0.0.1"),

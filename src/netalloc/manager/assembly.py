@@ -290,6 +290,8 @@ def _register(
             subnets = subnets_of(network)
             of = Publications(network.number, subnets, ports_of(network))
             mappings.reconcile(of.desired(tx))
+            if mappings.guard is not None:
+                mappings.guard.reconcile((), ())
             tx.commit()
         except BaseException:
             if not tx.committed:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from netalloc.address_values import IP
     from netalloc.host.attached import Present
     from netalloc.ipam.change import Change
-    from netalloc.manager.attach_target import Target
+    from netalloc.manager.attach_targets import Target
     from netalloc.manager.leases import LeaseService
     from netalloc.store.protocol import Transaction
 
@@ -282,8 +282,6 @@ class AttachService:
     def _shown(self, record: Attachment) -> str:
         return f"{self._ip(record.ordinal)}, attached as {records.describe(record)},"
 
-    # ---- the steps of attaching
-
     def _enter(
         self,
         triples: Sequence[tuple[Lease, Attachment, Endpoint]],
@@ -295,8 +293,11 @@ class AttachService:
         for lease, record, endpoint in triples:
             current = self._leases.current(made.tx, lease)
             place = str(self._ip(lease.ordinal))
+            held = records.of_leases(made.tx, [current])
             if records.enter(made.tx, current, record, self._is_there, place):
                 fresh.append((record, endpoint))
+                if held:  # with another MAC address, perhaps
+                    made.after.append(partial(self._leases.guarding.leave, held))
 
     def _clear(self, fresh: Sequence[tuple[Attachment, Endpoint]]) -> None:
         """Take away what a killed detach() has left: it may be in another namespace."""
@@ -351,15 +352,13 @@ class AttachService:
         if not fresh:
             return
         self._remove([endpoint for _, endpoint in fresh], self._bridge_or_none())
-        self._leases.guarding.leave([record for record, _ in fresh])
         entered = [one for record, _ in fresh for one in (record, record._replace(made=1))]
         failure = attempt(
             lambda: self._leases.run("attach", lambda made: records.drop(made.tx, entered))
         )
         if failure is not None:
             log.error("records of what was not attached stay until reconcile: %s", failure)
-
-    # ---- the host
+        self._leases.guarding.leave([record for record, _ in fresh])
 
     def _bridge_or_none(self) -> int | None:
         if self._network.bridge is None:

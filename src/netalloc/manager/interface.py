@@ -204,7 +204,7 @@ class NetworkInterface(InterfaceState):
         with the reason, InUseError where it is attached elsewhere, ExhaustedError where the
         bridge is full, StaleLeaseError; then nothing is left. About a millisecond.
         """
-        from netalloc.manager.attach_target import as_target, close_targets
+        from netalloc.manager.attach_targets import as_target, close_targets
 
         lease, service = self._in_force(), self._leases.attaching
         target = as_target(netns, tap, ifname, mac, mtu, uid, gid)

@@ -84,10 +84,7 @@ class LeaseService:
 
     @cached_property
     def attaching(self) -> AttachService:
-        """The leases' interfaces on the machine; loaded when they are first asked for.
-
-        Raises InvalidValueError where the backend touches no kernel.
-        """
+        """The leases' interfaces on the machine. InvalidValueError: a backend without a kernel."""
         if not self.mappings.is_real:
             where = f"network {self.network.name} has backend null, which touches no kernel"
             raise InvalidValueError(f"{where}: nothing can be attached to it")
@@ -118,7 +115,7 @@ class LeaseService:
         return self.committer.run(operation, checked, durable=durable)
 
     def read(self, view: Callable[[Transaction], T]) -> T:
-        """Read, without waiting for any change. Raises ClosedError when the manager is closed."""
+        """Read, without waiting for any change. Raises as run() does."""
         return self.committer.read(view)
 
     def survey(self, view: Callable[[Transaction], T]) -> T:

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from netalloc.store.protocol import Store
 
 
-class NetworkManager(GuardedNetwork, Closing, ManyInterfaces, ConfiguredNetwork):
+class NetworkManager(Closing, ManyInterfaces, GuardedNetwork, ConfiguredNetwork):
     """Gives out the addresses of a bridge's network, and host ports that lead to them.
 
     `network` is written as the gateway would ("10.88.0.1/16"), or a Subnet; without it the
@@ -57,7 +57,8 @@ class NetworkManager(GuardedNetwork, Closing, ManyInterfaces, ConfiguredNetwork)
     by many; without it everything is in memory and ends with the manager. `name` is what the
     network is called in the store, the bridge's name unless given. `mode` is "bridge", or
     "routed" without one, and `isolation` "open" or, as in a routed network unless stated,
-    "guarded".
+    "guarded": then containers send as themselves, and reach no sibling that is not allowed and
+    of the host the ports in `services` alone ("53/udp"), which takes nftables.
 
     A released address is kept out for `cooldown` seconds; an owner that comes back within
     `sticky` seconds gets its address again if it is free. `forward` accepts the containers'

@@ -61,7 +61,7 @@ class ManyInterfaces:
         Half a millisecond each. Raises InvalidValueError for an interface of another network,
         and what `attach` raises.
         """
-        from netalloc.manager.attach_target import Target, as_target, close_targets
+        from netalloc.manager.attach_targets import Target, as_target, close_targets
 
         targets: list[tuple[Lease, Target]] = []
         try:

@@ -62,6 +62,7 @@ class ExclusiveMappings:
         repair: Callable[[], ReconcileResult],
         desired: Callable[[], list[PortMapping]],
         network: int,
+        further: Callable[[], bool] | None,
     ) -> Watch:
         """Repair whenever another program changes the rules."""
         return self._kernel.watch(repair, on_repair)
@@ -167,12 +168,13 @@ class SharedMappings(ExclusiveMappings):
         repair: Callable[[], ReconcileResult],
         desired: Callable[[], list[PortMapping]],
         network: int,
+        further: Callable[[], bool] | None,
     ) -> Watch:
         """The same, in one process at a time; what others of the store change is no repair."""
         from netalloc.host.watch_turn import WatchTurn
 
         turn = WatchTurn(network)
-        return self._kernel.watch(repair, on_repair, desired=desired, turn=turn)
+        return self._kernel.watch(repair, on_repair, desired=desired, turn=turn, further=further)
 
     def close(self) -> None:
         """Give back sockets; the mappings live as long as their leases."""

@@ -99,7 +99,12 @@ def watch(service: LeaseService, on_repair: Callable[[ReconcileResult], None] | 
     def desired() -> list[PortMapping]:
         return service.survey(lambda tx: service.publications.desired(tx, owners=owners))
 
-    return service.mappings.watch(on_repair, partial(reconcile, service), desired, network.number)
+    def guarded() -> bool:
+        return not service.survey(service.guarding.differences)
+
+    further = guarded if network.isolation == "guarded" else None
+    repair = partial(reconcile, service)
+    return service.mappings.watch(on_repair, repair, desired, network.number, further)
 
 
 def check(service: LeaseService) -> list[str]:

@@ -94,11 +94,11 @@ def make_backend(
 
 
 def make_forward(name: str, link: Link, networks: NetworkPair) -> "ForwardAccept":
-    if link.bridge is None:
+    if link.bridge is None and not link.is_routed:
         raise OutOfRangeError("forward needs the bridge whose packets to accept; it is None")
     from netalloc.portmap.iptables.forward import ForwardAccept
 
-    return ForwardAccept(name, link.bridge, networks.families or (V4,))
+    return ForwardAccept(name, link, networks.families or (V4,))
 
 
 def choose(name: str | None = None) -> str:

@@ -175,20 +175,21 @@ class KernelMappings:
         *,
         desired: Callable[[], Collection[PortMapping]] | None = None,
         turn: "WatchTurn | None" = None,
+        further: Callable[[], bool] | None = None,
     ) -> Watch:
         """Run `repair` now, and whenever another program changes our rules.
 
         With `desired`, where other processes change them as well, it looks first whether the
-        kernel has what is desired, which holds nothing up. With a `turn` one process watches
-        at a time. A watch that runs already is ended. Raises NetallocError where the kernel
-        does not tell.
+        kernel has what is desired, and what is `further`, which holds nothing up. With a `turn`
+        one process watches at a time. A watch that runs already is ended. Raises NetallocError
+        where the kernel does not tell.
         """
         self._check_home()
         self._end_watch()
         work = Work(repair)
         if desired is not None:
             look = getattr(self.backend, "agrees", None)
-            work = Work(repair, partial(self._agrees, desired, look), look is not None)
+            work = Work(repair, partial(self._agrees, desired, look, further), look is not None)
         self._watch = Watch(self.backend.monitor, work, on_repair, turn)
         return self._watch
 
@@ -196,7 +197,10 @@ class KernelMappings:
         self,
         desired: Callable[[], Collection[PortMapping]],
         look: Callable[[Collection[PortMapping]], bool] | None,
+        further: Callable[[], bool] | None,
     ) -> bool:
+        if further is not None and not further():
+            return False
         wanted = desired()
         if look is not None:
             return look(wanted)

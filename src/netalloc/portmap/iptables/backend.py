@@ -45,11 +45,10 @@ _Part = tuple[Chains, Sequence[PortMapping], Sequence[PortMapping]]
 class Iptables:
     """Mappings as DNAT rules in chains called after `name`, of the networks' families.
 
-    With a bridge and its networks the containers behind it also reach the outside, each
-    other through the host's ports, and the host reaches them from 127.0.0.1; with
-    without a bridge there is no way from 127.0.0.1. Without any network the mappings are of IPv4.
-    Safe for threads, and for several processes as long as no two of them add the same port at
-    the same time.
+    With a link and its networks the containers there also reach the outside, each other
+    through the host's ports, and the host reaches them from 127.0.0.1; without a link there is
+    no way from 127.0.0.1. Without any network the mappings are of IPv4. Safe for threads, and
+    for several processes as long as no two of them add the same port at the same time.
     """
 
     name = "iptables"
@@ -62,12 +61,13 @@ class Iptables:
         networks: NetworkPair = NO_NETWORK,
     ) -> None:
         self.chain = rules.check_name(name)
-        self.bridge = link.checked().bridge
+        link = link.checked()
+        self.bridge = link.bridge
         self.networks = networks
         self._settings = settings_of(link, f"iptables {name}", networks)
         self._home = HomeNamespace()
         self._chains = [
-            Chains(family, name, self.bridge, networks.v4 if family is V4 else networks.v6)
+            Chains(family, name, link, networks.v4 if family is V4 else networks.v6)
             for family in networks.families or (V4,)
         ]
         self._lock = RLock()

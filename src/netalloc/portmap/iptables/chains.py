@@ -11,6 +11,7 @@ from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.difference import RuleDiff, removal
 from netalloc.portmap.iptables.rules import IPNetwork, Rules
 from netalloc.portmap.iptables.state import ChainChange, ChainState
+from netalloc.portmap.link import Link
 
 _ATTEMPTS = 20  # at chains that others change at the same time
 _UNCHANGED = 3  # attempts that fail although nothing seems to have changed
@@ -22,12 +23,10 @@ class Chains:
     `known` is what the chains held last: it only decides which of them to make or drop.
     """
 
-    def __init__(
-        self, family: Family, name: str, bridge: str | None, network: IPNetwork | None
-    ) -> None:
+    def __init__(self, family: Family, name: str, link: Link, network: IPNetwork | None) -> None:
         self.family = family
         self.name = name
-        self.bridge = bridge
+        self.link = link
         self.network = network
         self.known: ChainState | None = None
         self._jumps = rules.jumps(name, family)
@@ -55,7 +54,7 @@ class Chains:
     def tables(self, *, bridged: bool) -> list[str]:
         """The tables that ours are in, where iptables sees bridged frames or not; nat is last."""
         # Elsewhere nothing of ours is in them, and a look would make them.
-        return [*rules.fixed_rules(self.name, self.bridge, None, self.family, bridged=bridged)]
+        return [*rules.fixed_rules(self.name, self.link, None, self.family, bridged=bridged)]
 
     def read(self, *, bridged: bool) -> dict[str, Rules]:
         """All of the tables that ours are in."""
@@ -106,7 +105,7 @@ class Chains:
         self, desired: Iterable[PortMapping], *, bridged: bool, loopback: bool
     ) -> dict[str, Rules]:
         wanted = rules.fixed_rules(
-            self.name, self.bridge, self.network, self.family, bridged=bridged, loopback=loopback
+            self.name, self.link, self.network, self.family, bridged=bridged, loopback=loopback
         )
         rules.add_mappings(wanted["nat"], desired, self.name)
         return wanted

@@ -11,25 +11,30 @@ from threading import RLock
 
 from netalloc.errors import CommandError
 from netalloc.family import V4, Family
-from netalloc.host.links import check_name
 from netalloc.host.netns import HomeNamespace
 from netalloc.locks import locked
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.difference import RuleDiff, removal
 from netalloc.portmap.iptables.rules import Rules
+from netalloc.portmap.link import Link
 
 
 class ForwardAccept:
-    """Accepts what the containers on a bridge send, what answers them, and what is mapped.
+    """Accepts what the containers of a link send, what answers them, and what is mapped.
 
     A jump at the head of FORWARD or DOCKER-USER leads to a chain of our own, in each of the
     families. Raises OutOfRangeError and InUseError for a name that no chain of ours can have.
     """
 
-    def __init__(self, name: str, bridge: str, families: Sequence[Family] = (V4,)) -> None:
+    def __init__(self, name: str, link: Link, families: Sequence[Family] = (V4,)) -> None:
         self.name = rules.check_name(name)
         self.chain = f"{name}/fwd"
-        self.bridge = check_name(bridge, "bridge")
+        link = link.checked()
+        self._from, self._to = f"-i {link.bridge}", f"-o {link.bridge}"
+        if link.is_routed:
+            self._from, self._to = (
+                f"-m devgroup --{end}-group {link.group:#x}" for end in ("src", "dst")
+            )
         self.families = families
         self._home = HomeNamespace()
         self._lock = RLock()
@@ -81,8 +86,8 @@ class ForwardAccept:
             **{chain: [] for chain in ("FORWARD", "DOCKER-USER") if chain in have},
             head: jump,
             self.chain: [
-                f"-o {self.bridge} -m conntrack --ctstate DNAT -j ACCEPT",
-                f"-o {self.bridge} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-                f"-i {self.bridge} -j ACCEPT",
+                f"{self._to} -m conntrack --ctstate DNAT -j ACCEPT",
+                f"{self._to} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+                f"{self._from} -j ACCEPT",
             ],
         }

@@ -19,11 +19,13 @@ from collections.abc import Callable, Container, Iterable
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import pairwise
 from socket import inet_aton, inet_ntoa, inet_ntop, inet_pton
+from typing import NamedTuple
 
 from netalloc.errors import InUseError, OutOfRangeError
 from netalloc.family import UNIQUE_LOCAL, V4, V6, Family
 from netalloc.host.loopback_guard import MARK
 from netalloc.model import PortMapping
+from netalloc.portmap.link import Link
 
 MAX_NAME = 28  # XT_EXTENSION_MAXNAMELEN in linux/netfilter/x_tables.h, less the final zero
 MAX_COMMENT = 255  # XT_MAX_COMMENT_LEN in linux/netfilter/xt_comment.h, likewise
@@ -248,9 +250,29 @@ def _address(text: str, family: Family) -> IPv4Address | IPv6Address:
     return IPv6Address(inet_pton(V6.af, text))
 
 
+class Way(NamedTuple):
+    """How rules tell what goes to the containers of a link, and as whom it goes there."""
+
+    to: str
+    away: str
+    source: str  # of what comes through a host port, or from loopback
+
+    @classmethod
+    def of(cls, link: Link, family: Family) -> "Way | None":
+        """By the bridge, or by the group of the interfaces; None where there is neither."""
+        if link.bridge is not None:
+            return cls(f"-o {link.bridge} ", f"! -o {link.bridge} ", "-j MASQUERADE")
+        if not link.is_routed:
+            return None
+        group = f"--dst-group {link.group:#x} "
+        gateway = link.gateways[0 if family is V4 else 1]
+        source = "-j MASQUERADE" if gateway is None else f"-j SNAT --to-source {written(gateway)}"
+        return cls(f"-m devgroup {group}", f"-m devgroup ! {group}", source)
+
+
 def fixed_rules(
     name: str,
-    bridge: str | None,
+    link: Link,
     network: IPNetwork | None,
     family: Family = V4,
     *,
@@ -259,9 +281,9 @@ def fixed_rules(
 ) -> dict[str, Rules]:
     """The rules that do not depend on the mappings: by table, by chain.
 
-    In a built-in chain only the named rules are ours. The two static masquerades let the
-    host reach its containers from 127.0.0.1 and ::1, and the containers themselves and each
-    other through a host port; the third is their way out. Where iptables sees `bridged` frames,
+    In a built-in chain only the named rules are ours. The first two let the host reach its
+    containers from 127.0.0.1 and ::1, and the containers themselves and each other through a host
+    port; the third is their way out. Where iptables sees `bridged` frames,
     it translates them before they come to the guard at the bridge, which asks for a mark then.
     Without a way for what comes from ::1 (`loopback`) connections to it are left alone: nobody
     answers them, and the kernel says so at once.
@@ -276,17 +298,18 @@ def fixed_rules(
     there = "" if network is None else _written_network(network)
     source = f"-s {there} " if network is not None and network.prefixlen else ""
     way_out = source if family is V4 else _private_source(network)
-    if bridge is not None:
-        out.append(f"-s {family.loopback} -o {bridge} {dnat} -j MASQUERADE")
-    if network is not None and bridge is not None:
-        out.append(f"{source}-o {bridge} {dnat} -j MASQUERADE")
+    way = Way.of(link, family)
+    if way is not None:
+        out.append(f"-s {family.loopback} {way.to}{dnat} {way.source}")
+    if network is not None and way is not None:
+        out.append(f"{source}{way.to}{dnat} {way.source}")
         if way_out is not None:
-            out.append(f"{way_out}! -o {bridge} -j MASQUERADE")
+            out.append(f"{way_out}{way.away}-j MASQUERADE")
     elif network is not None:
         out.append(f"{source}-d {there} {dnat} -j MASQUERADE")
         if way_out is not None:
             out.append(f"{way_out}! -d {there} -j MASQUERADE")
-    if bridge is None or family is V6:
+    if way is None or family is V6:
         return {"nat": nat}
     # route_localnet lets a container address the host's 127.0.0.0/8, and call itself so: this
     # stops it before conntrack, so that answers to the host's own connections pass. The kernel
@@ -296,7 +319,7 @@ def fixed_rules(
     if not bridged:
         return {"raw": raw, "nat": nat}
     answers = (
-        f"-i {bridge} -m conntrack --ctorigdst {family.loopback} --ctdir REPLY "
+        f"-i {link.bridge} -m conntrack --ctorigdst {family.loopback} --ctdir REPLY "
         f"-j MARK --set-xmark {MARK:#x}/0xffffffff"
     )
     mangle = {"PREROUTING": [f"-j {name}"], name: [answers]}

@@ -87,7 +87,8 @@ class Nftables:
         settings = f"nftables {owner or f'{name} {networks.v4 or networks.v6}'}"
         self._settings = settings_of(link, settings, networks)
         self._earlier = Earlier(self._table, owner or name, link.bridge, settings)
-        self.guard = Guard(link, owner, services, name) if owner else None
+        socket = self._table.socket
+        self.guard = Guard(link, owner, services, name, socket) if owner else None
         self._home = HomeNamespace()
         self._explaining = explaining(f"table inet {name}")
         self._lock = RLock()
@@ -103,7 +104,6 @@ class Nftables:
         with explaining(f"watching table inet {self.table}"):
             own, tables, families = [self._table.netlink.portid], [self.table], [1, 2]
             if self.guard is not None and self.guard.is_guarded:
-                own.append(self.guard.portid)
                 tables.append(GUARD)
                 families.append(7)
             return RuleMonitor(
@@ -167,8 +167,6 @@ class Nftables:
     def close(self) -> None:
         """Close the socket; the rules stay, and the next call opens another one."""
         self._table.close()
-        if self.guard is not None:
-            self.guard.close()
 
     def apply(self, add: Sequence[PortMapping], remove: Sequence[PortMapping] = ()) -> None:
         """Remove, then add, in one transaction.

@@ -19,7 +19,7 @@ from netalloc.host.attached import present_of
 from netalloc.host.lazy_socket import LazySocket
 from netalloc.host.links import index_of
 from netalloc.host.macs import bridge_mac
-from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, explaining
+from netalloc.host.netlink import NetlinkError, NetlinkSocket, explaining
 from netalloc.locks import locked
 from netalloc.portmap.link import Link
 from netalloc.portmap.nftables import batch, elements, members
@@ -50,26 +50,24 @@ Pair = tuple[tuple[IP, ...], tuple[IP, ...]]
 
 
 class Guard:
-    """A network's elements. Safe for threads; the socket belongs to the first call's namespace.
+    """A network's elements, changed over the socket of its mappings. Safe for threads.
 
-    `services` are the ports of the host that its containers reach, "53/udp".
+    `registry` is the table of the mappings, which knows all bridges. `services` are the ports of
+    the host that its containers reach, "53/udp".
     """
 
-    def __init__(self, link: Link, owner: str, services: tuple[str, ...], registry: str) -> None:
+    def __init__(
+        self, link: Link, owner: str, services: tuple[str, ...], registry: str, socket: LazySocket
+    ) -> None:
         self.is_guarded = link.isolation == "guarded"
         self.has_ports = self.is_guarded and link.bridge is not None
         self._link = link
         self._owner = owner
         self._services = services
-        self._registry = registry  # the table that has the bridges of all networks
-        self._socket = LazySocket(NETLINK_NETFILTER)
+        self._registry = registry
+        self._socket = socket
         self._explaining = explaining(f"tables {rules.GUARD}")
         self._lock = RLock()
-
-    @property
-    def portid(self) -> int:
-        """By which our own changes are told from those of others."""
-        return self._socket.get().portid
 
     # ---- the network itself
 
@@ -94,11 +92,6 @@ class Guard:
         """Take out all that is ours, and the tables with the last guarded network."""
         with self._explaining:
             self._while_unseen(self._leaving)
-
-    @locked
-    def close(self) -> None:
-        """Close the socket; the rules stay."""
-        self._socket.close()
 
     # ---- what is in it
 
@@ -127,9 +120,9 @@ class Guard:
     @locked
     def reconcile(self, ports: Iterable[GuardedPort], pairs: Iterable[Pair]) -> tuple[str, ...]:
         """Have the guard say this of our network and nothing else; what was wrong."""
-        if not self.is_guarded:
-            return self.setup()
         wrong = self.setup()
+        if not self.is_guarded and not tables.is_there(self._netlink):
+            return wrong
         with self._explaining:
             return wrong + self._agree(self._whole(ports, pairs))
 
@@ -159,6 +152,8 @@ class Guard:
 
     def _fixed(self) -> Held:
         """What is there as long as the network is."""
+        if not self.is_guarded:
+            return {(INET, rules.OURS): self._bridge()}
         bridge = self._link.bridge
         if bridge is None:
             group = struct.pack("=I", self._link.group)
@@ -298,15 +293,16 @@ class Guard:
 
     def _announce(self) -> None:
         """Say which bridge is ours, where there is a guard."""
+        if tables.is_there(self._netlink):
+            try:
+                self._send(tables.additions(self._fixed(), self._owner))
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:  # the last guarded network left at this moment
+                    raise
+
+    def _bridge(self) -> Entries:
         index = None if self._link.bridge is None else _index(self._link.bridge)
-        if index is None:
-            return
-        held: Held = {(INET, rules.OURS): {struct.pack("=I", index): b""}}
-        try:
-            self._send(tables.additions(held, self._owner))
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:
-                raise
+        return {} if index is None else {struct.pack("=I", index): b""}
 
     def _leaving(self) -> list[batch.Step]:
         whole = tables.table_deletions(self._netlink)

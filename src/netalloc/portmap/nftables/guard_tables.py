@@ -48,6 +48,11 @@ def restore(netlink: NetlinkSocket) -> tuple[str, ...]:
     raise CommandError(f"tables {GUARD} were changed during {_ATTEMPTS} loads")
 
 
+def is_there(netlink: NetlinkSocket) -> bool:
+    """Whether there is a guard on this host."""
+    return _is_there(netlink, FAMILY[INET] + text(_TABLE, GUARD))
+
+
 def is_whole(netlink: NetlinkSocket) -> bool:
     """Whether the fixed part is as it was loaded."""
     return _is_as_left(netlink, _snapshot(netlink))

@@ -1,4 +1,4 @@
-"""Where a lease is to be put, as a caller names it: made plain, or refused."""
+"""Where a lease is to be put on the machine, made plain before anything changes."""
 
 from __future__ import annotations
 
