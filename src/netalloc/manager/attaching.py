@@ -36,7 +36,6 @@ from netalloc.host.target_netns import identity
 from netalloc.ipam import attachments as records
 from netalloc.light import NamedTuple
 from netalloc.logs import Log
-from netalloc.manager.attach_targets import Target
 from netalloc.manager.undo import attempt
 from netalloc.store.records import Attachment, Lease
 
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from netalloc.address_values import IP
     from netalloc.host.attached import Present
     from netalloc.ipam.change import Change
+    from netalloc.manager.attach_targets import Target
     from netalloc.manager.leases import LeaseService
     from netalloc.store.protocol import Transaction
 
@@ -123,11 +123,12 @@ class AttachService:
         turns = AttachTurns(records.index_of(lease.generation) for lease in leases)
         turns.held(lambda: self._leases.run("detach", change))
 
-    def part_from(self, made: Change, ending: Sequence[Lease]) -> frozenset[int]:
-        """The same of what these leases have, whose records go with them: the ordinals."""
+    def part_from(self, made: Change, ending: Sequence[Lease]) -> Sequence[Lease]:
+        """The same of what these leases have, whose records go with them; which have nothing."""
         found = records.of_leases(made.tx, ending)
         self.part(made, found)
-        return frozenset([one.ordinal for one in found])
+        ours = {one.ordinal for one in found}
+        return [lease for lease in ending if lease.ordinal not in ours]
 
     def part(
         self, made: Change, ending: Sequence[Attachment], turns: AttachTurns | None = None
@@ -305,7 +306,6 @@ class AttachService:
     def _check_room(self, endpoints: Sequence[Endpoint]) -> None:
         bridge = self._network.bridge
         if bridge is not None:
-            index_of(bridge)  # says so where there is none
             check_room(bridge, endpoints, port_indexes(bridge))
 
     def _make(self, endpoints: Sequence[Endpoint]) -> None:
@@ -314,11 +314,9 @@ class AttachService:
         group = records.group_of(self._network.number)
         bridge = None if self._network.bridge is None else index_of(self._network.bridge)
         hairpin = bridge is not None and needs_hairpin(str(self._network.bridge))
-        if not veths:
-            pass
-        elif bridge is None:
+        if veths and bridge is None:
             attach_routed(veths, group)
-        else:
+        elif veths and bridge is not None:
             attach_bridged(veths, bridge, group=group, hairpin=hairpin)
         if taps:
             try:
