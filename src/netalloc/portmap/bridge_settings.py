@@ -9,7 +9,7 @@ from typing import Final
 
 from netalloc.errors import CommandError, InterfaceError
 from netalloc.family import FAMILIES, NO_NETWORK, V4, V6, NetworkPair
-from netalloc.host import forwarding, sysctl
+from netalloc.host import closed_networks, forwarding, gateway_addresses, sysctl
 from netalloc.host.bridge_ports import needs_hairpin, set_hairpin
 from netalloc.host.links import index_of
 from netalloc.host.loopback_guard import (
@@ -29,6 +29,8 @@ from netalloc.host.rule_monitor import NOTHING, Watched
 logger = logging.getLogger(__name__)
 
 _LOOPBACK6: Final = "loopback6"  # ::1 is local to a bridge, in the record
+_LOCALNET: Final = "route_localnet"
+_OF_BRIDGES: Final = (_LOOPBACK6, _LOCALNET)
 _GET_NAME, _REQUEST = 0x8910, struct.Struct("16si20x")  # SIOCGIFNAME, struct ifreq
 
 
@@ -136,16 +138,12 @@ class BridgeSettings:
             try:
                 if ifindex is not None:
                     _withdraw_guard(netlink, ifindex, self._number, record)
-                    self._withdraw_loopback6(netlink, ifindex, record)
-                for entry in [e for e in record if e[:2] == (_LOOPBACK6, self._user)]:
-                    self._withdraw_loopback6(netlink, entry.ifindex, record)
-                for entry in [e for e in record if e[:2] == ("route_localnet", self._user)]:
-                    if _name_of(entry.ifindex) == entry.interface:
-                        _withdraw_guard(netlink, entry.ifindex, self._number, record)
-                        record.discard(entry)
+                    _withdraw_loopback6(netlink, ifindex, self._user, record)
+                _withdraw_all(netlink, self._user, record)
                 _close_renamed(netlink, record)
             finally:
                 netlink.close()
+            _open_networks(record, self._user)
             for family in FAMILIES:
                 forwarding.switch_off(record, self._user, family)
         self._ifindex, self._is_known, self.loopback6 = None, False, False
@@ -162,13 +160,14 @@ class BridgeSettings:
         else:
             with opened() as record:
                 _close_renamed(netlink, record)
+                _open_networks(record, self._user)
                 if V4 in self._families:
                     found += self._restore_localnet(netlink, ifindex, bridge, record)
                 self._warn_of_no_way(netlink, ifindex, bridge)
                 if wants6:
                     found += self._restore_loopback6(netlink, ifindex, bridge, record)
                 else:
-                    self._withdraw_loopback6(netlink, ifindex, record)
+                    _withdraw_loopback6(netlink, ifindex, self._user, record)
                 self._ifindex = ifindex
                 found += self._forward(record)
         self.loopback6 = wants6
@@ -195,7 +194,7 @@ class BridgeSettings:
         found: tuple[str, ...] = ()
         there = guards(netlink, ifindex)
         closed = sysctl.read(*self._localnet) == "0"
-        mine = Entry("route_localnet", self._user, ifindex, bridge)
+        mine = Entry(_LOCALNET, self._user, ifindex, bridge)
         ours = any(entry.what == mine.what and entry[2:] == mine[2:] for entry in record)
         was_closed = closed or ours or any(guard.opened for guard in there)
         if Guard(self._number, was_closed) not in there:
@@ -216,14 +215,6 @@ class BridgeSettings:
         if add_route(netlink, ifindex):
             return (f"::1 was not local to bridge {bridge}",)
         return ()
-
-    def _withdraw_loopback6(self, netlink: NetlinkSocket, ifindex: int, record: set[Entry]) -> None:
-        """Note that we need the route no more, which goes with its last user."""
-        users = {entry for entry in record if entry.what == _LOOPBACK6 and entry[2] == ifindex}
-        mine = {entry for entry in users if entry.user == self._user}
-        record -= mine
-        if users == mine:
-            remove_route(netlink, ifindex)
 
     def _restore_forwarding(self) -> tuple[str, ...]:
         if self._is_known and all(forwarding.is_on(family) for family in self._families):
@@ -252,6 +243,44 @@ class BridgeSettings:
             logger.warning("there is no way to containers from 127.0.0.1: %s", error)
 
 
+def close_bridges(record: set[Entry], user: str) -> None:
+    """Take back what this user has opened on any bridge; none is no error."""
+    if all(entry.user != user or entry.what not in _OF_BRIDGES for entry in record):
+        return
+    with explaining("filters of bridges"):
+        netlink = open_socket()
+        try:
+            _withdraw_all(netlink, user, record)
+        finally:
+            netlink.close()
+
+
+def _open_networks(record: set[Entry], user: str) -> None:
+    """Take back what a routed network of this user has on the host; none is no error."""
+    closed_networks.withdraw(record, user)
+    gateway_addresses.withdraw(record, user)
+
+
+def _withdraw_all(netlink: NetlinkSocket, user: str, record: set[Entry]) -> None:
+    for entry in [e for e in record if e[:2] == (_LOOPBACK6, user)]:
+        _withdraw_loopback6(netlink, entry.ifindex, user, record)
+    for entry in [e for e in record if e[:2] == (_LOCALNET, user)]:
+        if _name_of(entry.ifindex) == entry.interface:
+            _withdraw_guard(netlink, entry.ifindex, number_of(user), record)
+            record.discard(entry)
+
+
+def _withdraw_loopback6(
+    netlink: NetlinkSocket, ifindex: int, user: str, record: set[Entry]
+) -> None:
+    """Note that a user needs the route no more, which goes with its last one."""
+    users = {entry for entry in record if entry.what == _LOOPBACK6 and entry[2] == ifindex}
+    mine = {entry for entry in users if entry.user == user}
+    record -= mine
+    if users == mine:
+        remove_route(netlink, ifindex)
+
+
 def _withdraw_guard(netlink: NetlinkSocket, ifindex: int, number: int, record: set[Entry]) -> None:
     """Take one guard away; before the last one, what it guards is closed."""
     there = guards(netlink, ifindex)
@@ -275,7 +304,7 @@ def _close_renamed(netlink: NetlinkSocket, record: set[Entry]) -> None:
             record.discard(entry)
             if names[entry.ifindex] is not None:
                 remove_route(netlink, entry.ifindex)
-    for entry in [entry for entry in record if entry.what == "route_localnet"]:
+    for entry in [entry for entry in record if entry.what == _LOCALNET]:
         name = names[entry.ifindex]
         if name == entry.interface:
             continue

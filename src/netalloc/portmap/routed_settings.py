@@ -1,9 +1,10 @@
 """The kernel settings that routed containers need, and taking them back."""
 
-from netalloc.family import NO_NETWORK, V4, NetworkPair
+from netalloc.family import FAMILIES, NO_NETWORK, V4, NetworkPair
 from netalloc.host import closed_networks, forwarding, gateway_addresses
 from netalloc.host.opened import opened
 from netalloc.host.rule_monitor import Watched
+from netalloc.portmap.bridge_settings import close_bridges
 from netalloc.portmap.link import Link
 
 
@@ -52,6 +53,7 @@ class RoutedSettings:
             with opened() as record:
                 found += forwarding.switch_on(record, self._user, family)
         with opened() as record:
+            close_bridges(record, self._user)  # on which the network was before it was made anew
             missing = gateway_addresses.note(record, self._user, self._gateways)
             closed_networks.note(record, self._user, self._networks)
         if missing:
@@ -69,8 +71,9 @@ class RoutedSettings:
     def withdraw(self) -> None:
         """Switch off what only we have needed and what was off before."""
         with opened() as record:
+            close_bridges(record, self._user)
             closed_networks.withdraw(record, self._user)
             gateway_addresses.withdraw(record, self._user)
-            for family in self._families:
+            for family in FAMILIES:
                 forwarding.switch_off(record, self._user, family)
         self._is_known = False
