@@ -263,7 +263,7 @@ def play(count: int, isolation: str) -> bool:
         manager = networks.create(
             "pods", NETWORK, mode="routed", isolation=isolation, backend="nftables"
         )
-        print(f"\n  {count:,} containers in routed mode, {' and '.join(NETWORK)}\n")
+        print(f"\n  {count:,} containers in routed mode, {isolation}, {' and '.join(NETWORK)}\n")
         density = Density(manager, count)
         density.start()
         whole = density.ask()
@@ -285,7 +285,7 @@ def main() -> None:
     """Run it in a private host; exit status 1 when a port did not answer or something is left."""
     parser = argparse.ArgumentParser(description="Many live containers on one host.")
     parser.add_argument("-n", type=as_count, default=10_000, metavar="CONTAINERS")
-    parser.add_argument("--isolation", choices=("open", "guarded"), default="open")
+    parser.add_argument("--isolation", choices=("open", "guarded"), default="guarded")
     arguments = parser.parse_args()
     enter_private_host()
     wanted = arguments.n + 4 * BATCH + 100  # a socket each, and what is open while attaching

@@ -573,6 +573,28 @@ def test_two_guarded_networks_on_one_host(tmp_path):
         assert "netalloc" not in run("nft", "list", "tables")
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_an_open_routed_network_reaches_published_ports_alone(tmp_path, mode):
+    with GuardLab(mode, store=tmp_path / "host.db") as lab:
+        lab.serve_everywhere()
+        with Networks(tmp_path / "host.db") as host:
+            options = {"mode": "routed", "isolation": "open", "backend": "nftables"}
+            near = host.create("near", "10.66.0.1/24", **options).allocate("near")
+            lab.namespace("near")
+            near.attach(netns="near")
+            lab.serve("near", socket.SOCK_DGRAM, socket.AF_INET)
+            port = lab.victim.allocate_port(80, "udp")
+            own = near.allocate_port(80, "udp")
+            assert lab.asked("near", UPLINK[0], port=port) == "victim"
+            assert lab.asked("evil", UPLINK[0], port=own) == "near"
+            assert lab.asked("near", lab.victim.ip, timeout=0.2) is None
+            assert lab.asked("evil", near.ip, timeout=0.2) is None
+            near.release()
+            host.remove("near")
+        for interface in lab.manager.interfaces():
+            interface.release()
+
+
 @pytest.mark.parametrize("after", [OPENED, GUARDED])
 def test_what_a_lost_store_said_goes(tmp_path, after):
     """The network of the name is registered anew, in another store: nothing stays of the first."""

@@ -28,7 +28,9 @@ def store(request, tmp_path):
 
 
 def record(name, bridge, subnet=None, subnet6=None, number=0):
-    return Network(number, name, bridge, "bridge", subnet, subnet6, "", "null", "", 0, 0, 0, "open")
+    return Network(
+        number, name, bridge, "bridge", subnet, subnet6, "", "null", "", 0, 0, 0, "open", ""
+    )
 
 
 def add(tx, network):

@@ -41,7 +41,7 @@ def test_a_row_and_back(kind):
     chance, seed = random.Random(kind.__name__), 9
     maker = RowMaker(kind, seed)
     plain_ones = 0
-    for _ in range(3000):
+    for _ in range(12_000):
         record = kind(*chance.choices([*VALUES[:20], None, 7], k=len(kind._fields)))
         row = maker.row(record)
         if row is None:

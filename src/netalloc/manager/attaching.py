@@ -36,7 +36,6 @@ from netalloc.host.target_netns import identity
 from netalloc.ipam import attachments as records
 from netalloc.light import NamedTuple
 from netalloc.logs import Log
-from netalloc.manager.attach_targets import Target
 from netalloc.manager.undo import attempt
 from netalloc.store.records import Attachment, Lease
 
@@ -47,6 +46,7 @@ if TYPE_CHECKING:
     from netalloc.address_values import IP
     from netalloc.host.attached import Present
     from netalloc.ipam.change import Change
+    from netalloc.manager.attach_targets import Target
     from netalloc.manager.leases import LeaseService
     from netalloc.store.protocol import Transaction
 
@@ -104,7 +104,6 @@ class AttachService:
         try:
             self._leases.run("attach", partial(self._enter, triples, fresh))
             self._clear(fresh)
-            self._leases.guarding.enter(wanted)  # before it can send
             self._make(endpoints)
             self._confirm(wanted, endpoints, fresh)
         except BaseException:
@@ -123,11 +122,12 @@ class AttachService:
         turns = AttachTurns(records.index_of(lease.generation) for lease in leases)
         turns.held(lambda: self._leases.run("detach", change))
 
-    def part_from(self, made: Change, ending: Sequence[Lease]) -> frozenset[int]:
-        """The same of what these leases have, whose records go with them: the ordinals."""
+    def part_from(self, made: Change, ending: Sequence[Lease]) -> Sequence[Lease]:
+        """The same of what these leases have, whose records go with them; which have nothing."""
         found = records.of_leases(made.tx, ending)
         self.part(made, found)
-        return frozenset([one.ordinal for one in found])
+        ours = {one.ordinal for one in found}
+        return [lease for lease in ending if lease.ordinal not in ours]
 
     def part(
         self, made: Change, ending: Sequence[Attachment], turns: AttachTurns | None = None
@@ -148,8 +148,8 @@ class AttachService:
             turns.take()
         made.undo.append(partial(rejoin, endpoints, bridge))
         sever(endpoints, bridge)
+        self._leases.guarding.leave(made, ending)
         made.after.append(partial(self._remove, endpoints))
-        made.after.append(partial(self._leases.guarding.leave, ending))
         made.after.append(turns.close)
 
     # ---- upkeep
@@ -189,8 +189,7 @@ class AttachService:
             store = self._leases.read(self._store_number)
             halves = [self._endpoint(one, store) for one in found.missing if not one.made]
             self._remove(halves, self._bridge_or_none())
-            self._leases.run("reconcile", lambda made: records.drop(made.tx, found.missing))
-            self._leases.guarding.leave(found.missing)
+            self._leases.run("reconcile", partial(self._drop, found.missing))
         return found
 
     def _look(self, turns: AttachTurns) -> _Look:
@@ -289,14 +288,16 @@ class AttachService:
     ) -> None:
         """Enter the records; `fresh` are those that were not there."""
         fresh.clear()
+        replaced = []  # with another MAC address, perhaps
         for lease, record, endpoint in triples:
             current = self._leases.current(made.tx, lease)
-            place = str(self._ip(lease.ordinal))
             held = records.of_leases(made.tx, [current])
+            place = str(self._ip(lease.ordinal))
             if records.enter(made.tx, current, record, self._is_there, place):
                 fresh.append((record, endpoint))
-                if held:  # with another MAC address, perhaps
-                    made.after.append(partial(self._leases.guarding.leave, held))
+                replaced += held
+        self._leases.guarding.leave(made, replaced)
+        self._leases.guarding.enter(made, [record for record, _ in fresh])  # before it can send
 
     def _clear(self, fresh: Sequence[tuple[Attachment, Endpoint]]) -> None:
         """Take away what a killed detach() has left: it may be in another namespace."""
@@ -305,7 +306,6 @@ class AttachService:
     def _check_room(self, endpoints: Sequence[Endpoint]) -> None:
         bridge = self._network.bridge
         if bridge is not None:
-            index_of(bridge)  # says so where there is none
             check_room(bridge, endpoints, port_indexes(bridge))
 
     def _make(self, endpoints: Sequence[Endpoint]) -> None:
@@ -314,11 +314,9 @@ class AttachService:
         group = records.group_of(self._network.number)
         bridge = None if self._network.bridge is None else index_of(self._network.bridge)
         hairpin = bridge is not None and needs_hairpin(str(self._network.bridge))
-        if not veths:
-            pass
-        elif bridge is None:
+        if veths and bridge is None:
             attach_routed(veths, group)
-        else:
+        elif veths and bridge is not None:
             attach_bridged(veths, bridge, group=group, hairpin=hairpin)
         if taps:
             try:
@@ -340,6 +338,7 @@ class AttachService:
 
         def confirm(made: Change) -> list[int]:
             if again:
+                self._leases.guarding.renew(again)
                 self._rejoin([one._replace(made=1) for one in again], made)
             return records.settle(made.tx, wanted)
 
@@ -349,18 +348,19 @@ class AttachService:
             where = ", ".join(self._shown(wanted[i]) for i in ended)
             raise InUseError(f"{where} was detached, or its lease ended, while it was attached")
 
+    def _drop(self, gone: Sequence[Attachment], made: Change) -> None:
+        """Forget what is not on the machine any more."""
+        self._leases.guarding.leave(made, records.drop(made.tx, gone))
+
     def _take_back(self, fresh: Sequence[tuple[Attachment, Endpoint]]) -> None:
         """Take away what was not made wholly, and then its records."""
         if not fresh:
             return
         self._remove([endpoint for _, endpoint in fresh], self._bridge_or_none())
         entered = [one for record, _ in fresh for one in (record, record._replace(made=1))]
-        failure = attempt(
-            lambda: self._leases.run("attach", lambda made: records.drop(made.tx, entered))
-        )
+        failure = attempt(lambda: self._leases.run("attach", partial(self._drop, entered)))
         if failure is not None:
             log.error("records of what was not attached stay until reconcile: %s", failure)
-        self._leases.guarding.leave([record for record, _ in fresh])
 
     def _bridge_or_none(self) -> int | None:
         if self._network.bridge is None:

@@ -64,18 +64,22 @@ class GuardService:
 
     # ---- interfaces
 
-    def enter(self, records: Sequence[Attachment]) -> None:
-        """Let interfaces send as what they are; before they are there."""
-        if self._guard is not None and self._guard.has_ports and records:
-            self._guard.enter(self._ports(records))
-
-    def leave(self, records: Sequence[Attachment]) -> None:
-        """Let interfaces send nothing more; after they are gone."""
+    def enter(self, made: Change, records: Sequence[Attachment]) -> None:
+        """Let interfaces send as what they are, as part of the change that enters them."""
         if self._guard is not None and self._guard.has_ports and records:
             ports = self._ports(records)
-            failure = attempt(partial(self._guard.leave, ports))
-            if failure is not None:
-                log.error("elements of the guard stay until reconcile: %s", failure)
+            self._change(made, partial(self._guard.enter, ports), partial(self._guard.leave, ports))
+
+    def leave(self, made: Change, records: Sequence[Attachment]) -> None:
+        """Let interfaces send nothing more, as part of the change that drops them."""
+        if self._guard is not None and self._guard.has_ports and records:
+            ports = self._ports(records)
+            self._change(made, partial(self._guard.leave, ports), partial(self._guard.enter, ports))
+
+    def renew(self, records: Sequence[Attachment]) -> None:
+        """Let interfaces that are there already send as what they are."""
+        if self._guard is not None and self._guard.has_ports and records:
+            self._guard.enter(self._ports(records))
 
     # ---- upkeep
 
@@ -122,17 +126,18 @@ class GuardService:
         """Change the kernel; it is taken back where the change is not made."""
         tx, number = made.tx, self._network.number
         tx.mark_dirty(number)
-        try:
-            do()
-        except NetallocError:
-            tx.mark_clean(number)  # a refused transaction has changed nothing
-            raise
 
         def back() -> None:
             undo()
             tx.mark_clean(number)
 
-        made.undo.append(back)
+        made.undo.append(back)  # first: an interrupt may come when it is done
+        try:
+            do()
+        except NetallocError:
+            made.undo.remove(back)
+            tx.mark_clean(number)  # a refused transaction has changed nothing
+            raise
 
     def _pair(self, one: End, other: End, tx: Transaction) -> Allowance:
         """The record of two. Raises StaleLeaseError, NotAllocatedError, InvalidValueError."""

@@ -174,7 +174,6 @@ class LeaseService:
         check_host: bool,
     ) -> list[Lease]:
         """n leases, each with its ports published, or none of them."""
-
         if ports:
             self._publications()
 
@@ -264,9 +263,9 @@ class LeaseService:
 
     def release_owner(self, owner: str) -> int:
         """End an owner's leases in one change, or else one by one; how many they were."""
-        equal = self.addresses.number, owner
 
         def change(made: Change) -> int:
+            equal = self.addresses.number, owner
             leases = made.tx.table(Lease).where("network", "owner", equal=equal)
             self.expire(made, sorted(leases, key=_ORDINAL))
             return len(leases)
@@ -296,8 +295,7 @@ class LeaseService:
             self._unpublish([row for lease in leases for row in of(tx, lease)], made, ended=True)
         elsewhere = leases
         if tx.table(Attachment) and self.mappings.is_real:
-            ours = self.attaching.part_from(made, leases)  # before another may have the address
-            elsewhere = [lease for lease in leases if lease.ordinal not in ours]
+            elsewhere = self.attaching.part_from(made, leases)  # before another has the address
         if tx.table(Allowance):
             self.guarding.part(made, leases)
         self.addresses.end(tx, leases)
@@ -327,8 +325,7 @@ class LeaseService:
 
     def find(self, owner: str | None, label: tuple[str, str] | None) -> list[Lease]:
         """The leases of an owner, those with a label, or all: by address."""
-        number = self.addresses.number
-        return self.read(lambda tx: leases_of(tx, number, owner, label))
+        return self.read(lambda tx: leases_of(tx, self.addresses.number, owner, label))
 
     def name(self, lease: Lease) -> str:
         """The address of a lease, as text."""
