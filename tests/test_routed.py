@@ -249,6 +249,7 @@ with NetworkManager.open("pod", "/run/host.db") as manager:
 """
 
 
+@pytest.mark.parametrize("lab", ["nftables", "iptables-nft"], indirect=True)
 @pytest.mark.parametrize("address", [f"{Lab.gateway}/32", f"{Lab.gateway6}/128"])
 def test_a_watch_puts_a_gateway_back_at_once(lab, address):
     manager = routed(lab)
