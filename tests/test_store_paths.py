@@ -29,7 +29,7 @@ from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.view import open_view
 
 NETWORK = Network(
-    1, "br0", "br0", "bridge", "10.0.0.1/24", None, "", "null", "8000-8100", 0, 0, 0, "open"
+    1, "br0", "br0", "bridge", "10.0.0.1/24", None, "", "null", "8000-8100", 0, 0, 0, "open", ""
 )
 OTHER = 1234  # the id of a user that is neither root nor any of ours
 MS_RDONLY, MS_REMOUNT, MS_BIND = 1, 32, 4096  # linux/mount.h

@@ -26,7 +26,7 @@ from netalloc.store.sqlite.write_lock import WriteLock
 from netalloc.store.sqlite.writer_record import WriterRecord
 
 NETWORK = Network(
-    1, "br0", "br0", "bridge", "10.0.0.1/16", None, "", "null", "80-90", 0, 0, 0, "open"
+    1, "br0", "br0", "bridge", "10.0.0.1/16", None, "", "null", "80-90", 0, 0, 0, "open", ""
 )
 
 
