@@ -317,6 +317,24 @@ def test_an_allowance_opens_that_pair_and_no_other(mode, bridge_nf):
         assert manager.check() == []
 
 
+def test_who_is_allowed_may_not_say_it_is_another():
+    """On the bridge, where a pair sees each other's neighbour advertisements."""
+    with GuardLab("bridge") as lab:
+        lab.serve_everywhere()
+        lab.manager.allow(lab.evil, lab.friend)
+        evil, own, friend = lab.mac["evil"], lab.evil.ips[1], lab.friend.ips[1]
+
+        def told(packet):
+            frame = f.ethernet(lab.mac["friend"], evil, f.IPV6, packet)
+            return len(lab.seen("friend", [frame]))
+
+        assert told(f.advertisement(own, friend, own, evil)) == 1
+        for target in (lab.victim.ips[1], GATEWAYS[1], friend):
+            assert told(f.advertisement(own, friend, target, evil)) == 0
+        assert told(f.redirect(own, friend, own, OUTSIDE[1])) == 0
+        assert told(f.icmpv6(own, friend, f.RA, f.router(own, evil)[44:])) == 0
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_what_is_open_ends_with_the_allowance(guarded, version):
     lab, at = guarded, version == 6
@@ -434,8 +452,9 @@ def test_an_open_network_beside_it_is_not_reached_either(tmp_path):
                 interface.release()
 
 
-def test_a_port_that_is_not_ours_reaches_no_container_by_the_bridge():
-    with GuardLab("bridge") as lab:
+@pytest.mark.parametrize("bridge_nf", [0, 1])
+def test_a_port_that_is_not_ours_reaches_no_container_by_the_bridge(bridge_nf):
+    with GuardLab("bridge", bridge_nf=bridge_nf) as lab:
         lab.serve_everywhere()
         lab.namespace("other")
         run("ip", "link", "add", "vx", "type", "veth", "peer", "name", "eth0", "netns", "other")
@@ -446,6 +465,11 @@ def test_a_port_that_is_not_ours_reaches_no_container_by_the_bridge():
             ("link", "set", "eth0", "up"),
         ):
             run("ip", "-n", "other", *command)
+        for one, other, to in (("other", "victim", lab.victim.ip), ("evil", "other", STRANGER[0])):
+            raw = lab.packets(one)
+            packet = f.udp(lab.evil.ip, to, b"straight")
+            frame = f.ethernet(lab.mac_in(other), lab.mac_in(one), f.IPV4, packet)
+            assert lab.seen(other, [frame], sender=raw) == []
         assert lab.asked("other", lab.victim.ip, timeout=0.3) is None
         assert lab.asked("other", GATEWAYS[0], socket.SOCK_STREAM, SECRET, timeout=0.3) is None
 
