@@ -47,9 +47,9 @@ class GuardLab(AttachLab):
         for name, one in zip(self.names, many, strict=True):
             self.namespace(name)
             one.attach(netns=name)
-        self.mac = {name: self._mac(name) for name in self.names}
+        self.mac = {name: self.mac_in(name) for name in self.names}
         self.gateway_mac = self._gateway_mac()
-        self._raw = self._packets("evil")
+        self._raw = self.packets("evil")
 
     def _stay_on_one_processor(self):
         """So that what is sent one after the other arrives so."""
@@ -76,7 +76,8 @@ class GuardLab(AttachLab):
             default = ("route", "add", "default", "via", str(here))
             run("ip", "-n", "outside", f"-{here.version}", *default)
 
-    def _mac(self, name):
+    def mac_in(self, name):
+        """The MAC address of a container."""
         with namespaces.inside(name):
             return mac_of("eth0")
 
@@ -86,7 +87,7 @@ class GuardLab(AttachLab):
             return mac_of("br0")
         return bytes.fromhex("02fefefefefe")
 
-    def _packets(self, name, device="eth0"):
+    def packets(self, name, device="eth0"):
         """A socket for whole frames in a namespace."""
         with namespaces.inside(name):
             raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
@@ -101,14 +102,15 @@ class GuardLab(AttachLab):
         for frame in frames:
             self._raw.send(frame)
 
-    def seen(self, name, frames, part=b""):
+    def seen(self, name, frames, part=b"", sender=None):
         """Which of these frames get to another container, changed on the way or not.
 
         A frame is told by what it has behind the Ethernet header. A datagram in the end that
         always passes says when all have.
         """
-        raw = self._packets(name)
-        self.inject(*frames)
+        raw = self.packets(name)
+        for frame in frames:
+            (sender or self._raw).send(frame)
         self.settle()
         payloads = {frame[14:] for frame in frames}
         found = []
