@@ -186,5 +186,5 @@ def test_an_open_network_has_no_services():
 def test_iptables_keeps_nobody_apart(tmp_path, how):
     path = tmp_path / "host.db"
     bridge = None if how.get("mode") else "br0"
-    with pytest.raises(InvalidValueError, match="guarded: network .* has backend iptables"):
+    with pytest.raises(InvalidValueError, match="network .* has backend iptables"):
         NetworkManager(bridge, network="10.88.0.1/24", backend="iptables", store=path, **how)

@@ -48,8 +48,19 @@ def guard(one: Forked) -> None:
 
 
 def _alive() -> list[Any]:
-    found = [reference() for reference in _guarded.copy().values()]
+    found = [reference() for reference in _references()]
     return sorted([one for one in found if one is not None], key=id)
+
+
+def _references() -> list[ref[Any]]:
+    """All of them at one moment. A copy of the dict is not: to make one may run the collector,
+    which takes some out meanwhile, and it counts fewer than it has.
+    """
+    while True:
+        try:
+            return list(_guarded.values())
+        except RuntimeError:  # another thread has changed it: look again
+            continue
 
 
 def _before() -> None:
