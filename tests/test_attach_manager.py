@@ -608,7 +608,7 @@ def test_a_forked_child_leaves_its_parents_interfaces(host):
 
 # ---- interrupts
 
-PLACES = 24  # of each operation in the normal run; all of them in the long one
+PLACES = 10  # of each operation in the normal run; all of them in the long one
 
 OPERATIONS = {
     "attach": (lambda one: None, lambda manager, one: one.attach("c0")),

@@ -329,11 +329,17 @@ def cut_everywhere(world: World, name: str, at_most: int) -> None:
     sys.stdout.write(f"{world.kind} {name}: {n} places, {2 * len(chosen)} cuts, none bad\n")
 
 
+# Of what an interrupt in a finaliser ends Python itself says so, and goes on.
+FINALISERS = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+@FINALISERS
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_interrupt_leaves_nothing_half_done(world: World, name: str) -> None:
     cut_everywhere(world, name, PLACES)
 
 
+@FINALISERS
 @pytest.mark.soak
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_an_interrupt_anywhere_leaves_nothing_half_done(world: World, name: str) -> None:

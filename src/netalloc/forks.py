@@ -59,7 +59,7 @@ def _references() -> list[ref[Any]]:
     while True:
         try:
             return list(_guarded.values())
-        except RuntimeError:  # another thread has changed it: look again
+        except RuntimeError:  # noqa: PERF203  # another thread has changed it: look again
             continue
 
 
