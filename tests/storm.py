@@ -60,8 +60,9 @@ def worker(path, number, log, operations, barrier):
 
 
 def write(log, what, one, wait):
-    line = f"{time.monotonic_ns()} {what} {int(one.ip)} {one.generation} {wait:.6f}\n"
-    os.write(log, line.encode())
+    line = f"{time.monotonic_ns()} {what} {int(one.ip)} {one.generation} {wait:.6f}"
+    # Of a size by which no line is in two pages, between which a kill would divide it.
+    os.write(log, f"{line:127}\n".encode())
 
 
 def storm(folder, processes, operations, seconds, kill_every):
