@@ -16,7 +16,7 @@ from netalloc.host.endpoints import Endpoint
 from netalloc.host.netlink import NetlinkError, NetlinkSocket, Request
 from netalloc.host.netlink_messages import attribute
 
-# By which a routed container reaches everything: link-local, and nobody's.
+# By which a routed container reaches everything: link-local, and no interface's.
 ROUTERS: tuple[IPv4Address | IPv6Address, ...] = (
     IPv4Address("169.254.1.1"),
     IPv6Address("fe80::1"),

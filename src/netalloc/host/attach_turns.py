@@ -1,4 +1,4 @@
-"""One at a time at an interface: whoever makes it, takes it away, or judges whether it is needed.
+"""One at a time at an interface: who makes it, takes it away, or judges whether it is needed.
 
 The record of an interface and the interface itself are not made in one step. So that no other
 process takes what lies between the two for what a killed one has left, each interface has a byte,

@@ -6,7 +6,7 @@ behind which address is told to both ends, so that nothing is ever asked for: no
 duplicate detection. All of a call is made or nothing.
 
 Routed, a host's end has no address and is on no bridge: a /32 and a /128 route lead to it, and
-the container's default routes by 169.254.1.1 and fe80::1, which are nobody's, lead back.
+the container's default routes by 169.254.1.1 and fe80::1, which no interface has, lead back.
 
 What grows with the number of containers is IPv6: a link that comes up or goes down has the kernel
 go through all routes of the host. It does so once for each and not three times, because it is shown

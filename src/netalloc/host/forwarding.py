@@ -1,4 +1,4 @@
-"""Making the host a router, of either family, as long as somebody needs it.
+"""Making the host a router, of either family, as long as it is needed.
 
 A router does not listen to other routers: when IPv6 forwarding goes on, the kernel takes away the
 default routes that interfaces have learned (rt6_purge_dflt_routers() in net/ipv6/route.c), and

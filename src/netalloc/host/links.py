@@ -170,7 +170,7 @@ class Links(Closing):
     def add_address(self, name: str, address: Interface) -> None:
         """Give an interface one more address, with its prefix length.
 
-        One of IPv6 works at once: it is given where nobody else may have it, so that there is
+        One of IPv6 works at once: it is given where no other may have it, so that there is
         no duplicate to be looked for.
         """
         check_name(name)

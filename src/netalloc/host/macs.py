@@ -4,7 +4,7 @@ from hashlib import blake2b
 from ipaddress import IPv4Address, IPv6Address
 from operator import xor
 
-# Of the host's end of every routed container: nobody but the container sees it.
+# Of the host's end of every routed container: only the container sees it.
 HOST_END = bytes.fromhex("02fefefefefe")
 
 

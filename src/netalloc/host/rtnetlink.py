@@ -164,7 +164,7 @@ def delete_host_route(index: int, af: int, packed: bytes) -> Request:
 
 
 def unreachable(af: int, packed: bytes, prefix: int) -> Request:
-    """The last choice for a network: nobody is there."""
+    """The last choice for a network: nothing is there."""
     return NEW_ROUTE, CREATE | EXCLUSIVE, _end(af, packed, prefix)
 
 

@@ -48,7 +48,7 @@ class _Hand:
         self.failure: BaseException | None = None
         self.done = allocate_lock()
         self.done.acquire()
-        self._begun = allocate_lock()  # by whoever gets it: the thread, or what stops it
+        self._begun = allocate_lock()  # by the first to get it: the thread, or what stops it
         self._ended = False
 
     def run(self) -> None:

@@ -6,7 +6,7 @@ The order is such that whatever is cut off can be told afterwards and mended:
   is still there, that it is made. What a kill leaves is a record that says it is not.
 - what ends a lease, or detaches it, cuts the interface off from its address before the commit
   that frees the address, and takes it away after. What a kill leaves is an interface without a
-  record at most, by which nobody is reached.
+  record at most, by which nothing is reached.
 
 Both are what reconcile() mends and check() names. To cut off takes 50 µs and is done under the
 store's lock; to make an interface takes a millisecond and to take one away tens of them, and

@@ -48,7 +48,7 @@ class RoutedSettings:
         ):
             return closed_networks.close(self._networks)
         found: tuple[str, ...] = ()
-        # Each is known as ours before the next one is touched, whoever is killed in between.
+        # Each is known as ours before the next one is touched, whatever is killed in between.
         for family in self._families:
             with opened() as record:
                 found += forwarding.switch_on(record, self._user, family)

@@ -303,7 +303,7 @@ def fixed_rules(
     containers from 127.0.0.1 and ::1, and the containers themselves and each other through a host
     port; the third is their way out. Where iptables sees `bridged` frames,
     it translates them before they come to the guard at the bridge, which asks for a mark then.
-    Without a way for what comes from ::1 (`loopback`) connections to it are left alone: nobody
+    Without a way for what comes from ::1 (`loopback`) connections to it are left alone: nothing
     answers them, and the kernel says so at once.
     """
     local = _jump_of_local(name)
@@ -372,7 +372,7 @@ def _written_network(network: IPNetwork) -> str:
 def _private_source(network: IPNetwork | None) -> str | None:
     """What of an IPv6 network is behind the host's address on its way out; None is nothing.
 
-    That of unique local addresses, which nobody outside can answer.
+    That of unique local addresses, which no host outside can answer.
     """
     private = IPv6Network(UNIQUE_LOCAL)
     if not isinstance(network, IPv6Network) or not network.overlaps(private):

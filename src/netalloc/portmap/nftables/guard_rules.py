@@ -7,7 +7,7 @@ the same with 1 and with 10,000 containers, and an element changes in 10 µs.
 
 A container is what its interface says: on a bridge the index, which no other interface ever
 has, its MAC address and its addresses have to agree in every frame, in ARP and in neighbour
-advertisements as well. It asks nobody but the gateway, and whom it is allowed, for a MAC address,
+advertisements as well. It asks only the gateway, and whom it is allowed, for a MAC address,
 and what it asks is turned to them alone. So nothing that it sends goes to all ports.
 """
 
