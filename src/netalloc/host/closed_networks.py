@@ -1,6 +1,6 @@
 """Networks whose addresses lead nowhere but to the containers that have one.
 
-Routed, each container has a route of its own, and what is for an address that no container has would
+Routed, each container has a route of its own, and what is for an address that none has would
 follow the host's default route: out of the host, under its own address, or to and fro between the
 host and the router that sends the network's packets to it. The last choice for such a network is
 a route that says "unreachable", as a bridge does after three seconds.

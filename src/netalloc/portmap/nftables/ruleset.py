@@ -103,7 +103,7 @@ RULES: Final = {
         f"ip6 saddr {UNIQUE_LOCAL} oifname . ip6 saddr != @networks6 masquerade",
     ],
     # Without the route that netalloc.host.loopback_route makes, answers to ::1 are lost: what is
-    # refused at once is not waited for, and a program that asks for "localhost" goes on to 127.0.0.1.
+    # refused at once is not waited for, and what asks for "localhost" goes on to 127.0.0.1.
     "refused": [
         f"ip6 saddr ::1 ct status dnat ip6 daddr != ::1 meta nfproto . ip6 daddr != @{LOOPBACK6} "
         f"{verdict}"
