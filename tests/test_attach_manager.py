@@ -435,6 +435,8 @@ def test_between_commit_and_deletion_nobody_is_reached_by_the_old_one(on_file, m
     new.attach("c1")
     assert on_file.who(new) == ["c1", "c1"]
     # It has just asked in vain who that is, and asks again after a second.
+    with namespaces.inside("c2"):  # it has just asked in vain who that is, and waits to ask again
+        subprocess.run(["ip", "neigh", "flush", "all"], check=True)
     assert on_file.who(new, "c2", timeout=5) == [on_file.of_sibling("c1")] * 2
     assert on_file.who(sibling, "c0") == [None, None]  # nor does the old one reach another
     assert len(manager.check()) == 1
