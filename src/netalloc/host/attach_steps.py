@@ -14,7 +14,6 @@ from netalloc.host import rtnetlink
 from netalloc.host.bridge_count import MAX_PORTS
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.netlink import NetlinkError, NetlinkSocket, Request
-from netalloc.host.netlink_messages import attribute
 
 # By which a routed container reaches everything: link-local, and no interface's.
 ROUTERS: tuple[IPv4Address | IPv6Address, ...] = (
@@ -68,9 +67,10 @@ def families(
     one: Endpoint,
 ) -> list[tuple[int, IPv4Interface | IPv6Interface, IPv4Address | IPv6Address | None]]:
     """AF_..., address and gateway, of each family that it has."""
+    gateways = one.gateways
     return [
-        (family.af, address, gateway)
-        for family, address, gateway in zip(FAMILIES, one.addresses, one.gateways, strict=True)
+        (FAMILIES[at].af, address, gateways[at])
+        for at, address in enumerate(one.addresses)
         if address is not None
     ]
 
@@ -83,9 +83,9 @@ def routers(one: Endpoint) -> list[IPv4Address | IPv6Address]:
     ]
 
 
-def veth(one: Endpoint, end: bytes, mtu: bytes) -> Request:
-    there = attribute(rtnetlink.MAC, one.mac) + rtnetlink.number(rtnetlink.NETNS_FD, one.netns)
-    return rtnetlink.create_veth(one.index, one.name, end, one.ifname, mtu + there)
+def veth(one: Endpoint, end: bytes, mtu: int) -> Request:
+    peer = rtnetlink.peer_end(one.ifname, mtu)
+    return rtnetlink.create_veth(one.index, one.name, end, peer, one.mac, one.netns)
 
 
 @lru_cache(64)  # the same for nearly all containers: a tenth of the time
@@ -171,7 +171,9 @@ def await_address(netlink: NetlinkSocket, one: Endpoint) -> None:
         return
     packed = one.addresses[1].packed
     for pause in _PAUSES:
-        with suppress(NetlinkError):
+        try:
             if rtnetlink.is_local(netlink.ask_one(rtnetlink.ask_route, packed)):
                 return
+        except NetlinkError:
+            pass  # there is no way at all yet
         time.sleep(pause)

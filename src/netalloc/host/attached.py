@@ -8,6 +8,7 @@ the network's end (16 ms among 10,000), a group waits once.
 import errno
 import struct
 from collections.abc import Iterable, Mapping, Sequence
+from fcntl import ioctl
 from typing import NamedTuple
 
 from netalloc.errors import InterfaceError
@@ -16,6 +17,7 @@ from netalloc.host import rtnetlink
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.netlink import (
     NETLINK_ROUTE,
+    NetlinkError,
     NetlinkSocket,
     Request,
     explaining,
@@ -24,6 +26,8 @@ from netalloc.host.netlink_messages import attributes
 
 _ENDING = 0x6E616C67  # the group of interfaces that are being deleted, now or by a killed process
 _U32 = struct.Struct("=I")
+_GET_NAME = 0x8910  # SIOCGIFNAME
+_NAME = struct.Struct("=16xI20x")  # struct ifreq
 _UP = 1
 _HELD = 32  # answers of 1 KiB each wait to be read
 _GONE = (errno.ENODEV, errno.ENXIO)
@@ -164,13 +168,19 @@ def look(netlink: NetlinkSocket, indexes: Sequence[int]) -> dict[int, Present]:
     return found
 
 
-def existing(netlink: NetlinkSocket, indexes: Sequence[int]) -> set[int]:
+def existing(netlink: NetlinkSocket, indexes: Iterable[int]) -> set[int]:
     """Which of these there are: a tenth of the time of `look`."""
-    found = set()
-    for start in range(0, len(indexes), _HELD):
-        asked = [rtnetlink.get_link(index) for index in indexes[start : start + _HELD]]
-        found |= {rtnetlink.ends_in(body)[0] for body in _answers(netlink, asked)}
-    return found
+    return {index for index in indexes if _is_there(netlink, index)}
+
+
+def _is_there(netlink: NetlinkSocket, index: int) -> bool:
+    try:  # of a netlink socket as of any other: net/core/dev_ioctl.c
+        ioctl(netlink, _GET_NAME, _NAME.pack(index))
+    except OSError as error:
+        if error.errno != errno.ENODEV:
+            raise NetlinkError(error.errno or errno.EIO) from None
+        return False
+    return True
 
 
 def look_named(netlink: NetlinkSocket, name: str) -> Present | None:

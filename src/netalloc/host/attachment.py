@@ -105,7 +105,7 @@ class Attaching:
 
     def _create(self, one: Endpoint) -> Request:
         """The message that makes it."""
-        return veth(one, self._end_of(one), rtnetlink.number(rtnetlink.MTU, self._mtu_of(one)))
+        return veth(one, self._end_of(one), self._mtu_of(one))
 
     def _mtu_of(self, one: Endpoint) -> int:
         return self._mtu if one.mtu is None else one.mtu
@@ -242,7 +242,7 @@ def _enter(one: Endpoint) -> NetlinkSocket:
         raise InterfaceError(
             f"{one.shown}: its network namespace cannot be entered: {error.strerror}"
         ) from error
-    return NetlinkSocket(NETLINK_ROUTE)
+    return NetlinkSocket(NETLINK_ROUTE, small=True)
 
 
 def _check_name(netlink: NetlinkSocket, one: Endpoint, index: int) -> None:

@@ -41,6 +41,8 @@ _SO_ATTACH_FILTER = 26
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _RECEIVE_ROOM = 4 << 20  # errors and answers of a whole batch wait here to be read
+_LEAST_HELD = 16  # answers: more than that the smallest receive buffer has room for
+_SMALL_BATCH = 2048  # bytes: a send buffer is larger
 _NUMBERS = 0x7FFFFFFF  # of messages, from 1
 _NOW = int(socket.MSG_DONTWAIT)
 _SMALL = 448  # bytes: any answer to one message, in memory that Python has at hand
@@ -56,7 +58,8 @@ class NetlinkSocket:
     Safe for threads: one request at a time. After a fork the child must open its own.
     """
 
-    def __init__(self, protocol: int, groups: int = 0) -> None:
+    def __init__(self, protocol: int, groups: int = 0, *, small: bool = False) -> None:
+        """`small` is for a few messages and then closing: opened in half the time."""
         try:
             self._socket = socket.socket(
                 socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol
@@ -68,7 +71,8 @@ class NetlinkSocket:
         try:
             for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK):
                 self._socket.setsockopt(_SOL_NETLINK, option, 1)
-            self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_ROOM)
+            if not small:
+                self._grow(_SO_RCVBUFFORCE, socket.SO_RCVBUF, _RECEIVE_ROOM)
             self._socket.bind((0, groups))
         except BaseException as error:
             self._socket.close()
@@ -77,8 +81,8 @@ class NetlinkSocket:
             raise
         self._lock = Lock()
         self._seq = 0
-        self.max_message = self._limit()
-        self._answers_held = self._room_for_answers()
+        self.max_message = _SMALL_BATCH if small else self._limit()
+        self._answers_held = _LEAST_HELD if small else self._room_for_answers()
         self.pid = forks.process
 
     @property
@@ -97,6 +101,9 @@ class NetlinkSocket:
     @locked
     def sequence(self, count: int = 1) -> int:
         """The first of `count` fresh message numbers."""
+        return self._numbered(count)
+
+    def _numbered(self, count: int) -> int:
         first = self._seq + 1
         if first + count > _NUMBERS:
             first = 1
@@ -234,27 +241,32 @@ class NetlinkSocket:
         keeps none of the others from being done. The bodies that answer questions among them
         are put into `answers`; of those no more than 32 have room.
         """
+        held = self._answers_held
+        if len(requests) <= held:
+            return self._outcomes(requests, answers)
         found: list[NetlinkError | None] = []
-        for start in range(0, len(requests), self._answers_held):
-            part = requests[start : start + self._answers_held]
-            first = self.sequence(len(part))
-            # Errors come unasked, so the end of the last one says that all are done.
-            batch = [
-                _HEADER.pack(16 + len(body), kind, flags | REQUEST, first + i, 0) + body
-                for i, (kind, flags, body) in enumerate(part[:-1])
-            ]
-            kind, flags, body = part[-1]
-            batch.append(message(kind, flags | ACK, first + len(part) - 1, body))
-            data = b"".join(batch)
-            self.can_send(len(data))
-            found += self._outcomes(data, first, len(part), answers)
+        for start in range(0, len(requests), held):
+            found += self._outcomes(requests[start : start + held], answers)
         return found
 
     @locked
     def _outcomes(
-        self, batch: bytes, first: int, count: int, answers: list[bytes] | None
+        self, requests: Sequence[Request], answers: list[bytes] | None
     ) -> list[NetlinkError | None]:
-        self._send(batch)
+        count = len(requests)
+        if not count:
+            return []
+        first = self._numbered(count)
+        number, pack, batch = first, _HEADER.pack, []
+        for kind, flags, body in requests:
+            batch.append(pack(16 + len(body), kind, flags | REQUEST, number, 0) + body)
+            number += 1
+        # Errors come unasked, so the end of the last one says that all are done.
+        batch[-1] = pack(16 + len(body), kind, flags | REQUEST | ACK, number - 1, 0) + body
+        data = b"".join(batch)
+        if len(data) > self.max_message:
+            self.can_send(len(data))
+        self._send(data)
         return self._read_outcomes(first, count, answers)
 
     def _read_outcomes(
@@ -305,7 +317,7 @@ class NetlinkSocket:
         consistent = True
         self._send(message(kind, DUMP, seq, body))
         while True:
-            data = self._receive()
+            data = self._receive(1 << 16)  # what one answer to a dump can have
             for answer, flags, number, start, stop in messages(data):
                 if number != seq:
                     continue
@@ -365,9 +377,9 @@ class NetlinkSocket:
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO) from None
 
-    def _receive(self) -> bytes:
+    def _receive(self, room: int = 1 << 14) -> bytes:
         try:
-            return self._socket.recv(1 << 16)
+            return self._socket.recv(room)
         except OSError as error:
             raise NetlinkError(error.errno or errno.EIO) from None
 
@@ -377,7 +389,7 @@ class NetlinkSocket:
 
     def _room_for_answers(self) -> int:
         """How many acknowledgements wait in the buffer: each is charged 768 bytes of it."""
-        return max(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >> 10, 16)
+        return max(self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >> 10, _LEAST_HELD)
 
     def _grow(self, forced: int, polite: int, size: int) -> None:
         try:

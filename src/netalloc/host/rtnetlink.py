@@ -5,6 +5,7 @@ takes is here.
 """
 
 import struct
+from functools import lru_cache
 
 from netalloc.host.netlink import Request
 from netalloc.host.netlink_messages import CREATE, EXCLUSIVE, attribute, attributes, message, text
@@ -24,6 +25,16 @@ _ROUTE = struct.Struct("=BBBBBBBBI")  # struct rtmsg
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # struct ndmsg: family, index, state, flags, type
 _U32 = struct.Struct("=I")
 _NUMBER = struct.Struct("=HHI")
+# What is sent for each container, in one go: a third of the time of attribute by attribute.
+_HOST_ROUTE = {
+    AF_INET: struct.Struct("=BBBBBBBBIHH4sHHI"),
+    AF_INET6: struct.Struct("=BBBBBBBBIHH16sHHI"),
+}
+_ADDRESSES = {AF_INET: struct.Struct("=BBBBIHH4sHH4s"), AF_INET6: struct.Struct("=BBBBIHH16sHH16s")}
+_ENTRY = {
+    AF_INET: struct.Struct("=BxxxiHBBHH4sHH6sxx"),
+    AF_INET6: struct.Struct("=BxxxiHBBHH16sHH6sxx"),
+}
 _S32 = struct.Struct("=i")
 
 # IFLA_...
@@ -33,6 +44,8 @@ NETNS_FD, EXT_MASK, TX_QUEUES, RX_QUEUES, LINK_NETNSID = 28, 29, 31, 32, 37
 _LINK_HEAD = struct.pack("=HH", 8, LINK)
 KIND, DATA = 1, 2  # IFLA_INFO_...
 _VETH_PEER = 1
+_VETH_HEAD = struct.Struct("=HHHH4sHHHH")
+_PEER_REST = struct.Struct("=HH6sxxHHI")
 _PORT_MODE = 4  # IFLA_BRPORT_MODE
 _INET_CONF, _ADDR_GEN_MODE = 1, 8  # IFLA_INET_CONF, IFLA_INET6_ADDR_GEN_MODE
 _RP_FILTER, _ROUTE_LOCALNET = 8, 26  # linux/ip.h: IPV4_DEVCONF_...
@@ -72,15 +85,37 @@ def routed_settings(*, rp_filter: int, with_v6: bool) -> bytes:
     return attribute(AF_SPEC, v4 + (_GEN_NONE_V6 if with_v6 else b""))
 
 
-def create_veth(index: int, name: str, rest: bytes, peer_name: str, peer_rest: bytes) -> Request:
-    """A pair of that index, both ends down, with one queue each.
+@lru_cache(64)  # the same for nearly all containers
+def peer_end(name: str, mtu: int) -> bytes:
+    """What the ends in containers are made with, besides what `create_veth` adds."""
+    return INFO.pack(0, 0, 0, 0, 0) + text(NAME, name) + ONE_QUEUE + number(MTU, mtu)
+
+
+def create_veth(
+    index: int, name: str, rest: bytes, peer: bytes, peer_mac: bytes, netns: int
+) -> Request:
+    """A pair of that index, both ends down, with one queue each; `peer` is of `peer_end`.
 
     Without the number of queues each end waits for RCU twice, 0.3 ms and 60 KiB more.
     """
-    peer = INFO.pack(0, 0, 0, 0, 0) + text(NAME, peer_name) + ONE_QUEUE + peer_rest
-    kind = text(KIND, "veth") + attribute(DATA, attribute(_VETH_PEER, peer))
-    body = INFO.pack(0, 0, index, 0, 0) + text(NAME, name) + ONE_QUEUE + rest
-    return NEW_LINK, CREATE | EXCLUSIVE, body + attribute(LINK_INFO, kind)
+    size = len(peer) + _PEER_REST.size + 4
+    return (
+        NEW_LINK,
+        CREATE | EXCLUSIVE,
+        b"".join(
+            (
+                INFO.pack(0, 0, index, 0, 0),
+                text(NAME, name),
+                ONE_QUEUE,
+                rest,
+                _VETH_HEAD.pack(
+                    size + 16, LINK_INFO, 8, KIND, b"veth", size + 4, DATA, size, _VETH_PEER
+                ),
+                peer,
+                _PEER_REST.pack(10, MAC, peer_mac, 8, NETNS_FD, netns),
+            )
+        ),
+    )
 
 
 def set_link(index: int, rest: bytes) -> Request:
@@ -116,9 +151,9 @@ def delete_group(group: int) -> Request:
 
 def add_address(index: int, af: int, packed: bytes, prefix: int) -> Request:
     """Give an interface an address, without looking for a duplicate, which takes two seconds."""
-    flags = _NODAD if af == AF_INET6 else 0
-    body = _ADDRESS.pack(af, prefix, flags, 0, index)
-    return NEW_ADDRESS, CREATE | REPLACE, body + attribute(2, packed) + attribute(1, packed)
+    flags, size = _NODAD if af == AF_INET6 else 0, 4 + len(packed)
+    body = _ADDRESSES[af].pack(af, prefix, flags, 0, index, size, 2, packed, size, 1, packed)
+    return NEW_ADDRESS, CREATE | REPLACE, body
 
 
 def delete_address(index: int, af: int, packed: bytes, prefix: int) -> Request:
@@ -129,8 +164,11 @@ def delete_address(index: int, af: int, packed: bytes, prefix: int) -> Request:
 def host_route(index: int, af: int, packed: bytes, source: bytes | None) -> Request:
     """To one address through an interface; the host's own packets come from `source`."""
     scope = _SCOPE_LINK if af == AF_INET else _SCOPE_UNIVERSE
-    head = _ROUTE.pack(af, 8 * len(packed), 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, scope, _UNICAST, 0)
-    body = head + attribute(_DESTINATION, packed) + number(_OIF, index)
+    size = len(packed)
+    body = _HOST_ROUTE[af].pack(
+        af, 8 * size, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, scope, _UNICAST, 0,
+        4 + size, _DESTINATION, packed, 8, _OIF, index,
+    )  # fmt: skip
     if source is not None:
         body += attribute(_PREFERRED, source)
     return NEW_ROUTE, CREATE | EXCLUSIVE, body
@@ -189,8 +227,8 @@ def default_route(index: int, af: int, gateway: bytes) -> Request:
 
 def add_neighbour(index: int, af: int, packed: bytes, mac: bytes) -> Request:
     """One that is known for ever: never asked for, and not counted against gc_thresh."""
-    body = _NEIGHBOUR.pack(af, index, _PERMANENT, 0, 0)
-    return NEW_NEIGHBOUR, CREATE | REPLACE, body + attribute(1, packed) + attribute(2, mac)
+    body = _ENTRY[af].pack(af, index, _PERMANENT, 0, 0, 4 + len(packed), 1, packed, 10, 2, mac)
+    return NEW_NEIGHBOUR, CREATE | REPLACE, body
 
 
 def delete_neighbour(index: int, af: int, packed: bytes) -> Request:

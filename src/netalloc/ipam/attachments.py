@@ -8,6 +8,7 @@ its address has.
 from __future__ import annotations
 
 from netalloc.errors import InUseError
+from netalloc.light import NamedTuple
 from netalloc.store.records import Attachment
 
 TYPE_CHECKING = False
@@ -48,14 +49,21 @@ def group_of(network: int) -> int:
     return _GROUPS | network & 0x7FFFFF
 
 
+class Entered(NamedTuple):
+    """Whether an interface is to be made from the start, and the record that made room for it."""
+
+    is_fresh: bool
+    instead_of: tuple[Attachment, ...] = ()
+
+
 def enter(
     tx: Transaction,
     lease: Lease,
     wanted: Attachment,
     is_there: Callable[[Attachment], bool],
-    place: str,
-) -> bool:
-    """Enter what a lease is to have, as not made yet; whether it is to be made from the start.
+    place: object,
+) -> Entered:
+    """Enter what a lease is to have, as not made yet.
 
     One that is not on the machine any more, as `is_there` says, makes room: a container took it
     along. So does one that was never made wholly. Raises InUseError where the lease has another,
@@ -63,27 +71,24 @@ def enter(
     """
     table = tx.table(Attachment)
     held = table.get(lease.network, lease.ordinal)
+    instead_of = () if held is None else (held,)
     if held is not None:
         if held.made and is_there(held):
             if held._replace(made=0) == wanted:
-                return False
+                return Entered(is_fresh=False)
             raise InUseError(f"{place} is attached already, as {describe(held)}: detach it first")
-        table.remove((held,))
+        table.remove(instead_of)
     table.add((wanted,))
-    return True
+    return Entered(is_fresh=True, instead_of=instead_of)
 
 
 def settle(tx: Transaction, entered: Sequence[Attachment]) -> list[int]:
     """Note of what was entered that it is made; the places of those that are gone by now."""
-    table, lost, done = tx.table(Attachment), [], []
+    table, lost = tx.table(Attachment), []
     for i, one in enumerate(entered):
-        held = table.get(one.network, one.ordinal)
-        if held == one:
-            done.append(one)
-        elif held is None or held._replace(made=0) != one:
+        made = one._replace(made=1)
+        if not table.replace(one, made) and table.get(one.network, one.ordinal) != made:
             lost.append(i)
-    table.remove(done)
-    table.add([one._replace(made=1) for one in done])
     return lost
 
 

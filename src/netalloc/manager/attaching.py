@@ -291,11 +291,11 @@ class AttachService:
         replaced = []  # with another MAC address, perhaps
         for lease, record, endpoint in triples:
             current = self._leases.current(made.tx, lease)
-            held = records.of_leases(made.tx, [current])
-            place = str(self._ip(lease.ordinal))
-            if records.enter(made.tx, current, record, self._is_there, place):
+            ip = self._ip(lease.ordinal)
+            found = records.enter(made.tx, current, record, self._is_there, ip)
+            if found.is_fresh:
                 fresh.append((record, endpoint))
-                replaced += held
+                replaced += found.instead_of
         self._leases.guarding.leave(made, replaced)
         self._leases.guarding.enter(made, [record for record, _ in fresh])  # before it can send
 
