@@ -288,7 +288,7 @@ class AttachService:
     ) -> None:
         """Enter the records; `fresh` are those that were not there."""
         fresh.clear()
-        replaced = []  # with another MAC address, perhaps
+        replaced: list[Attachment] = []  # with another MAC address, perhaps
         for lease, record, endpoint in triples:
             current = self._leases.current(made.tx, lease)
             ip = self._ip(lease.ordinal)
