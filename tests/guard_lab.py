@@ -8,6 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 
 from attach_lab import GATEWAYS, AttachLab
+from lab import use_iptables
 from netalloc import NetworkManager
 from netalloc.host import namespaces
 from netalloc.host.links import Links
@@ -23,15 +24,28 @@ OPEN, SECRET = 80, 81  # ports of the host: of the services, and not
 class GuardLab(AttachLab):
     """`evil`, `victim` and `friend` are attached; all of them and the host answer everywhere."""
 
-    def __init__(self, mode="bridge", isolation="guarded", *, bridge_nf=1, store=None, **more):
+    def __init__(
+        self,
+        mode="bridge",
+        isolation="guarded",
+        backend="nftables",
+        *,
+        bridge_nf=1,
+        store=None,
+        **more,
+    ):
         super().__init__(bridge=mode == "bridge")
-        self._options = {"isolation": isolation, "store": store, "backend": "nftables", **more}
+        backend, _, self._variant = backend.partition("-")
+        self._options = {"isolation": isolation, "store": store, "backend": backend, **more}
         if isolation == "guarded":
             self._options.setdefault("services", [f"{OPEN}/udp", f"{OPEN}/tcp"])
         self.mode = mode
         self._bridge_nf = bridge_nf
 
     def _build(self):
+        if self._variant:
+            self.callback(os.environ.__setitem__, "PATH", os.environ["PATH"])
+            use_iptables(self._variant)
         super()._build()
         self._stay_on_one_processor()
         for name in ("iptables", "ip6tables"):

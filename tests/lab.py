@@ -107,6 +107,19 @@ class Private(AbstractContextManager["Private"]):
         os.chdir(self._cwd)  # joining a mount namespace goes to its root
 
 
+def use_iptables(variant: str) -> None:
+    """Have PATH lead to the legacy or the nft iptables, with its companions, on a private host."""
+    multi = shutil.which(MULTI[variant])
+    assert multi is not None, f"{MULTI[variant]} is not on PATH"
+    directory = Path("/run/lab", variant)
+    directory.mkdir(parents=True, exist_ok=True)
+    for command in ("iptables", "ip6tables"):
+        for part in ("", "-restore", "-save"):
+            with suppress(FileExistsError):
+                (directory / f"{command}{part}").symlink_to(multi)
+    os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
+
+
 class Lab(AbstractContextManager["Lab"]):
     """A host with a bridge, containers on it, and an outside behind a routed veth.
 
@@ -169,15 +182,7 @@ class Lab(AbstractContextManager["Lab"]):
 
     def use(self, variant: str) -> None:
         """Make `iptables` and all its companions the legacy or the nft ones, on this host only."""
-        multi = shutil.which(MULTI[variant])
-        assert multi is not None, f"{MULTI[variant]} is not on PATH"
-        directory = Path("/run/lab", variant)
-        directory.mkdir(parents=True, exist_ok=True)
-        for command in ("iptables", "ip6tables"):
-            for part in ("", "-restore", "-save"):
-                with suppress(FileExistsError):
-                    (directory / f"{command}{part}").symlink_to(multi)
-        os.environ["PATH"] = f"{directory}:{os.environ['PATH']}"
+        use_iptables(variant)
 
     def _build(self) -> None:
         with Links() as links:

@@ -31,7 +31,12 @@ pytestmark = pytest.mark.root
 
 GUARDED, OPENED = "guarded", "open"
 MODES = ("bridge", "routed")
-WAYS = list(product(MODES, (GUARDED, OPENED)))
+BY_IPTABLES = (
+    ("bridge", GUARDED, "iptables-nft"),
+    ("routed", GUARDED, "iptables-nft"),
+    ("routed", GUARDED, "iptables-legacy"),
+)
+WAYS = [*product(MODES, (GUARDED, OPENED)), *BY_IPTABLES]
 STRANGER = ("10.88.77.77", "fd00:88::7777")  # addresses of nobody
 
 
@@ -48,9 +53,9 @@ def lab(request):
         yield lab
 
 
-@pytest.fixture(params=MODES)
+@pytest.fixture(params=[*product(MODES), *BY_IPTABLES], ids="-".join)
 def guarded(request):
-    with GuardLab(request.param) as lab:
+    with GuardLab(*request.param) as lab:
         lab.serve_everywhere()
         yield lab
 
@@ -404,10 +409,11 @@ def test_an_open_network_needs_no_allowance():
 
 
 @pytest.mark.parametrize("bridge_nf", [0, 1])
+@pytest.mark.parametrize("backend", ["nftables", "iptables-nft", "iptables-legacy"])
 @pytest.mark.parametrize("mode", MODES)
-def test_published_ports_work_by_every_path(mode, bridge_nf):
+def test_published_ports_work_by_every_path(mode, backend, bridge_nf):
     """a outside, b host, c loopback, d itself, e a sibling; over both families."""
-    with GuardLab(mode, bridge_nf=bridge_nf) as lab:
+    with GuardLab(mode, GUARDED, backend, bridge_nf=bridge_nf) as lab:
         lab.serve_everywhere()
         for kind, protocol in zip(KINDS, ("udp", "tcp"), strict=True):
             request = PortRequest(80, protocol, check := 20500 + (kind == socket.SOCK_STREAM))
@@ -429,18 +435,20 @@ def test_published_ports_work_by_every_path(mode, bridge_nf):
 # ---- two networks, and others
 
 
-def test_an_open_network_beside_it_is_not_reached_either(tmp_path):
+@pytest.mark.parametrize("others", ["nftables", "iptables"])
+@pytest.mark.parametrize("backend", ["nftables", "iptables"])
+def test_an_open_network_beside_it_is_not_reached_either(tmp_path, backend, others):
     """Whichever of them comes first."""
     for first in (True, False):
         path = tmp_path / f"host-{first}.db"
-        with GuardLab("bridge", store=path) as lab:
+        with GuardLab("bridge", GUARDED, backend, store=path) as lab:
             run("ip", "link", "add", "br1", "type", "bridge")
             run("ip", "addr", "add", "10.77.0.1/24", "dev", "br1")
             run("ip", "link", "set", "br1", "up")
             lab.serve_everywhere()
             name = f"beside-{first}"
             with NetworkManager(
-                "br1", network="10.77.0.1/24", name=name, store=path, backend="nftables"
+                "br1", network="10.77.0.1/24", name=name, store=path, backend=others
             ) as beside:
                 if first:
                     lab.manager.close()
@@ -515,10 +523,11 @@ def test_what_another_program_takes_away_comes_back(guarded):
         assert lab.asked("evil", lab.victim.ip, timeout=0.2) is None
 
 
+@pytest.mark.parametrize("backend", ["nftables", "iptables-nft"])
 @pytest.mark.parametrize("persistent", [False, True], ids=["memory", "file"])
-def test_a_watch_puts_it_back(tmp_path, persistent):
+def test_a_watch_puts_it_back(tmp_path, persistent, backend):
     store = tmp_path / "host.db" if persistent else None
-    with GuardLab("bridge", store=store) as lab:
+    with GuardLab("bridge", GUARDED, backend, store=store) as lab:
         lab.manager.allow(lab.victim, lab.friend)
         done = queue.Queue()
         with lab.manager.watch(done.put):

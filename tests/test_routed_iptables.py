@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from lab import Lab
-from netalloc import InvalidValueError, NetworkManager, Networks
+from netalloc import NetworkManager, Networks
 from netalloc.family import V4, V6, NetworkPair
 from netalloc.host import opened
 from netalloc.host.links import Links
@@ -146,16 +146,27 @@ def test_what_another_program_broke_is_mended_and_said(lab, damage, said):
 
 @pytest.mark.root
 @pytest.mark.parametrize("isolation", [None, "guarded"])
-def test_a_guarded_one_is_refused_before_anything_has_changed(lab, isolation):
+def test_a_guarded_one_keeps_containers_apart_and_leaves_nothing(lab, isolation):
     before = state(lab)
-    said = "as routed networks are unless they are stated open" if isolation is None else "network"
-    said = rf"{said}.*backend iptables.*use backend='nftables', or isolation='open'"
-    with pytest.raises(InvalidValueError, match=said):
-        routed(lab, isolation=isolation)
+    manager = routed(lab, isolation=isolation)
+    one, two = manager.allocate("web", ports=WEB), manager.allocate("other")
+    manager.attach_many([(one, "c0"), (two, "c1")])
+    for place in lab.containers[:2]:
+        serve(lab, place)
+    assert manager.check() == [] and not manager.reconcile()
+    first, second = lab.containers[:2]
+    for ip in map(str, two.ips):
+        with pytest.raises(OSError):
+            lab.ask(first, "udp", (ip, 80), timeout=0.2)
+    for address in (lab.address, lab.address6):
+        assert lab.ask(second, "udp", (address, 8080))[0] == "c0"
+    manager.allow(one, two)
+    for ip in map(str, two.ips):
+        assert lab.ask(first, "udp", (ip, 80))[0] == "c1"
+    manager.release_many([one, two])
+    manager.close()
     with Networks(STORE) as networks:
-        with pytest.raises(InvalidValueError, match=said):
-            networks.create("pod", NETWORK, mode="routed", backend="iptables", isolation=isolation)
-        assert list(networks) == []
+        networks.remove(manager.name)
     assert state(lab) == before
 
 

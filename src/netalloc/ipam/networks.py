@@ -283,12 +283,6 @@ def _check_isolation(stated: Statement, isolation: str) -> None:
             f"services {', '.join(stated.services)}: network {stated.name} is open, where every "
             "port of the host is reached; isolation='guarded' closes the others"
         )
-    if isolation == "guarded" and stated.backend == "iptables":
-        unless = "" if stated.isolation else ", as routed networks are unless they are stated open"
-        raise InvalidValueError(
-            f"isolation guarded{unless}: network {stated.name} has backend iptables, which cannot "
-            "keep containers apart at a constant cost: use backend='nftables', or isolation='open'"
-        )
 
 
 def _whole(stated: Statement) -> Subnets:

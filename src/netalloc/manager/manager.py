@@ -58,7 +58,7 @@ class NetworkManager(Closing, ManyInterfaces, GuardedNetwork, ConfiguredNetwork)
     network is called in the store, the bridge's name unless given. `mode` is "bridge", or
     "routed" without one, and `isolation` "open" or, as in a routed network unless stated,
     "guarded": then containers send as themselves, and reach no sibling that is not allowed and
-    of the host the ports in `services` alone ("53/udp"), which takes nftables.
+    of the host the ports in `services` alone ("53/udp"), which takes nftables in the kernel.
 
     A released address is kept out for `cooldown` seconds; an owner that comes back within
     `sticky` seconds gets its address again if it is free. `forward` accepts the containers'

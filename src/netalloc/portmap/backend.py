@@ -7,6 +7,28 @@ from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.model import PortMapping, ReconcileResult
 
 
+class NetworkGuard(Protocol):
+    """What keeps a network's containers apart, whatever maps their ports."""
+
+    is_guarded: bool
+    watched_tables: tuple[str, ...]  # what a monitor looks at, in these families
+    watched_families: tuple[int, ...]
+    watched_sets: tuple[str, ...]  # of which elements come and go
+
+    @property
+    def portid(self) -> int:
+        """By which its own changes are known."""
+
+    def setup(self) -> tuple[str, ...]:
+        """Make what there is to be as long as the network is; what was missing."""
+
+    def cleanup(self) -> None:
+        """Remove all that is the network's."""
+
+    def close(self) -> None:
+        """Give back its socket; the rules stay."""
+
+
 class Backend(Protocol):
     """Makes the kernel agree with the desired mappings."""
 

@@ -14,6 +14,7 @@ from netalloc.values import shown
 
 if TYPE_CHECKING:
     from netalloc.portmap.iptables.forward import ForwardAccept
+    from netalloc.portmap.nftables.guard import Guard
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +82,8 @@ def make_backend(
     if backend == "iptables":
         from netalloc.portmap.iptables.backend import Iptables
 
-        return Iptables(name, link=link, networks=networks)
+        guard = _guard(link, name, services) if shared else None
+        return Iptables(name, link=link, networks=networks, guard=guard)
     if backend == "nftables":
         from netalloc.portmap.nftables.backend import HOST_TABLE, Nftables
 
@@ -89,8 +91,19 @@ def make_backend(
             return Nftables(HOST_TABLE, link=link, networks=networks, owner=name, services=services)
         return Nftables(name, link=link, networks=networks)
     if backend == "auto":
-        return make_backend(choose(None if shared else name), name, link, networks, shared=shared)
+        chosen = choose(None if shared else name)
+        return make_backend(chosen, name, link, networks, shared=shared, services=services)
     raise OutOfRangeError(f"backend {shown(backend)} is none of {', '.join(BACKENDS)}")
+
+
+def _guard(link: Link, name: str, services: tuple[str, ...]) -> "Guard":
+    """The guard of a network whose mappings are of iptables: nftables' own, in tables by itself."""
+    from netalloc.host.lazy_socket import LazySocket
+    from netalloc.host.netlink import NETLINK_NETFILTER
+    from netalloc.portmap.nftables.backend import HOST_TABLE
+    from netalloc.portmap.nftables.guard import Guard
+
+    return Guard(link, name, services, HOST_TABLE, LazySocket(NETLINK_NETFILTER))
 
 
 def make_forward(name: str, link: Link, networks: NetworkPair) -> "ForwardAccept":
@@ -139,6 +152,8 @@ def remove_others(
     stale: list[PortMapping] = []
     if keep != "nftables":
         other = Nftables(HOST_TABLE, link=link, networks=networks, owner=name)
+        if keep != "null":
+            other.guard = None  # the network's own goes on
         try:
             if other.is_there():
                 gone = other.mappings()

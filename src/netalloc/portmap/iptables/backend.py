@@ -22,6 +22,7 @@ from netalloc.host.netns import HomeNamespace
 from netalloc.host.rule_monitor import RuleMonitor
 from netalloc.locks import locked
 from netalloc.model import PortMapping, ReconcileResult
+from netalloc.portmap.backend import NetworkGuard
 from netalloc.portmap.desired import describe
 from netalloc.portmap.iptables import commands, rules
 from netalloc.portmap.iptables.chains import Batch, Chains
@@ -59,8 +60,10 @@ class Iptables:
         *,
         link: Link = NO_LINK,
         networks: NetworkPair = NO_NETWORK,
+        guard: NetworkGuard | None = None,
     ) -> None:
         self.chain = rules.check_name(name)
+        self.guard = guard
         link = link.checked()
         self.bridge = link.bridge
         self.networks = networks
@@ -107,6 +110,8 @@ class Iptables:
         """Remove our chains and the rules that lead to them; what is missing is no error."""
         self._home.check()
         self._remove(self._chains, settings=True)
+        if self.guard is not None:
+            self.guard.cleanup()
 
     def _remove(self, which: Sequence[Chains], *, settings: bool) -> None:
         states = []
@@ -209,14 +214,22 @@ class Iptables:
             )
         with explaining("watching tables of iptables"):
             tables = ("nat", "mangle", "raw", "filter")
+            families = tuple([chains.family.af for chains in self._chains])
+            watched, guard = self._settings.watched(), self.guard
+            if guard is None or not guard.is_guarded:
+                return RuleMonitor(tables, watched=watched, families=families)
             return RuleMonitor(
-                tables,
-                watched=self._settings.watched(),
-                families=[chains.family.af for chains in self._chains],
+                tables + guard.watched_tables,
+                own=[guard.portid],
+                watched=watched,
+                maps=guard.watched_sets,
+                families=families + guard.watched_families,
             )
 
     def close(self) -> None:
-        """Nothing is held; the rules stay."""
+        """Give back the guard's socket; the rules stay."""
+        if self.guard is not None:
+            self.guard.close()
 
     def _bridged(self) -> bool:
         return self.bridge is not None and needs_hairpin(self.bridge)
@@ -256,6 +269,8 @@ class Iptables:
     ) -> ReconcileResult:
         """Make settings, then rules, what they should be; None keeps the mappings there are."""
         settings = self._settings.restore()
+        if self.guard is not None:
+            settings += self.guard.setup()
         bridged, loopback = self._bridged(), self._settings.loopback6
         differences = [
             chains.mend(desired, bridged=bridged, loopback=loopback) for chains, desired in parts

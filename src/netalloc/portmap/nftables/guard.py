@@ -22,9 +22,10 @@ from netalloc.host.macs import bridge_mac
 from netalloc.host.netlink import NetlinkError, NetlinkSocket, explaining
 from netalloc.locks import locked
 from netalloc.portmap.link import Link
-from netalloc.portmap.nftables import batch, elements, members
+from netalloc.portmap.nftables import batch
 from netalloc.portmap.nftables import guard_rules as rules
 from netalloc.portmap.nftables import guard_tables as tables
+from netalloc.portmap.nftables.guard_bridges import bridges_of_all
 from netalloc.portmap.nftables.guard_rules import BRIDGE, INET
 from netalloc.portmap.nftables.guard_tables import Entries, Held
 
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 _ATTEMPTS: Final = 20  # where others come and go meanwhile
+_NO_NFTABLES: Final = (errno.EPROTONOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL, errno.EPERM)
 _SERVICE: Final = struct.Struct("=IB3x")  # and the port, in network order, padded
 _SOURCE: Final = struct.Struct("=I6s2x")  # index and MAC address; and the address
 _PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": 132}
@@ -68,6 +70,19 @@ class Guard:
         self._socket = socket
         self._explaining = explaining(f"tables {rules.GUARD}")
         self._lock = RLock()
+
+    watched_tables: tuple[str, ...] = (rules.GUARD,)
+    watched_families: tuple[int, ...] = tuple([head[0] for head in tables.FAMILY.values()])
+    watched_sets: tuple[str, ...] = rules.CHANGING
+
+    @property
+    def portid(self) -> int:
+        """By which a monitor knows our own changes."""
+        return self._netlink.portid
+
+    def close(self) -> None:
+        """Give back the socket."""
+        self._socket.close()
 
     # ---- the network itself
 
@@ -121,7 +136,7 @@ class Guard:
     def reconcile(self, ports: Iterable[GuardedPort], pairs: Iterable[Pair]) -> tuple[str, ...]:
         """Have the guard say this of our network and nothing else; what was wrong."""
         wrong = self.setup()
-        if not self.is_guarded and not tables.is_there(self._netlink):
+        if not self.is_guarded and not self._is_there():
             return wrong
         with self._explaining:
             return wrong + self._agree(self._whole(ports, pairs))
@@ -279,26 +294,26 @@ class Guard:
 
     def _others(self) -> Entries:
         """The bridges of all networks of the host that are not among ours yet."""
-        try:
-            bodies, _ = self._netlink.dump(
-                batch.GET_ELEMENT, elements.head(self._registry, members.BRIDGES)
-            )
-        except NetlinkError as error:
-            if error.errno != errno.ENOENT:
-                raise
-            return {}
         known = tables.listed(self._netlink, INET, rules.OURS)
-        keys = [element.entry[8:12] for element in members.listed(bodies)]
-        return {key: b"" for key in keys if key not in known}
+        found = bridges_of_all(self._netlink, self._registry)
+        return {key: b"" for key in found if key not in known}
 
     def _announce(self) -> None:
         """Say which bridge is ours, where there is a guard."""
-        if tables.is_there(self._netlink):
+        if self._is_there():
             try:
                 self._send(tables.additions(self._fixed(), self._owner))
             except NetlinkError as error:
                 if error.errno != errno.ENOENT:  # the last guarded network left at this moment
                     raise
+
+    def _is_there(self) -> bool:
+        try:
+            return tables.is_there(self._netlink)
+        except NetlinkError as error:
+            if error.errno not in _NO_NFTABLES:
+                raise
+            return False
 
     def _bridge(self) -> Entries:
         index = None if self._link.bridge is None else _index(self._link.bridge)
