@@ -124,7 +124,10 @@ def test_each_rule_is_mended(lab):
         ("iptables -t raw -F; iptables -t raw -X", "of table raw was missing"),
         ("ip6tables -t nat -F; ip6tables -t nat -X", "of table ip6 nat was missing"),
         (f"ip addr del {Lab.gateway}/32 dev lo", f"no interface had gateway address {Lab.gateway}"),
-        (f"ip -6 route del unreachable {Lab.network6}", f"network {Lab.network6} had no end"),
+        (
+            f"ip -6 route del unreachable {Lab.network6} metric {2**32 - 1}",
+            f"network {Lab.network6} had no end",
+        ),
         ("sysctl -qw net.ipv4.ip_forward=0", "net.ipv4.ip_forward was 0"),
     ],
 )

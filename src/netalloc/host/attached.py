@@ -24,6 +24,10 @@ from netalloc.host.netlink import (
 )
 from netalloc.host.netlink_messages import attributes
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from netalloc.host.way_elements import WayElements
+
 _ENDING = 0x6E616C67  # the group of interfaces that are being deleted, now or by a killed process
 _U32 = struct.Struct("=I")
 _GET_NAME = 0x8910  # SIOCGIFNAME
@@ -77,16 +81,24 @@ def present_of(indexes: Iterable[int]) -> dict[int, Present]:
             netlink.close()
 
 
-def detach(endpoints: Sequence[Endpoint], bridge_index: int | None = None) -> int:
-    """Take interfaces away; how many there were.
+def detach(
+    endpoints: Sequence[Endpoint],
+    bridge_index: int | None = None,
+    ways: "WayElements | None" = None,
+) -> int:
+    """Take interfaces away, and their network's `ways` to them; how many there were.
 
     What is gone already, as with its namespace, is no error; an index that is another's by now
     (another alias) is left alone. With a bridge their neighbour entries go as well. Raises
     InterfaceError naming the interface and the reason.
     """
+    if not endpoints:
+        return 0
     with explaining("interfaces cannot be taken away"):
         netlink = NetlinkSocket(NETLINK_ROUTE)
         try:
+            if ways is not None:
+                ways.leave(endpoints)
             return remove(netlink, endpoints, bridge_index)
         finally:
             netlink.close()

@@ -5,8 +5,9 @@ takes, and, by a socket that was opened in its namespace, what the container's e
 behind which address is told to both ends, so that nothing is ever asked for: no ARP, no NDP, no
 duplicate detection. All of a call is made or nothing.
 
-Routed, a host's end has no address and is on no bridge: a /32 and a /128 route lead to it, and
-the container's default routes by 169.254.1.1 and fe80::1, which no interface has, lead back.
+Routed, a host's end has no address and is on no bridge: a /32 route leads to it, and of IPv6 its
+network's way, or a /128 route where that does not. The container's default routes by 169.254.1.1
+and fe80::1, which no interface has, lead back.
 
 What grows with the number of containers is IPv6: a link that comes up or goes down has the kernel
 go through all routes of the host. It does so once for each and not three times, because it is shown
@@ -16,9 +17,11 @@ all interfaces. `ip link` shows NO-CARRIER for it, and `ip route` linkdown; wher
 such routes out of use (ignore_routes_with_linkdown) it is left away.
 """
 
+import errno
 from collections.abc import Iterable, Sequence
 
 from netalloc.errors import ExhaustedError, InterfaceError
+from netalloc.family import V6
 from netalloc.host import attached, rtnetlink
 from netalloc.host.attach_steps import (
     FULL,
@@ -29,22 +32,29 @@ from netalloc.host.attach_steps import (
     inside,
     router_steps,
     routers,
+    settle,
 )
 from netalloc.host.attached import Present
 from netalloc.host.attachment import Attaching
 from netalloc.host.bridge_count import MAX_PORTS, port_indexes
 from netalloc.host.endpoints import MIN_MTU_V6, Endpoint, checked
 from netalloc.host.macs import HOST_END, bridge_mac
-from netalloc.host.netlink import NetlinkSocket, Request
+from netalloc.host.netlink import NetlinkError, NetlinkSocket, Request
 from netalloc.host.netlink_messages import attribute, text
 from netalloc.host.new_ends import has_v6, may_be_dormant, uplink_mtu
+from netalloc.host.way_elements import WayElements
 from netalloc.host.worker import carry_out
 
 _STRICT = 1  # rp_filter: only what comes from the container's own address is let in
 
 
-def attach_routed(endpoints: Iterable[Endpoint], group: int) -> None:
-    """Put containers on the host itself, each behind a route of its own; all of them or none.
+def attach_routed(
+    endpoints: Iterable[Endpoint], group: int, ways: WayElements | None = None
+) -> None:
+    """Put containers on the host itself; all of them or none.
+
+    Each is behind a route of its own, and of IPv6 behind its network's `ways` as far as these
+    lead to it (netalloc.host.network_way).
 
     Their host's ends get this group, by which rules know them. The gateways are addresses that
     the host has (`lo` will do): what it sends to the containers comes from them.
@@ -53,7 +63,7 @@ def attach_routed(endpoints: Iterable[Endpoint], group: int) -> None:
     naming the interface and the reason, also where it is in another namespace, or its index
     or name is another's; InvalidValueError for values that cannot be. 0.5 to 1 ms each.
     """
-    carry_out(Routed(checked(endpoints, in_netns=True), group))
+    carry_out(Routed(checked(endpoints, in_netns=True), group, ways))
 
 
 def attach_bridged(
@@ -77,8 +87,16 @@ def attach_bridged(
 class Routed(Attaching):
     """Behind routes."""
 
+    def __init__(self, endpoints: Sequence[Endpoint], group: int, ways: WayElements | None) -> None:
+        super().__init__(endpoints, group)
+        self._ways = ways
+        self._served: frozenset[int] = frozenset()  # indexes of those that the way leads to
+
     def _prepare(self, host: NetlinkSocket) -> None:
         self._mtu = uplink_mtu(host)
+        if self._ways is not None:
+            pairs = [(one, self._mtu_of(one)) for one in self.endpoints]
+            self._served = self._ways.served(host, pairs)
         self._with_v6 = has_v6()
         self._end = (
             attribute(rtnetlink.MAC, HOST_END)
@@ -96,7 +114,10 @@ class Routed(Attaching):
 
     def _outer(self, one: Endpoint) -> Plan:
         plan = [Step("it cannot be set up", rtnetlink.set_up(one.index))]
+        served = V6.af if one.index in self._served else None
         for af, address, gateway in families(one):
+            if af == served:
+                continue
             packed, source = address.packed, None if gateway is None else gateway.packed
             plan += (
                 Step(
@@ -112,6 +133,29 @@ class Routed(Attaching):
                 ),
             )
         return plan
+
+    def _reach(self, host: NetlinkSocket, part: Sequence[Endpoint]) -> None:
+        some = [one for one in part if one.index in self._served]
+        if not some or self._ways is None:
+            return
+        try:
+            self._ways.enter(some)
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            # Another program has just taken the tables away: then by routes.
+            self._served -= {one.index for one in some}
+            for one in some:
+                self._mend_ways(host, one)
+
+    def _mend_ways(self, host: NetlinkSocket, one: Endpoint) -> None:
+        plan = self._outer(one)
+        settle(host, one, one.index, plan, host.outcomes([step.request for step in plan]))
+
+    def _take_back(self, host: NetlinkSocket) -> None:
+        if self._ways is not None:
+            self._ways.leave([one for one in self._made if one.index in self._served])
+        super()._take_back(host)
 
     def _inner(self, one: Endpoint, index: int) -> Plan:
         plan = [*inside(index, self._with_v6 and self._mtu_of(one) >= MIN_MTU_V6)]

@@ -96,6 +96,9 @@ class Attaching:
         """What follows in the namespace, where it has this index."""
         raise NotImplementedError
 
+    def _reach(self, host: NetlinkSocket, part: Sequence[Endpoint]) -> None:
+        """What leads to them otherwise than by messages about the host's ends."""
+
     # ---- and what they have in common
 
     _end = b""  # what the host's ends are made with
@@ -114,6 +117,7 @@ class Attaching:
         there = self._make(host, part)
         for one, found in there:
             self._mend(host, one, found)
+        self._reach(host, part)
         inside: list[tuple[Endpoint, NetlinkSocket]] = []
         try:
             self._peers.update({one.index: found.peer for one, found in there})

@@ -55,6 +55,7 @@ _DORMANT = b"\1"  # IF_LINK_MODE_DORMANT
 _SKIP_STATS = 8  # RTEXT_FILTER_SKIP_STATS
 
 _UP = 1
+_NO_ARP = 0x80
 _NODAD = 2
 _PERMANENT, _STATIC = 0x80, 0x40  # NUD_PERMANENT; NUD_NOARP: of a bridge, static
 _NTF_MASTER = 4
@@ -118,6 +119,16 @@ def create_veth(
     )
 
 
+def create_pair(
+    index: int, name: str, rest: bytes, peer_name: str, peer_rest: bytes, peer_index: int = 0
+) -> Request:
+    """The same with both ends here."""
+    peer = INFO.pack(0, 0, peer_index, 0, 0) + text(NAME, peer_name) + ONE_QUEUE + peer_rest
+    kind = text(KIND, "veth") + attribute(DATA, attribute(_VETH_PEER, peer))
+    body = INFO.pack(0, 0, index, 0, 0) + text(NAME, name) + ONE_QUEUE + rest
+    return NEW_LINK, CREATE | EXCLUSIVE, body + attribute(LINK_INFO, kind)
+
+
 def set_link(index: int, rest: bytes) -> Request:
     """Change what the attributes say."""
     return SET_LINK, 0, INFO.pack(0, 0, index, 0, 0) + rest
@@ -126,6 +137,17 @@ def set_link(index: int, rest: bytes) -> Request:
 def set_up(index: int) -> Request:
     """Switch it on."""
     return NEW_LINK, 0, INFO.pack(0, 0, index, _UP, _UP)
+
+
+def set_up_silent(index: int) -> Request:
+    """Switch it on, and have no neighbour behind it asked for."""
+    flags = _UP | _NO_ARP
+    return NEW_LINK, 0, INFO.pack(0, 0, index, flags, flags)
+
+
+def delete_link(index: int) -> Request:
+    """Take it away; waits for the end of the whole network."""
+    return DELETE_LINK, 0, INFO.pack(0, 0, index, 0, 0)
 
 
 def get_link(index: int) -> bytes:
@@ -214,6 +236,31 @@ def delete_unreachable(af: int, packed: bytes, prefix: int) -> Request:
 def _end(af: int, packed: bytes, prefix: int) -> bytes:
     head = _ROUTE.pack(af, prefix, 0, 0, _TABLE_MAIN, _PROTOCOL_OURS, 0, _UNREACHABLE, 0)
     return head + attribute(_DESTINATION, packed) + number(_METRIC, _LAST)
+
+
+def network_route(
+    index: int, af: int, packed: bytes, prefix: int, gateway: bytes, source: bytes | None
+) -> Request:
+    """To a network by a gateway that is behind this interface; any other route goes first."""
+    return NEW_ROUTE, CREATE | EXCLUSIVE, _by(index, af, packed, prefix, gateway, source)
+
+
+def delete_network_route(
+    index: int, af: int, packed: bytes, prefix: int, gateway: bytes
+) -> Request:
+    """Take it away, if it is ours."""
+    return DELETE_ROUTE, 0, _by(index, af, packed, prefix, gateway, None)
+
+
+def _by(
+    index: int, af: int, packed: bytes, prefix: int, gateway: bytes, source: bytes | None
+) -> bytes:
+    head = _ROUTE.pack(
+        af, prefix, 0, 0, _TABLE_MAIN, _PROTOCOL_OURS, _SCOPE_UNIVERSE, _UNICAST, _ONLINK
+    )
+    body = head + attribute(_DESTINATION, packed) + number(_OIF, index)
+    body += attribute(_GATEWAY, gateway) + number(_METRIC, _LAST - 1)
+    return body if source is None else body + attribute(_PREFERRED, source)
 
 
 def default_route(index: int, af: int, gateway: bytes) -> Request:

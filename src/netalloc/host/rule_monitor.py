@@ -36,6 +36,7 @@ _TABLE = 1  # every nftables message but that of a generation names its table so
 _SET = 2  # and one of elements their set
 _GENERATION = 0x0F
 _ELEMENTS = (12, 14)  # NFT_MSG_NEWSETELEM, NFT_MSG_DELSETELEM
+_ENDS = (2, 5, 8, 11)  # NFT_MSG_DELTABLE, of a chain, a rule, a set
 
 ELEMENTS, RULES, ANYTHING = 1, 2, 3
 
@@ -44,11 +45,13 @@ class Watched(NamedTuple):
     """What counts as a change beside the rules.
 
     A port that joins the bridge of number `ports_of` and is not in hairpin mode, and the end of
-    one of these `addresses` on an interface.
+    one of these `addresses` on an interface. Of the tables called `structure`, of whatever family,
+    the end of any part but of elements.
     """
 
     ports_of: int | None = None
     addresses: tuple[IPv4Address | IPv6Address, ...] = ()
+    structure: str = ""
 
 
 NOTHING = Watched()
@@ -76,6 +79,7 @@ class RuleMonitor:
         self._maps = frozenset(name.encode() + b"\0" for name in maps)
         self._families = frozenset(families)
         self._bridge = watched.ports_of
+        self._structure = watched.structure.encode() + b"\0"
         self._addresses = frozenset([one.packed for one in watched.addresses])
         groups = _LINKS * (watched.ports_of is not None) | _ADDRESSES * bool(watched.addresses)
         with explaining("a socket to watch rules"), ExitStack() as stack:
@@ -156,7 +160,11 @@ class RuleMonitor:
     def _kind(self, kind: int, body: bytes) -> int:
         """What an event changes: 0 where it is none of our tables."""
         what = kind & 0xFF
-        if kind >> 8 != _SUBSYSTEM or what == _GENERATION or body[0] not in self._families:
+        if kind >> 8 != _SUBSYSTEM or what == _GENERATION:
+            return 0
+        if what in _ENDS and attributes(body, 4).get(_TABLE) == self._structure:
+            return RULES
+        if body[0] not in self._families:
             return 0
         found = attributes(body, 4)
         if found.get(_TABLE) not in self._tables:

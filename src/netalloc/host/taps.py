@@ -17,6 +17,7 @@ from netalloc.host.attaching import Bridged, Routed
 from netalloc.host.attachment import Attaching
 from netalloc.host.endpoints import Endpoint, checked
 from netalloc.host.netlink import NetlinkError, NetlinkSocket, Request
+from netalloc.host.way_elements import WayElements
 from netalloc.host.worker import carry_out
 
 _DEVICE = "/dev/net/tun"
@@ -35,6 +36,7 @@ def attach_taps(
     bridge_index: int | None = None,
     hairpin: bool = False,
     static: bool = False,
+    ways: WayElements | None = None,
 ) -> None:
     """Make taps, behind routes of their own or on a bridge; all of them or none.
 
@@ -44,7 +46,7 @@ def attach_taps(
     """
     found = checked(endpoints, in_netns=False)
     if bridge_index is None:
-        carry_out(RoutedTaps(found, group))
+        carry_out(RoutedTaps(found, group, ways))
     else:
         carry_out(BridgedTaps(found, bridge_index, group, hairpin, static))
 

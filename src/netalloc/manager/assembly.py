@@ -104,8 +104,16 @@ def assemble(
     if host.shared:
         opened.push(partial(_take_back, host, network))
     opened.push(leases.holds.close)
+    opened.push(partial(_close_attaching, leases))
     opened.push(leases.committer.close)
     return leases
+
+
+def _close_attaching(leases: LeaseService) -> None:
+    """Its socket, if anything was attached or taken off."""
+    service = leases.__dict__.get("attaching")
+    if service is not None and service.ways is not None:
+        service.ways.close()
 
 
 def _service(

@@ -33,6 +33,7 @@ from netalloc.host.macs import mac_of
 from netalloc.host.severing import rejoin, sever
 from netalloc.host.taps import attach_taps
 from netalloc.host.target_netns import identity
+from netalloc.host.way_elements import WayElements
 from netalloc.ipam import attachments as records
 from netalloc.light import NamedTuple
 from netalloc.logs import Log
@@ -71,6 +72,8 @@ class AttachService:
         self._leases = leases
         self._network = leases.network
         self._prefix = _prefix(leases.network.name)
+        self._group = records.group_of(leases.network.number)
+        self.ways = None if leases.network.bridge else WayElements(self._group)
 
     # ---- putting on, taking off
 
@@ -81,11 +84,8 @@ class AttachService:
         reason, ExhaustedError where the bridge has no room.
         """
         store = self._leases.read(self._store_number)
-        wanted = [self._record(lease, target) for lease, target in pairs]
-        endpoints = [
-            self._endpoint(record, store, target)
-            for record, (_, target) in zip(wanted, pairs, strict=True)
-        ]
+        wanted = [self._record(*pair) for pair in pairs]
+        endpoints = [self._endpoint(one, store, pair[1]) for one, pair in zip(wanted, pairs)]
         turns = AttachTurns(record.index for record in wanted)
         turns.held(partial(self._attach, pairs, wanted, endpoints))
         return wanted
@@ -146,8 +146,8 @@ class AttachService:
             turns = AttachTurns(one.index for one in ending)
             made.undo.append(turns.close)
             turns.take()
-        made.undo.append(partial(rejoin, endpoints, bridge))
-        sever(endpoints, bridge)
+        made.undo.append(partial(rejoin, endpoints, bridge, self.ways))
+        sever(endpoints, bridge, self.ways)
         self._leases.guarding.leave(made, ending)
         made.after.append(partial(self._remove, endpoints))
         made.after.append(turns.close)
@@ -219,7 +219,8 @@ class AttachService:
         table, store = made.tx.table(Attachment), self._store_number(made.tx)
         still = [one for one in some if table.get(one.network, one.ordinal) == one]
         if still:
-            rejoin([self._endpoint(one, store) for one in still], self._bridge_or_none())
+            endpoints = [self._endpoint(one, store) for one in still]
+            rejoin(endpoints, self._bridge_or_none(), self.ways)
 
     # ---- records and endpoints
 
@@ -311,16 +312,16 @@ class AttachService:
     def _make(self, endpoints: Sequence[Endpoint]) -> None:
         taps = [one for one in endpoints if one.netns < 0]
         veths = [one for one in endpoints if one.netns >= 0]
-        group = records.group_of(self._network.number)
+        group, ways = self._group, self.ways
         bridge = None if self._network.bridge is None else index_of(self._network.bridge)
         hairpin = bridge is not None and needs_hairpin(str(self._network.bridge))
         if veths and bridge is None:
-            attach_routed(veths, group)
+            attach_routed(veths, group, ways)
         elif veths and bridge is not None:
             attach_bridged(veths, bridge, group=group, hairpin=hairpin)
         if taps:
             try:
-                attach_taps(taps, group=group, bridge_index=bridge, hairpin=hairpin)
+                attach_taps(taps, group=group, bridge_index=bridge, hairpin=hairpin, ways=ways)
             except BaseException:
                 self._remove(veths)
                 raise
@@ -375,9 +376,7 @@ class AttachService:
 
         Not where the addresses may be others' by now, and with them the entries.
         """
-        if not endpoints:
-            return
-        failure = attempt(lambda: attached.detach(endpoints, bridge or None))
+        failure = attempt(lambda: attached.detach(endpoints, bridge or None, self.ways))
         if failure is not None:
             log.error("interfaces stay until reconcile: %s", failure)
 

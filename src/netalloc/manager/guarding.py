@@ -66,19 +66,19 @@ class GuardService:
 
     def enter(self, made: Change, records: Sequence[Attachment]) -> None:
         """Let interfaces send as what they are, as part of the change that enters them."""
-        if self._guard is not None and self._guard.has_ports and records:
+        if self._guard is not None and self._guard.is_guarded and records:
             ports = self._ports(records)
             self._change(made, partial(self._guard.enter, ports), partial(self._guard.leave, ports))
 
     def leave(self, made: Change, records: Sequence[Attachment]) -> None:
         """Let interfaces send nothing more, as part of the change that drops them."""
-        if self._guard is not None and self._guard.has_ports and records:
+        if self._guard is not None and self._guard.is_guarded and records:
             ports = self._ports(records)
             self._change(made, partial(self._guard.leave, ports), partial(self._guard.enter, ports))
 
     def renew(self, records: Sequence[Attachment]) -> None:
         """Let interfaces that are there already send as what they are."""
-        if self._guard is not None and self._guard.has_ports and records:
+        if self._guard is not None and self._guard.is_guarded and records:
             self._guard.enter(self._ports(records))
 
     # ---- upkeep

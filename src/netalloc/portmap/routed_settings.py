@@ -1,7 +1,8 @@
 """The kernel settings that routed containers need, and taking them back."""
 
 from netalloc.family import FAMILIES, NO_NETWORK, V4, NetworkPair
-from netalloc.host import closed_networks, forwarding, gateway_addresses
+from netalloc.host import closed_networks, forwarding, gateway_addresses, network_way
+from netalloc.host.network_way import Way
 from netalloc.host.opened import opened
 from netalloc.host.rule_monitor import Watched
 from netalloc.portmap.bridge_settings import close_bridges
@@ -18,6 +19,8 @@ class RoutedSettings:
     - `lo` has the gateways' addresses (netalloc.host.gateway_addresses), where no interface has.
     - What is for an address of the networks that no container has is refused, and does not leave
       the host (netalloc.host.closed_networks).
+    - All IPv6 containers are behind one route by a device (netalloc.host.network_way), where the
+      kernel has what that takes.
 
     What is of one container's interface (rp_filter, route_localnet, routes, neighbours) is set
     when that is made (netalloc.host.attaching). The host does not reach containers from ::1: that
@@ -30,6 +33,9 @@ class RoutedSettings:
         self._gateways = [one for one in link.gateways if one is not None]
         self._networks = [one for one in networks if one is not None]
         self._six = link.gateways[1], networks.v6
+        self._way: Way | None = None
+        if networks.v6 is not None:
+            self._way = Way.of(link.group, networks.v6, link.gateways[1])
         self._user = user
         self._is_known = False
 
@@ -45,9 +51,11 @@ class RoutedSettings:
             self._is_known
             and all(map(forwarding.is_on, self._families))
             and gateway_addresses.are_there(self._gateways)
+            and (self._way is None or network_way.is_whole(self._way))
         ):
-            return closed_networks.close(self._networks)
-        found: tuple[str, ...] = ()
+            found = () if self._way is None else network_way.put_route(self._way)
+            return found + closed_networks.close(self._networks)
+        found = ()
         # Each is known as ours before the next one is touched, whatever is killed in between.
         for family in self._families:
             with opened() as record:
@@ -56,23 +64,40 @@ class RoutedSettings:
             close_bridges(record, self._user)  # on which the network was before it was made anew
             missing = gateway_addresses.note(record, self._user, self._gateways)
             closed_networks.note(record, self._user, self._networks)
+            if self._way is not None:
+                network_way.note(record, self._user, self._way)
         if missing:
             found += gateway_addresses.put(missing)
             gateway, network = self._six
             if gateway in missing and network is not None:
                 gateway_addresses.mend_sources(gateway, network)
+        found += self._mend_way(anew=self._six[0] in missing)
         self._is_known = True
         return found + closed_networks.close(self._networks)
 
+    def _mend_way(self, *, anew: bool) -> tuple[str, ...]:
+        """By one at a time: with the record's lock."""
+        if self._way is None:
+            return ()
+        with opened():
+            found = network_way.mend(self._way, anew=anew)
+        if found is None:
+            self._way = None
+        return found or ()
+
     def watched(self) -> Watched:
-        """The gateways, for with one of IPv4 go all routes that name it as their source."""
-        return Watched(addresses=tuple(self._gateways))
+        """The gateways, for with one of IPv4 go all routes that name it as their source; the way."""
+        if self._way is None:
+            return Watched(addresses=tuple(self._gateways))
+        addresses = *self._gateways, self._way.address
+        return Watched(addresses=addresses, structure=network_way.TABLE)
 
     def withdraw(self) -> None:
         """Switch off what only we have needed and what was off before."""
         with opened() as record:
             close_bridges(record, self._user)
             closed_networks.withdraw(record, self._user)
+            network_way.withdraw(record, self._user)
             gateway_addresses.withdraw(record, self._user)
             for family in FAMILIES:
                 forwarding.switch_off(record, self._user, family)

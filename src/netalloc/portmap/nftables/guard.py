@@ -40,7 +40,7 @@ _PROTOCOLS: Final = {"tcp": IPPROTO_TCP, "udp": IPPROTO_UDP, "sctp": 132}
 
 
 class GuardedPort(NamedTuple):
-    """A container's interface on a bridge: the host's end, and what it may send as."""
+    """A container's interface: the host's end, and what it may send as."""
 
     index: int  # type: ignore[assignment]  # in the place of tuple.index, which none of us calls
     mac: bytes
@@ -62,7 +62,7 @@ class Guard:
         self, link: Link, owner: str, services: tuple[str, ...], registry: str, socket: LazySocket
     ) -> None:
         self.is_guarded = link.isolation == "guarded"
-        self.has_ports = self.is_guarded and link.bridge is not None
+        self._has_ports = self.is_guarded and link.bridge is not None
         self._link = link
         self._owner = owner
         self._services = services
@@ -113,13 +113,13 @@ class Guard:
     @locked
     def enter(self, ports: Iterable[GuardedPort]) -> None:
         """Let these send as what they are; those that may already are no error."""
-        if self.has_ports:
+        if self.is_guarded:
             self._put(self._of_ports(ports))
 
     @locked
     def leave(self, ports: Iterable[GuardedPort]) -> None:
         """Let these send nothing more; those that may not are no error."""
-        if self.has_ports:
+        if self.is_guarded:
             self._take(self._of_ports(ports))
 
     @locked
@@ -159,7 +159,7 @@ class Guard:
 
     def _whole(self, ports: Iterable[GuardedPort], pairs: Iterable[Pair]) -> Held:
         whole = {where: Entries() for where in _EVERYTHING}
-        of_ports = self._of_ports(ports) if self.has_ports else {}
+        of_ports = self._of_ports(ports) if self.is_guarded else {}
         for some in (self._fixed(), of_ports, self._of_pairs(pairs)):
             for where, entries in some.items():
                 whole[where] |= entries
@@ -201,6 +201,15 @@ class Guard:
         return found
 
     def _of_ports(self, ports: Iterable[GuardedPort]) -> Held:
+        if not self._has_ports:
+            return {
+                (INET, rules.ROUTED6): {
+                    struct.pack("=I", index) + ip.packed: b""
+                    for index, _, addresses in ports
+                    for ip in addresses
+                    if ip.version == 6
+                }
+            }
         found: Held = {(BRIDGE, name): {} for name in _OF_PORTS}
         for index, mac, addresses in ports:
             found[BRIDGE, rules.PORTS][struct.pack("=I", index)] = b""
@@ -223,7 +232,7 @@ class Guard:
                 some = four if a.version == 4 else six
                 some[a.packed + b.packed] = some[b.packed + a.packed] = b""
         found: Held = {(INET, rules.ALLOW): four, (INET, rules.ALLOW6): six}
-        if self.has_ports:
+        if self._has_ports:
             found |= {(BRIDGE, rules.ALLOW): four, (BRIDGE, rules.ALLOW6): six}
             found[BRIDGE, rules.PAIRS6] = six
         return found
@@ -286,7 +295,7 @@ class Guard:
         missing, extra, way = self._compared(wanted)
         gone = _merged(extra, way) if own else way
         self._send([*tables.deletions(gone), *tables.additions(missing, self._owner)])
-        strangers = self._others() if self.has_ports else {}
+        strangers = self._others() if self._has_ports else {}
         self._send(tables.additions({(INET, rules.OURS): strangers}, ""))
         wrong = [f"the guard lacked {what}" for what in _described(missing)]
         wrong += [f"the guard had {what} besides" for what in _described(extra) if own]

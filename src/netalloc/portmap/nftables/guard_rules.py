@@ -29,10 +29,11 @@ GROUPS, BRIDGES, OURS = "guarded_groups", "guarded_bridges", "all_bridges"
 GROUP_SERVICES, BRIDGE_SERVICES = "group_services", "bridge_services"
 ALLOW, ALLOW6, PAIRS6 = "allow", "allow6", "pairs6"
 PORTS, SOURCES, SOURCES6, TARGETS6 = "ports", "sources", "sources6", "targets6"
+ROUTED6 = "routed6"
 GATEWAYS, GATEWAYS6, MACS, MACS6 = "gateways", "gateways6", "macs", "macs6"
 
 # Those that change with containers, not with networks.
-CHANGING: Final = (ALLOW, ALLOW6, PAIRS6, PORTS, SOURCES, SOURCES6, TARGETS6, MACS, MACS6)
+CHANGING: Final = (ALLOW, ALLOW6, PAIRS6, PORTS, SOURCES, SOURCES6, TARGETS6, MACS, MACS6, ROUTED6)
 
 _TARGET: Final = "@th,64,128"  # of a neighbour solicitation or advertisement
 _FROM = "iif . ether saddr"
@@ -48,6 +49,7 @@ SETS: Final = {
         BRIDGE_SERVICES: "set: type iface_index . inet_proto . inet_service;",
         ALLOW: f"set: type {_V4} . {_V4};",
         ALLOW6: f"set: type {_V6} . {_V6};",
+        ROUTED6: f"set: type iface_index . {_V6};",
     },
     BRIDGE: {
         PORTS: "set: type iface_index;",
@@ -112,10 +114,12 @@ RULES: Final = {
             f"iif . meta l4proto . th dport @{BRIDGE_SERVICES} accept",
             "drop",
         ],
-        # A link-local address is every container's, so it says nothing of who sends.
+        # A link-local address is every container's, so it says nothing of who sends. The way back
+        # over IPv6 is the network's, not the container's own.
         "spoofed": [
             f"iifgroup @{GROUPS} ip6 saddr fe80::/10 drop",
-            f"iifgroup @{GROUPS} fib saddr . iif oif missing drop",
+            f"iifgroup @{GROUPS} iif . ip6 saddr != @{ROUTED6} drop",
+            f"iifgroup @{GROUPS} meta nfproto ipv4 fib saddr . iif oif missing drop",
         ],
         "marked": [
             (

@@ -1,0 +1,439 @@
+"""One way to all IPv6 containers of a routed network: a device, a route, and a map behind them.
+
+With a route to each container every change of any link's state costs more the more containers
+there are, for the kernel goes through all IPv6 routes then. So a network has one route, by a
+device that no frame ever leaves: where they would, at its egress hook, nftables looks into a map
+and sends each out by the interface of its container instead. A packet costs the same by both.
+
+The device is a veth pair whose other end nothing arrives at. It is in the group of the network's
+interfaces, so that rules which name the group are about what goes by the device as well. All
+that is there beside it are two tables for all networks of the host: `netdev`, with the maps from
+address to MAC address and to interface, and a chain for each device; and `inet`, which refuses at
+once what is for an address that no container has.
+
+Where the kernel has no such hook (before Linux 5.16) containers have a route each.
+"""
+
+import errno
+import logging
+from collections.abc import Sequence
+from ipaddress import IPv6Address, IPv6Network
+from typing import Final, NamedTuple
+
+from netalloc.family import V6
+from netalloc.host import attached, nf_tables, rtnetlink
+from netalloc.host.attached import Present
+from netalloc.host.netlink import (
+    NETLINK_NETFILTER,
+    NETLINK_ROUTE,
+    NetlinkError,
+    NetlinkSocket,
+    Request,
+    explaining,
+)
+from netalloc.host.netlink_messages import attributes, text
+from netalloc.host.new_ends import uplink_mtu
+from netalloc.host.nf_tables import INET, NETDEV, Step
+from netalloc.host.opened import Entry
+
+logger = logging.getLogger(__name__)
+
+TABLE: Final = "netalloc-ways"  # in both families
+MACS, ENDS, THERE = "macs", "ends", "there"
+_WHAT: Final = "way6"  # in the record
+_ALIAS: Final = "netalloc-way"
+_PREFIX: Final = "na6-"  # what devices' names begin with
+_NEXT: Final = IPv6Address("fe80::2").packed  # the next hop, which there is not
+
+_GROUPS: Final = 0x6E << 24  # those that ipam.attachments gives
+_OF_GROUP: Final = 0x7FFFFF
+_FIRST: Final = 0x3F << 24  # two indexes for each: below those of containers' interfaces
+_ADDRESSES: Final = int(IPv6Address("fe80::6e00:0:0"))
+
+_EGRESS, _FORWARD, _OUTPUT = 1, 2, 3  # hooks: of netdev, and of inet
+_IPV6, _TCP = 10, 6
+_ETHERTYPE: Final = b"\x86\xdd"
+_ADDRESS_UNREACHABLE: Final = 3
+_ENDS_OF_ALL: Final = nf_tables.set_named(NETDEV, TABLE, ENDS)
+# What the kernel says where it has no nftables, or no such hook, expression or device.
+_UNABLE: Final = (
+    *(errno.EOPNOTSUPP, errno.ENOENT, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT),
+    *(errno.EINVAL, errno.EACCES),
+)
+_GONE: Final = (errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.ENXIO)
+
+
+class Way(NamedTuple):
+    """That of a network whose interfaces are in this group; the host is `gateway` to it."""
+
+    group: int
+    network: IPv6Network
+    gateway: IPv6Address | None = None
+
+    @classmethod
+    def of(cls, group: int, network: IPv6Network, gateway: IPv6Address | None) -> "Way | None":
+        """That of those of its addresses that are given; None for a group that is no network's."""
+        if not is_networks(group):
+            return None
+        return cls(group, IPv6Network((network[0], max(network.prefixlen, 64))), gateway)
+
+    @property
+    def number(self) -> int:
+        """Which of the networks it is of."""
+        return self.group & _OF_GROUP
+
+    @property
+    def ifindex(self) -> int:
+        """The device's."""
+        return index_of(self.group)
+
+    @property
+    def name(self) -> str:
+        """The device's."""
+        return f"{_PREFIX}{self.number:x}"
+
+    @property
+    def address(self) -> IPv6Address:
+        """What the device has, so that the kernel tells when it goes, or goes down."""
+        return IPv6Address(_ADDRESSES | self.number)
+
+    @property
+    def _place(self) -> tuple[int, int, bytes, int, bytes]:
+        return self.ifindex, V6.af, self.network[0].packed, self.network.prefixlen, _NEXT
+
+    @property
+    def route(self) -> Request:
+        """The message that makes it."""
+        source = None if self.gateway is None else self.gateway.packed
+        return rtnetlink.network_route(*self._place, source)
+
+    @property
+    def route_deletion(self) -> Request:
+        """The message that ends it."""
+        return rtnetlink.delete_network_route(*self._place)
+
+
+def is_networks(group: int) -> bool:
+    """Whether it is a group that a network can have: only those have a device."""
+    return group & ~_OF_GROUP == _GROUPS
+
+
+def index_of(group: int) -> int:
+    """The index of a network's device.
+
+    >>> hex(index_of(0x6E000003))
+    '0x3f000006'
+    """
+    return _FIRST + 2 * (group & _OF_GROUP)
+
+
+# ---- the record
+
+
+def note(record: set[Entry], user: str, way: Way) -> None:
+    """Note that this user needs it; to be written before `mend`."""
+    record.add(Entry(_WHAT, user, way.ifindex, str(way.network)))
+
+
+def withdraw(record: set[Entry], user: str) -> None:
+    """Note that this user has gone; what it was the last one of goes, the tables with the last."""
+    mine = {entry for entry in record if entry[:2] == (_WHAT, user)}
+    if not mine:
+        return
+    rest = [entry for entry in record - mine if entry.what == _WHAT]
+    with explaining("the ways of networks"):
+        for entry in mine:
+            group = _GROUPS | (entry.ifindex - _FIRST) // 2
+            way = Way(group, IPv6Network(entry.interface))
+            if all(one.interface != entry.interface for one in rest):
+                _remove(way, whole=all(one.ifindex != entry.ifindex for one in rest))
+        if not rest:
+            _remove_tables()
+    record -= mine
+
+
+# ---- making it, and making it whole
+
+
+def is_whole(way: Way) -> bool:
+    """Whether all of it is there; 0.1 ms, however many networks and containers there are."""
+    with explaining("the ways of networks"):
+        host = NetlinkSocket(NETLINK_ROUTE)
+        try:
+            if not _is_right(way, attached.look(host, [way.ifindex]).get(way.ifindex)):
+                return False
+        finally:
+            host.close()
+        return _are_whole(way)
+
+
+def put_route(way: Way) -> tuple[str, ...]:
+    """Make the route if there is none; what was missing. 10 µs."""
+    return _routed([way.route], way)
+
+
+def mend(way: Way, *, anew: bool) -> tuple[str, ...] | None:
+    """Make what of it is missing, and say what was; None where the kernel has no such thing.
+
+    `anew` has the route made again, of which the kernel has taken the source.
+    """
+    with explaining("the ways of networks"):
+        try:
+            found = _mend_device(way) + _mend_tables(way)
+        except NetlinkError as error:
+            if error.errno not in _UNABLE:
+                raise
+            logger.info("IPv6 containers have a route each, as the kernel says: %s", error)
+            _remove(way, whole=True)
+            return None
+    if anew:
+        _routed([way.route_deletion], way)
+    made = _routed([way.route], way)
+    return found + (() if anew else made)
+
+
+def _routed(requests: list[Request], way: Way) -> tuple[str, ...]:
+    with explaining("the ways of networks"):
+        host = NetlinkSocket(NETLINK_ROUTE)
+        try:
+            for failure in host.outcomes(requests):
+                if failure is None:
+                    return (f"network {way.network} had no way",)
+                if failure.errno not in (errno.EEXIST, *_GONE, errno.ENETDOWN, errno.EHOSTUNREACH):
+                    raise failure
+        finally:
+            host.close()
+    return ()
+
+
+def _is_right(way: Way, there: Present | None) -> bool:
+    return there is not None and (there.name, there.alias, there.group, there.is_up) == (
+        *(way.name, _ALIAS, way.group),
+        True,
+    )
+
+
+def _mend_device(way: Way) -> tuple[str, ...]:
+    host = NetlinkSocket(NETLINK_ROUTE)
+    try:
+        there = attached.look(host, [way.ifindex]).get(way.ifindex)
+        if _is_right(way, there):
+            return ()
+        if there is not None and there.alias != _ALIAS:
+            raise NetlinkError(errno.EINVAL, text=f"interface {way.ifindex} is {there.name}")
+        settings = rtnetlink.NO_LINK_LOCAL + text(rtnetlink.ALIAS, _ALIAS)
+        group = rtnetlink.number(rtnetlink.GROUP, way.group)
+        requests = [
+            rtnetlink.set_link(way.ifindex, text(rtnetlink.NAME, way.name) + group + settings),
+            rtnetlink.set_link(way.ifindex + 1, settings),
+            rtnetlink.set_up(way.ifindex + 1),
+            rtnetlink.set_up_silent(way.ifindex),
+            rtnetlink.add_address(way.ifindex, V6.af, way.address.packed, 128),
+            # The kernel finishes its coming up for who asks.
+            (rtnetlink.GET_LINK, 0, rtnetlink.get_link(way.ifindex)),
+        ]
+        if there is None:
+            mtu = rtnetlink.number(rtnetlink.MTU, uplink_mtu(host))
+            ends = (way.ifindex, way.name, mtu + group), (f"{way.name}p", mtu, way.ifindex + 1)
+            requests = [rtnetlink.create_pair(*ends[0], *ends[1]), *requests]
+        for failure in filter(None, host.outcomes(requests)):
+            if failure.errno != errno.EEXIST:
+                raise failure
+    finally:
+        host.close()
+    return (f"network {way.network} had no device",)
+
+
+def _mend_tables(way: Way) -> tuple[str, ...]:
+    if _are_whole(way):
+        return ()
+    netlink = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        chains = [(NETDEV, way.name), (INET, "forward"), (INET, "output")]
+        gone = [
+            step
+            for family, chain in chains
+            if _has(netlink, nf_tables.GET_CHAIN, nf_tables.chain_named(family, TABLE, chain))
+            for step in _chain_deletion(family, chain)
+        ]
+        try:
+            nf_tables.send(netlink, [*_sets(), *gone, *_chains(way)])
+        except NetlinkError as error:
+            if error.errno != errno.EEXIST:
+                raise
+            _remove_tables()  # there are sets of another kind
+            nf_tables.send(netlink, [*_sets(), *_chains(way)])
+    finally:
+        netlink.close()
+    return (f"tables {TABLE} were not whole",)
+
+
+def _sets() -> list[Step]:
+    key = nf_tables.IPV6_ADDR
+    return [
+        nf_tables.table(NETDEV, TABLE),
+        nf_tables.table(INET, TABLE),
+        nf_tables.hash_set(NETDEV, TABLE, MACS, key, nf_tables.ETHER_ADDR),
+        nf_tables.hash_set(NETDEV, TABLE, ENDS, key, nf_tables.IFACE_INDEX),
+        nf_tables.hash_set(INET, TABLE, THERE, key),
+    ]
+
+
+def _chains(way: Way) -> list[Step]:
+    is_ours = nf_tables.meta_is(nf_tables.OIFNAME, _PREFIX.encode())
+    is_six = nf_tables.meta_is(nf_tables.NFPROTO, bytes((_IPV6,)))
+    is_nobodys = (*is_ours, *is_six, nf_tables.address6(), nf_tables.is_not_in(THERE))
+    refuse = nf_tables.reject(_ADDRESS_UNREACHABLE)
+    return [
+        nf_tables.base_chain(NETDEV, TABLE, way.name, _EGRESS, device=way.name, drops=True),
+        nf_tables.rule(
+            *(NETDEV, TABLE, way.name),
+            [
+                *nf_tables.frame_is(_ETHERTYPE),
+                *(nf_tables.address6(), nf_tables.mapped(MACS), nf_tables.set_receiver()),
+                *(nf_tables.address6(), nf_tables.mapped(ENDS), nf_tables.forward()),
+            ],
+        ),
+        nf_tables.base_chain(INET, TABLE, "forward", _FORWARD),
+        nf_tables.rule(INET, TABLE, "forward", [*is_nobodys, refuse]),
+        nf_tables.base_chain(INET, TABLE, "output", _OUTPUT),
+        # connect() does not see an ICMP message that comes while it sends, and would wait.
+        nf_tables.rule(
+            *(INET, TABLE, "output"),
+            [
+                *nf_tables.meta_is(nf_tables.L4PROTO, bytes((_TCP,))),
+                *(*is_nobodys, nf_tables.reject(None)),
+            ],
+        ),
+        nf_tables.rule(INET, TABLE, "output", [*is_nobodys, refuse]),
+    ]
+
+
+def _are_whole(way: Way) -> bool:
+    """Whether the tables are as we make them: awake, with the rules that we made, on the device."""
+    netlink = NetlinkSocket(NETLINK_NETFILTER)
+    try:
+        for family in (NETDEV, INET):
+            (table,) = netlink.call(nf_tables.GET_TABLE, nf_tables.table_named(family, TABLE))
+            if any(attributes(table, 4).get(2, b"")):
+                return False
+        chain = nf_tables.chain_named(NETDEV, TABLE, way.name)
+        (body,) = netlink.call(nf_tables.GET_CHAIN, chain)
+        if way.name.encode() + b"\0" not in attributes(body, 4).get(4, b""):
+            return False
+        for family, name, count in (
+            (NETDEV, way.name, 1),
+            (INET, "forward", 1),
+            (INET, "output", 2),
+        ):
+            rules, _ = netlink.dump(nf_tables.GET_RULE, nf_tables.rules_of(family, TABLE, name))
+            if len(rules) != count:
+                return False
+    except NetlinkError as error:
+        if error.errno not in _UNABLE:
+            raise
+        return False
+    finally:
+        netlink.close()
+    return True
+
+
+def _has(netlink: NetlinkSocket, kind: int, body: bytes) -> bool:
+    try:
+        netlink.call(kind, body)
+    except NetlinkError as error:
+        if error.errno != errno.ENOENT:
+            raise
+        return False
+    return True
+
+
+def _chain_deletion(family: bytes, chain: str) -> list[Step]:
+    rules = nf_tables.rules_of(family, TABLE, chain)
+    named = nf_tables.chain_named(family, TABLE, chain)
+    return [Step(nf_tables.DELETE_RULE, 0, rules), Step(nf_tables.DELETE_CHAIN, 0, named)]
+
+
+# ---- the end of it
+
+
+def _remove(way: Way, *, whole: bool) -> None:
+    """Take away the route, and the elements behind it; as a whole the device and its chain too."""
+    host = NetlinkSocket(NETLINK_ROUTE)
+    try:
+        requests = [way.route_deletion]
+        there = attached.look(host, [way.ifindex]).get(way.ifindex) if whole else None
+        if there is not None and there.alias == _ALIAS:
+            requests.append(rtnetlink.delete_link(way.ifindex))
+        for failure in filter(None, host.outcomes(requests)):
+            if failure.errno not in _GONE:
+                raise failure
+    finally:
+        host.close()
+    try:
+        netlink = NetlinkSocket(NETLINK_NETFILTER)
+    except NetlinkError:
+        return  # then there are no tables
+    try:
+        first, last = way.network[0].packed, way.network[-1].packed
+        for one in _listed(netlink):
+            if first <= one <= last:
+                _attempt(netlink, deletions([(one, b"", b"")]))
+        if whole:
+            _attempt(netlink, _chain_deletion(NETDEV, way.name))
+    finally:
+        netlink.close()
+
+
+def _listed(netlink: NetlinkSocket) -> dict[bytes, bytes]:
+    try:
+        return nf_tables.listed(netlink.dump(nf_tables.GET_ELEMENT, _ENDS_OF_ALL)[0])
+    except NetlinkError as error:
+        if error.errno not in _UNABLE:
+            raise
+        return {}
+
+
+def _remove_tables() -> None:
+    try:
+        netlink = NetlinkSocket(NETLINK_NETFILTER)
+    except NetlinkError:
+        return
+    try:
+        for family in (INET, NETDEV):
+            named = nf_tables.table_named(family, TABLE)
+            _attempt(netlink, [Step(nf_tables.DELETE_TABLE, 0, named)])
+    finally:
+        netlink.close()
+
+
+def _attempt(netlink: NetlinkSocket, steps: list[Step]) -> None:
+    try:
+        nf_tables.send(netlink, steps)
+    except NetlinkError as error:
+        if error.errno not in (*_UNABLE, errno.EBUSY):
+            raise
+
+
+# ---- elements: of an address, a MAC address and an index
+
+
+Entries = Sequence[tuple[bytes, bytes, bytes]]
+
+
+def additions(some: Entries) -> list[Step]:
+    """The steps that add these; the very same is no error, another of the address is: EBUSY."""
+    return _elements(nf_tables.NEW_ELEMENT, some)
+
+
+def deletions(some: Entries) -> list[Step]:
+    """The steps that delete what there is of these addresses, which has to be there."""
+    return _elements(nf_tables.DELETE_ELEMENT, [(address, b"", b"") for address, _, _ in some])
+
+
+def _elements(kind: int, some: Entries) -> list[Step]:
+    return [
+        nf_tables.elements(kind, NETDEV, TABLE, MACS, [(ip, mac) for ip, mac, _ in some]),
+        nf_tables.elements(kind, NETDEV, TABLE, ENDS, [(ip, index) for ip, _, index in some]),
+        nf_tables.elements(kind, INET, TABLE, THERE, [(ip, b"") for ip, _, _ in some]),
+    ]

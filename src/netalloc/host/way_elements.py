@@ -1,0 +1,159 @@
+"""Which containers are reached by their network's way, and putting them behind it.
+
+Three elements for each, 10 µs and one transaction for many: its MAC address, its interface, and
+that it is there. Without them nothing reaches a container by IPv6.
+"""
+
+import errno
+import struct
+from collections.abc import Iterable, Sequence
+
+from netalloc.errors import InterfaceError
+from netalloc.family import V6
+from netalloc.host import attached, nf_tables, rtnetlink
+from netalloc.host import network_way as ways
+from netalloc.host.endpoints import Endpoint
+from netalloc.host.lazy_socket import LazySocket
+from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, explaining
+from netalloc.host.network_way import Entries
+
+_U32 = struct.Struct("=I")
+_PIECE = 500  # containers in one transaction
+_TAKEN = (errno.EBUSY, errno.EEXIST)
+
+
+class WayElements:
+    """The elements of one network's containers, over a socket that is kept. Safe for threads.
+
+    It belongs to the network namespace in which it was made.
+    """
+
+    def __init__(self, group: int) -> None:
+        self._group = group
+        self._socket = LazySocket(NETLINK_NETFILTER)
+
+    def close(self) -> None:
+        """Give back the socket; the next call opens another one."""
+        self._socket.close()
+
+    def served(self, host: NetlinkSocket, wanted: Sequence[tuple[Endpoint, int]]) -> frozenset[int]:
+        """The indexes of those that the way leads to; all others need a route of their own.
+
+        Each is given with its MTU. One that has another than the device needs a route, for it
+        tells the host how large a packet may be. So does one whose address has a route of
+        another program's. 6 µs each. The socket for `enter` is open then.
+        """
+        some = [(one, mtu) for one, mtu in wanted if one.addresses[1] is not None]
+        if not some or not ways.is_networks(self._group):
+            return frozenset()
+        index = ways.index_of(self._group)
+        device = attached.look(host, [index]).get(index)
+        if device is None or not device.is_up or device.group != self._group:
+            return frozenset()
+        found = frozenset(
+            one.index for one, mtu in some if mtu == device.mtu and _by(host, one) == index
+        )
+        if found:
+            self._socket.get()
+        return found
+
+    def enter(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have the way lead to these; those that it leads to are no error.
+
+        Raises InterfaceError where it leads to another interface that there is, NetlinkError
+        (ENOENT) where there is no way any more.
+        """
+        for some in _pieces(endpoints):
+            try:
+                self._send(ways.additions([_entry(one) for one in some]))
+            except NetlinkError as error:
+                if error.errno not in _TAKEN:
+                    raise
+                for one in some:
+                    self._enter_anew(one)
+
+    def leave(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have it lead to these no longer; where it leads to others by now, it goes on to."""
+        with explaining("the ways of networks"):
+            for some in _pieces(endpoints):
+                if not self._leave(some) and len(some) > 1:
+                    for one in some:
+                        self._leave([one])
+
+    def _leave(self, some: Sequence[Endpoint]) -> bool:
+        entries = [_entry(one) for one in some]
+        try:
+            # A deletion ignores the data. So the same is added first, which fails for others.
+            self._send([*ways.additions(entries), *ways.deletions(entries)])
+        except NetlinkError as error:
+            if error.errno in _TAKEN:
+                return False
+            if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+                raise
+        return True
+
+    def _enter_anew(self, one: Endpoint) -> None:
+        entry = _entry(one)
+        address = one.addresses[1]
+        assert address is not None
+        try:
+            return self._send(ways.additions([entry]))
+        except NetlinkError as error:
+            if error.errno not in _TAKEN:
+                raise
+        index = self._leads_to(entry[0])
+        if index not in (None, one.index) and attached.present_of([index or 0]):
+            raise InterfaceError(
+                f"{one.shown}: no way to {address.ip}: it leads to interface {index}"
+            )
+        self._send([*self._others(entry), *ways.additions([entry])])
+        return None
+
+    def _others(self, entry: tuple[bytes, bytes, bytes]) -> list[nf_tables.Step]:
+        """The steps that delete whatever there is of an address."""
+        netlink = self._socket.get()
+        found = []
+        for step in ways.deletions([entry]):
+            try:
+                netlink.call(nf_tables.GET_ELEMENT, step.body)
+            except NetlinkError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+            else:
+                found.append(step)
+        return found
+
+    def _leads_to(self, address: bytes) -> int | None:
+        step = nf_tables.elements(
+            *(nf_tables.GET_ELEMENT, nf_tables.NETDEV, ways.TABLE, ways.ENDS), [(address, b"")]
+        )
+        try:
+            found = nf_tables.listed(self._socket.get().call(step.kind, step.body))
+        except NetlinkError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return None
+        return int(_U32.unpack(found[address])[0])
+
+    def _send(self, steps: Sequence[nf_tables.Step]) -> None:
+        nf_tables.send(self._socket.get(), steps)
+
+
+def _by(host: NetlinkSocket, one: Endpoint) -> int:
+    """The interface by which the host reaches it now; 0 for none."""
+    assert one.addresses[1] is not None
+    asked = rtnetlink.route_to(V6.af, one.addresses[1].packed)
+    try:
+        return rtnetlink.outgoing(host.call(rtnetlink.GET_ROUTE, asked)[0])
+    except NetlinkError:
+        return 0
+
+
+def _entry(one: Endpoint) -> tuple[bytes, bytes, bytes]:
+    assert one.addresses[1] is not None
+    return one.addresses[1].packed, one.mac, _U32.pack(one.index)
+
+
+def _pieces(endpoints: Iterable[Endpoint]) -> Iterable[Sequence[Endpoint]]:
+    some = [one for one in endpoints if one.addresses[1] is not None]
+    return [some[start : start + _PIECE] for start in range(0, len(some), _PIECE)]
