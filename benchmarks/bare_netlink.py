@@ -12,8 +12,10 @@ import struct
 from collections.abc import Sequence
 
 from netalloc.host import namespaces, rtnetlink
+from netalloc.host.attach_steps import families
 from netalloc.host.attaching import Bridged, Routed
 from netalloc.host.endpoints import Endpoint
+from netalloc.host.macs import HOST_END
 from netalloc.host.netlink import NETLINK_ROUTE, NetlinkSocket, Request
 from netalloc.host.netlink_messages import ACK, message
 from netalloc.host.taps import RoutedTaps
@@ -56,8 +58,9 @@ class Bare:
     def __init__(
         self, endpoints: Sequence[Endpoint], group: int, bridge_index: int | None = None
     ) -> None:
-        way = (
-            Routed(endpoints, group)
+        self._group, self._bridge = group, bridge_index
+        self._way = way = (
+            Routed(endpoints, group, None)
             if bridge_index is None
             else Bridged(endpoints, bridge_index, group, hairpin=False, static=False)
         )
@@ -67,13 +70,16 @@ class Bare:
         self._work: list[tuple[bytes, list[tuple[int, bytes]], bytes]] = []
         for start in range(0, len(endpoints), CHUNK):
             part = endpoints[start : start + CHUNK]
-            outer = packed([step.request for one in part for step in way._whole(one)])
+            outer = packed([request for one in part for request in self._outer_of(one)])
             inner = []
             for one in part:
                 steps = [step.request for step in way._inner(one, 2)]
                 inner.append((one.netns, packed(steps)))
             finish = [(rtnetlink.GET_LINK, 0, rtnetlink.get_link(one.index)) for one in part]
             self._work.append((outer, inner, packed(finish)))
+
+    def _outer_of(self, one: Endpoint) -> list[Request]:
+        return [step.request for step in self._way._whole(one)]
 
     def run(self) -> None:
         """In a thread of its own, which ends up in the last namespace."""
@@ -89,11 +95,42 @@ class Bare:
         host.close()
 
 
+class Plain(Bare):
+    """The same by the messages that anyone would send, without what ours spare the kernel.
+
+    A link is up before the kernel has looked at it once, counts as up, and each container has a
+    route of each family on the host.
+    """
+
+    def _outer_of(self, one: Endpoint) -> list[Request]:
+        mtu = rtnetlink.number(rtnetlink.MTU, 1500)
+        peer = rtnetlink.peer_end(one.ifname, 1500)
+        if self._bridge is None:
+            mac = rtnetlink.attribute(rtnetlink.MAC, HOST_END)
+            end = mtu + mac + rtnetlink.number(rtnetlink.GROUP, self._group)
+            settings = rtnetlink.routed_settings(rp_filter=1, with_v6=True)
+        else:
+            end = mtu + rtnetlink.number(rtnetlink.MASTER, self._bridge)
+            settings = rtnetlink.NO_LINK_LOCAL
+        found = [
+            rtnetlink.create_veth(one.index, one.name, end, peer, one.mac, one.netns),
+            rtnetlink.set_link(one.index, settings),
+            rtnetlink.set_up(one.index),
+        ]
+        for af, address, gateway in families(one):
+            if self._bridge is None:
+                source = None if gateway is None else gateway.packed
+                found.append(rtnetlink.host_route(one.index, af, address.packed, source))
+            where = self._bridge or one.index
+            found.append(rtnetlink.add_neighbour(where, af, address.packed, one.mac))
+        return found
+
+
 class BareTaps:
     """The same for taps behind routes."""
 
     def __init__(self, endpoints: Sequence[Endpoint], group: int) -> None:
-        way = RoutedTaps(endpoints, group)
+        way = RoutedTaps(endpoints, group, None)
         host = NetlinkSocket(NETLINK_ROUTE)
         way._prepare(host)
         host.close()

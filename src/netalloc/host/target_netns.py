@@ -4,6 +4,7 @@ A descriptor of it is what all else works with: the namespace it stands for is n
 a moment later, as that of a name or of a process may be.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable
@@ -73,10 +74,15 @@ def _open(target: object) -> tuple[int, str]:
             f"network namespace {shown(target)} is no name, path, process or descriptor"
         )
     number = as_int(target, "process or descriptor", 0, _MOST)
-    with suppress(OSError):
+    what = f"descriptor {number}"
+    try:
         fd = fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise InterfaceError(f"{what} cannot be opened: {error.strerror}") from error
+    else:
         if _type_of(fd) is not None:
-            return fd, f"descriptor {number}"
+            return fd, what
         os.close(fd)
     what = f"process {number}"
     if number == 0:
