@@ -187,9 +187,9 @@ def test_again_it_gets_what_it_lacks(host):
     one.attach("c0")
     before = present()
     endpoint = manager._leases.attaching._endpoint(_record(manager, one), "")
-    bridge = manager._leases.attaching._bridge_or_none()
+    place = manager._leases.attaching._bridge_or_none(), manager._leases.attaching.ways
     for mend in (lambda: one.attach("c0"), manager.reconcile):
-        severing.sever([endpoint], bridge)
+        severing.sever([endpoint], *place)
         assert host.who(one) == [None, None]
         mend()
         assert host.who(one) == ["c0", "c0"]
@@ -398,9 +398,9 @@ def test_what_is_under_way_is_not_what_was_left(on_file, monkeypatch):
         make(service, endpoints)
         looked()
 
-    def slow_remove(endpoints, bridge=None):
+    def slow_remove(*arguments):
         looked()
-        return remove(endpoints, bridge)
+        return remove(*arguments)
 
     monkeypatch.setattr(attaching.AttachService, "_make", slow_make)
     one.attach("c0")
@@ -462,7 +462,8 @@ def test_a_release_that_is_late_leaves_the_next_holder_its_neighbour_entry(on_fi
     for arguments in late:
         remove(*arguments)
     assert _permanent(new) == shown
-    assert len(shown) == 2
+    assert len(shown) == (1 if on_file.mode == "routed" else 2)  # over IPv6 it is the way's
+    assert on_file.who(new) == ["c1", "c1"]
     assert agree(manager) == 1
 
 

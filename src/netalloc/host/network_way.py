@@ -6,43 +6,36 @@ device that no frame ever leaves: where they would, at its egress hook, nftables
 and sends each out by the interface of its container instead. A packet costs the same by both.
 
 The device is a veth pair whose other end nothing arrives at. It is in the group of the network's
-interfaces, so that rules which name the group are about what goes by the device as well. All
-that is there beside it are two tables for all networks of the host: `netdev`, with the maps from
-address to MAC address and to interface, and a chain for each device; and `inet`, which refuses at
-once what is for an address that no container has.
+interfaces, so that rules which name the group are about what goes by the device as well. The
+tables behind it are those of netalloc.host.way_tables.
 
 Where the kernel has no such hook (before Linux 5.16) containers have a route each.
 """
 
 import errno
 import logging
-from collections.abc import Sequence
 from ipaddress import IPv6Address, IPv6Network
 from typing import Final, NamedTuple
 
 from netalloc.family import V6
-from netalloc.host import attached, nf_tables, rtnetlink
+from netalloc.host import attached, rtnetlink, way_tables
 from netalloc.host.attached import Present
 from netalloc.host.netlink import (
-    NETLINK_NETFILTER,
     NETLINK_ROUTE,
     NetlinkError,
     NetlinkSocket,
     Request,
     explaining,
 )
-from netalloc.host.netlink_messages import attributes, text
+from netalloc.host.netlink_messages import text
 from netalloc.host.new_ends import uplink_mtu
-from netalloc.host.nf_tables import INET, NETDEV, Step
 from netalloc.host.opened import Entry
+from netalloc.host.way_tables import DEVICES, UNABLE
 
 logger = logging.getLogger(__name__)
 
-TABLE: Final = "netalloc-ways"  # in both families
-MACS, ENDS, THERE = "macs", "ends", "there"
 _WHAT: Final = "way6"  # in the record
 _ALIAS: Final = "netalloc-way"
-_PREFIX: Final = "na6-"  # what devices' names begin with
 _NEXT: Final = IPv6Address("fe80::2").packed  # the next hop, which there is not
 
 _GROUPS: Final = 0x6E << 24  # those that ipam.attachments gives
@@ -50,16 +43,6 @@ _OF_GROUP: Final = 0x7FFFFF
 _FIRST: Final = 0x3F << 24  # two indexes for each: below those of containers' interfaces
 _ADDRESSES: Final = int(IPv6Address("fe80::6e00:0:0"))
 
-_EGRESS, _FORWARD, _OUTPUT = 1, 2, 3  # hooks: of netdev, and of inet
-_IPV6, _TCP = 10, 6
-_ETHERTYPE: Final = b"\x86\xdd"
-_ADDRESS_UNREACHABLE: Final = 3
-_ENDS_OF_ALL: Final = nf_tables.set_named(NETDEV, TABLE, ENDS)
-# What the kernel says where it has no nftables, or no such hook, expression or device.
-_UNABLE: Final = (
-    *(errno.EOPNOTSUPP, errno.ENOENT, errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT),
-    *(errno.EINVAL, errno.EACCES),
-)
 _GONE: Final = (errno.ENODEV, errno.ESRCH, errno.ENOENT, errno.ENXIO)
 
 
@@ -90,7 +73,7 @@ class Way(NamedTuple):
     @property
     def name(self) -> str:
         """The device's."""
-        return f"{_PREFIX}{self.number:x}"
+        return f"{DEVICES}{self.number:x}"
 
     @property
     def address(self) -> IPv6Address:
@@ -148,7 +131,7 @@ def withdraw(record: set[Entry], user: str) -> None:
             if all(one.interface != entry.interface for one in rest):
                 _remove(way, whole=all(one.ifindex != entry.ifindex for one in rest))
         if not rest:
-            _remove_tables()
+            way_tables.remove()
     record -= mine
 
 
@@ -164,7 +147,7 @@ def is_whole(way: Way) -> bool:
                 return False
         finally:
             host.close()
-        return _are_whole(way)
+        return way_tables.are_whole(way.name)
 
 
 def put_route(way: Way) -> tuple[str, ...]:
@@ -179,9 +162,9 @@ def mend(way: Way, *, anew: bool) -> tuple[str, ...] | None:
     """
     with explaining("the ways of networks"):
         try:
-            found = _mend_device(way) + _mend_tables(way)
+            found = _mend_device(way) + way_tables.mend(way.name)
         except NetlinkError as error:
-            if error.errno not in _UNABLE:
+            if error.errno not in UNABLE:
                 raise
             logger.info("IPv6 containers have a route each, as the kernel says: %s", error)
             _remove(way, whole=True)
@@ -244,116 +227,6 @@ def _mend_device(way: Way) -> tuple[str, ...]:
     return (f"network {way.network} had no device",)
 
 
-def _mend_tables(way: Way) -> tuple[str, ...]:
-    if _are_whole(way):
-        return ()
-    netlink = NetlinkSocket(NETLINK_NETFILTER)
-    try:
-        chains = [(NETDEV, way.name), (INET, "forward"), (INET, "output")]
-        gone = [
-            step
-            for family, chain in chains
-            if _has(netlink, nf_tables.GET_CHAIN, nf_tables.chain_named(family, TABLE, chain))
-            for step in _chain_deletion(family, chain)
-        ]
-        try:
-            nf_tables.send(netlink, [*_sets(), *gone, *_chains(way)])
-        except NetlinkError as error:
-            if error.errno != errno.EEXIST:
-                raise
-            _remove_tables()  # there are sets of another kind
-            nf_tables.send(netlink, [*_sets(), *_chains(way)])
-    finally:
-        netlink.close()
-    return (f"tables {TABLE} were not whole",)
-
-
-def _sets() -> list[Step]:
-    key = nf_tables.IPV6_ADDR
-    return [
-        nf_tables.table(NETDEV, TABLE),
-        nf_tables.table(INET, TABLE),
-        nf_tables.hash_set(NETDEV, TABLE, MACS, key, nf_tables.ETHER_ADDR),
-        nf_tables.hash_set(NETDEV, TABLE, ENDS, key, nf_tables.IFACE_INDEX),
-        nf_tables.hash_set(INET, TABLE, THERE, key),
-    ]
-
-
-def _chains(way: Way) -> list[Step]:
-    is_ours = nf_tables.meta_is(nf_tables.OIFNAME, _PREFIX.encode())
-    is_six = nf_tables.meta_is(nf_tables.NFPROTO, bytes((_IPV6,)))
-    is_nobodys = (*is_ours, *is_six, nf_tables.address6(), nf_tables.is_not_in(THERE))
-    refuse = nf_tables.reject(_ADDRESS_UNREACHABLE)
-    return [
-        nf_tables.base_chain(NETDEV, TABLE, way.name, _EGRESS, device=way.name, drops=True),
-        nf_tables.rule(
-            *(NETDEV, TABLE, way.name),
-            [
-                *nf_tables.frame_is(_ETHERTYPE),
-                *(nf_tables.address6(), nf_tables.mapped(MACS), nf_tables.set_receiver()),
-                *(nf_tables.address6(), nf_tables.mapped(ENDS), nf_tables.forward()),
-            ],
-        ),
-        nf_tables.base_chain(INET, TABLE, "forward", _FORWARD),
-        nf_tables.rule(INET, TABLE, "forward", [*is_nobodys, refuse]),
-        nf_tables.base_chain(INET, TABLE, "output", _OUTPUT),
-        # connect() does not see an ICMP message that comes while it sends, and would wait.
-        nf_tables.rule(
-            *(INET, TABLE, "output"),
-            [
-                *nf_tables.meta_is(nf_tables.L4PROTO, bytes((_TCP,))),
-                *(*is_nobodys, nf_tables.reject(None)),
-            ],
-        ),
-        nf_tables.rule(INET, TABLE, "output", [*is_nobodys, refuse]),
-    ]
-
-
-def _are_whole(way: Way) -> bool:
-    """Whether the tables are as we make them: awake, with the rules that we made, on the device."""
-    netlink = NetlinkSocket(NETLINK_NETFILTER)
-    try:
-        for family in (NETDEV, INET):
-            (table,) = netlink.call(nf_tables.GET_TABLE, nf_tables.table_named(family, TABLE))
-            if any(attributes(table, 4).get(2, b"")):
-                return False
-        chain = nf_tables.chain_named(NETDEV, TABLE, way.name)
-        (body,) = netlink.call(nf_tables.GET_CHAIN, chain)
-        if way.name.encode() + b"\0" not in attributes(body, 4).get(4, b""):
-            return False
-        for family, name, count in (
-            (NETDEV, way.name, 1),
-            (INET, "forward", 1),
-            (INET, "output", 2),
-        ):
-            rules, _ = netlink.dump(nf_tables.GET_RULE, nf_tables.rules_of(family, TABLE, name))
-            if len(rules) != count:
-                return False
-    except NetlinkError as error:
-        if error.errno not in _UNABLE:
-            raise
-        return False
-    finally:
-        netlink.close()
-    return True
-
-
-def _has(netlink: NetlinkSocket, kind: int, body: bytes) -> bool:
-    try:
-        netlink.call(kind, body)
-    except NetlinkError as error:
-        if error.errno != errno.ENOENT:
-            raise
-        return False
-    return True
-
-
-def _chain_deletion(family: bytes, chain: str) -> list[Step]:
-    rules = nf_tables.rules_of(family, TABLE, chain)
-    named = nf_tables.chain_named(family, TABLE, chain)
-    return [Step(nf_tables.DELETE_RULE, 0, rules), Step(nf_tables.DELETE_CHAIN, 0, named)]
-
-
 # ---- the end of it
 
 
@@ -370,70 +243,4 @@ def _remove(way: Way, *, whole: bool) -> None:
                 raise failure
     finally:
         host.close()
-    try:
-        netlink = NetlinkSocket(NETLINK_NETFILTER)
-    except NetlinkError:
-        return  # then there are no tables
-    try:
-        first, last = way.network[0].packed, way.network[-1].packed
-        for one in _listed(netlink):
-            if first <= one <= last:
-                _attempt(netlink, deletions([(one, b"", b"")]))
-        if whole:
-            _attempt(netlink, _chain_deletion(NETDEV, way.name))
-    finally:
-        netlink.close()
-
-
-def _listed(netlink: NetlinkSocket) -> dict[bytes, bytes]:
-    try:
-        return nf_tables.listed(netlink.dump(nf_tables.GET_ELEMENT, _ENDS_OF_ALL)[0])
-    except NetlinkError as error:
-        if error.errno not in _UNABLE:
-            raise
-        return {}
-
-
-def _remove_tables() -> None:
-    try:
-        netlink = NetlinkSocket(NETLINK_NETFILTER)
-    except NetlinkError:
-        return
-    try:
-        for family in (INET, NETDEV):
-            named = nf_tables.table_named(family, TABLE)
-            _attempt(netlink, [Step(nf_tables.DELETE_TABLE, 0, named)])
-    finally:
-        netlink.close()
-
-
-def _attempt(netlink: NetlinkSocket, steps: list[Step]) -> None:
-    try:
-        nf_tables.send(netlink, steps)
-    except NetlinkError as error:
-        if error.errno not in (*_UNABLE, errno.EBUSY):
-            raise
-
-
-# ---- elements: of an address, a MAC address and an index
-
-
-Entries = Sequence[tuple[bytes, bytes, bytes]]
-
-
-def additions(some: Entries) -> list[Step]:
-    """The steps that add these; the very same is no error, another of the address is: EBUSY."""
-    return _elements(nf_tables.NEW_ELEMENT, some)
-
-
-def deletions(some: Entries) -> list[Step]:
-    """The steps that delete what there is of these addresses, which has to be there."""
-    return _elements(nf_tables.DELETE_ELEMENT, [(address, b"", b"") for address, _, _ in some])
-
-
-def _elements(kind: int, some: Entries) -> list[Step]:
-    return [
-        nf_tables.elements(kind, NETDEV, TABLE, MACS, [(ip, mac) for ip, mac, _ in some]),
-        nf_tables.elements(kind, NETDEV, TABLE, ENDS, [(ip, index) for ip, _, index in some]),
-        nf_tables.elements(kind, INET, TABLE, THERE, [(ip, b"") for ip, _, _ in some]),
-    ]
+    way_tables.leave(way.network, way.name if whole else None)

@@ -1,9 +1,9 @@
 """Cutting interfaces off from their addresses, and back: quickly, where taking one away is slow.
 
 To delete an interface takes the kernel 16 ms among 10,000, for it waits until no part of the
-machine can still be using it. To take its routes and elements, or its port's turn on the bridge, takes 20 to
-50 µs, and from then on nothing reaches a container by that address, nor does it reach another. So the
-address may have a new holder before the old one's interface is gone.
+machine can still be using it. To take its routes and elements, or its port's turn on the bridge,
+takes 20 to 50 µs, and from then on nothing reaches a container by that address, nor does it reach
+another. So the address may have a new holder before the old one's interface is gone.
 """
 
 import errno

@@ -10,12 +10,11 @@ from collections.abc import Iterable, Sequence
 
 from netalloc.errors import InterfaceError
 from netalloc.family import V6
-from netalloc.host import attached, nf_tables, rtnetlink
-from netalloc.host import network_way as ways
+from netalloc.host import attached, network_way, nf_tables, rtnetlink
+from netalloc.host import way_tables as tables
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.lazy_socket import LazySocket
 from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, explaining
-from netalloc.host.network_way import Entries
 
 _U32 = struct.Struct("=I")
 _PIECE = 500  # containers in one transaction
@@ -44,9 +43,9 @@ class WayElements:
         another program's. 6 µs each. The socket for `enter` is open then.
         """
         some = [(one, mtu) for one, mtu in wanted if one.addresses[1] is not None]
-        if not some or not ways.is_networks(self._group):
+        if not some or not network_way.is_networks(self._group):
             return frozenset()
-        index = ways.index_of(self._group)
+        index = network_way.index_of(self._group)
         device = attached.look(host, [index]).get(index)
         if device is None or not device.is_up or device.group != self._group:
             return frozenset()
@@ -64,13 +63,16 @@ class WayElements:
         (ENOENT) where there is no way any more.
         """
         for some in _pieces(endpoints):
-            try:
-                self._send(ways.additions([_entry(one) for one in some]))
-            except NetlinkError as error:
-                if error.errno not in _TAKEN:
-                    raise
-                for one in some:
-                    self._enter_anew(one)
+            self._enter(some)
+
+    def _enter(self, some: Sequence[Endpoint]) -> None:
+        try:
+            self._send(tables.additions([_entry(one) for one in some]))
+        except NetlinkError as error:
+            if error.errno not in _TAKEN:
+                raise
+            for one in some:
+                self._enter_anew(one)
 
     def leave(self, endpoints: Iterable[Endpoint]) -> None:
         """Have it lead to these no longer; where it leads to others by now, it goes on to."""
@@ -84,7 +86,7 @@ class WayElements:
         entries = [_entry(one) for one in some]
         try:
             # A deletion ignores the data. So the same is added first, which fails for others.
-            self._send([*ways.additions(entries), *ways.deletions(entries)])
+            self._send([*tables.additions(entries), *tables.deletions(entries)])
         except NetlinkError as error:
             if error.errno in _TAKEN:
                 return False
@@ -97,7 +99,7 @@ class WayElements:
         address = one.addresses[1]
         assert address is not None
         try:
-            return self._send(ways.additions([entry]))
+            return self._send(tables.additions([entry]))
         except NetlinkError as error:
             if error.errno not in _TAKEN:
                 raise
@@ -106,34 +108,26 @@ class WayElements:
             raise InterfaceError(
                 f"{one.shown}: no way to {address.ip}: it leads to interface {index}"
             )
-        self._send([*self._others(entry), *ways.additions([entry])])
+        self._send([*self._others(entry), *tables.additions([entry])])
         return None
 
     def _others(self, entry: tuple[bytes, bytes, bytes]) -> list[nf_tables.Step]:
         """The steps that delete whatever there is of an address."""
-        netlink = self._socket.get()
-        found = []
-        for step in ways.deletions([entry]):
-            try:
-                netlink.call(nf_tables.GET_ELEMENT, step.body)
-            except NetlinkError as error:
-                if error.errno != errno.ENOENT:
-                    raise
-            else:
-                found.append(step)
-        return found
+        return [step for step in tables.deletions([entry]) if self._asked(step.body)]
 
     def _leads_to(self, address: bytes) -> int | None:
-        step = nf_tables.elements(
-            *(nf_tables.GET_ELEMENT, nf_tables.NETDEV, ways.TABLE, ways.ENDS), [(address, b"")]
-        )
+        step = tables.deletions([(address, b"", b"")])[1]
+        found = nf_tables.listed(self._asked(step.body))
+        return int(_U32.unpack(found[address])[0]) if found else None
+
+    def _asked(self, question: bytes) -> list[bytes]:
+        """The answer about an element, none where there is no such."""
         try:
-            found = nf_tables.listed(self._socket.get().call(step.kind, step.body))
+            return self._socket.get().call(nf_tables.GET_ELEMENT, question)
         except NetlinkError as error:
             if error.errno != errno.ENOENT:
                 raise
-            return None
-        return int(_U32.unpack(found[address])[0])
+            return []
 
     def _send(self, steps: Sequence[nf_tables.Step]) -> None:
         nf_tables.send(self._socket.get(), steps)

@@ -85,7 +85,8 @@ class AttachService:
         """
         store = self._leases.read(self._store_number)
         wanted = [self._record(*pair) for pair in pairs]
-        endpoints = [self._endpoint(one, store, pair[1]) for one, pair in zip(wanted, pairs)]
+        both = zip(wanted, pairs, strict=True)
+        endpoints = [self._endpoint(one, store, target) for one, (_, target) in both]
         turns = AttachTurns(record.index for record in wanted)
         turns.held(partial(self._attach, pairs, wanted, endpoints))
         return wanted

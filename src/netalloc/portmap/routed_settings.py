@@ -5,6 +5,7 @@ from netalloc.host import closed_networks, forwarding, gateway_addresses, networ
 from netalloc.host.network_way import Way
 from netalloc.host.opened import opened
 from netalloc.host.rule_monitor import Watched
+from netalloc.host.way_tables import TABLE
 from netalloc.portmap.bridge_settings import close_bridges
 from netalloc.portmap.link import Link
 
@@ -86,11 +87,14 @@ class RoutedSettings:
         return found or ()
 
     def watched(self) -> Watched:
-        """The gateways, for with one of IPv4 go all routes that name it as their source; the way."""
+        """The gateways, for with one of IPv4 go all routes that name it as their source.
+
+        And the way, whose device has an address for that.
+        """
         if self._way is None:
             return Watched(addresses=tuple(self._gateways))
         addresses = *self._gateways, self._way.address
-        return Watched(addresses=addresses, structure=network_way.TABLE)
+        return Watched(addresses=addresses, structure=TABLE)
 
     def withdraw(self) -> None:
         """Switch off what only we have needed and what was off before."""
