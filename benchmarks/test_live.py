@@ -1,6 +1,7 @@
 """What a manager of routed containers may cost: beside bare messages, and with many live."""
 
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,8 +29,8 @@ from test_attach import Places, in_thread, timed
 pytestmark = pytest.mark.root
 
 NETWORK = ("10.200.0.1/16", "fd00:c8::1/64")
-BATCH = 33
-TURNS = 10  # of each side: 1,000 containers of all
+BATCH = 100
+TURNS = 4  # of each side: 1,200 containers of all
 LIMIT = 1.6  # times our own bare messages: 1.3 of them the engine, the rest two changes of a file
 LIMIT_PLAIN = 1.3  # times the messages without what spares the kernel work
 LIVE = 10_000
@@ -135,7 +136,9 @@ class Host:
         self._stack.callback(places.close)
         many = manager.allocate_many(live, ports=(80,))
         spaces = places.make(live)
-        manager.attach_many(list(zip(many, spaces, strict=True)))
+        pairs = list(zip(many, spaces, strict=True))
+        for start in range(0, live, 500):  # each takes a descriptor more while it is attached
+            manager.attach_many(pairs[start : start + 500])
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         namespaces.setns(spaces[-1], namespaces.CLONE_NEWNET)
         self.server = create_server(
@@ -180,6 +183,7 @@ def hosted(store: Path, live: int) -> Iterator[tuple[ThreadPoolExecutor, Any]]:
 def test_a_connection_with_many_live(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two hosts side by side, asked in turns, over either family."""
     require_kernel()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3 * LIVE, 3 * LIVE))
     with (
         hosted(tmp_path / "one.db", 1) as (one_thread, one),
         hosted(tmp_path / "many.db", LIVE) as (many_thread, many),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
+from typing import NamedTuple
 
 from netalloc.errors import InvalidValueError, OutOfRangeError
 from netalloc.host.links import check_name
@@ -15,8 +15,7 @@ _MAX_ALIAS = 255  # bytes: IFALIASZ less the NUL
 MIN_MTU, MIN_MTU_V6, MAX_MTU = 68, 1280, 65535
 
 
-@dataclass(frozen=True, slots=True)
-class Endpoint:
+class Endpoint(NamedTuple):
     """One container's interface, or one tap.
 
     `index`, `name` and `alias` are those of the host's end, `mac` and `ifname` of the
@@ -24,7 +23,7 @@ class Endpoint:
     and `gid` say who may open a tap. Without an `mtu` it is that of the bridge or the uplink.
     """
 
-    index: int
+    index: int  # type: ignore[assignment]  # in the place of tuple.index, which none of us calls
     name: str
     alias: str
     addresses: tuple[IPv4Interface | None, IPv6Interface | None]

@@ -18,8 +18,12 @@ _GET_TYPE = 0xB703  # NS_GET_NSTYPE, linux/nsfs.h
 _MOST = 0x7FFFFFFF
 
 
-def open_netns(target: "str | int | os.PathLike[str]") -> int:
+def open_netns(
+    target: "str | int | os.PathLike[str]", home: netns.NamespaceId | None = None
+) -> int:
     """A descriptor of a container's network namespace, which the caller closes.
+
+    `home` is the caller's own namespace, where that is known.
 
     `target` is a name in /run/netns, a path (with a / in it, or a Path), a process, or the
     descriptor of a namespace: a number is taken for a descriptor where one of that number is
@@ -32,7 +36,7 @@ def open_netns(target: "str | int | os.PathLike[str]") -> int:
         if _type_of(fd) != namespaces.CLONE_NEWNET:
             raise InterfaceError(f"{what} is no network namespace")
         found = os.fstat(fd)
-        if netns.NamespaceId(found.st_dev, found.st_ino) == netns.current():
+        if netns.NamespaceId(found.st_dev, found.st_ino) == (home or netns.current()):
             raise InterfaceError(f"{what} is the host's own network namespace, not a container's")
     except BaseException:
         os.close(fd)

@@ -17,6 +17,7 @@ from netalloc.host.lazy_socket import LazySocket
 from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket, explaining
 
 _U32 = struct.Struct("=I")
+_ASKED = 32  # answers that have room to wait
 _PIECE = 500  # containers in one transaction
 _TAKEN = (errno.EBUSY, errno.EEXIST)
 
@@ -49,8 +50,9 @@ class WayElements:
         device = attached.look(host, [index]).get(index)
         if device is None or not device.is_up or device.group != self._group:
             return frozenset()
+        same = [one for one, mtu in some if mtu == device.mtu]
         found = frozenset(
-            one.index for one, mtu in some if mtu == device.mtu and _by(host, one) == index
+            one.index for one, by in zip(same, _by(host, same), strict=True) if by == index
         )
         if found:
             self._socket.get()
@@ -133,19 +135,28 @@ class WayElements:
         nf_tables.send(self._socket.get(), steps)
 
 
-def _by(host: NetlinkSocket, one: Endpoint) -> int:
-    """The interface by which the host reaches it now; 0 for none."""
+def _by(host: NetlinkSocket, some: Sequence[Endpoint]) -> list[int]:
+    """The interfaces by which the host reaches each of them now; 0 for none."""
+    found = []
+    for start in range(0, len(some), _ASKED):
+        asked = [
+            (rtnetlink.GET_ROUTE, 0, rtnetlink.route_to(V6.af, _address(one)))
+            for one in some[start : start + _ASKED]
+        ]
+        answers: list[bytes] = []
+        outcomes = host.outcomes(asked, answers)
+        bodies = iter(answers)
+        found += [rtnetlink.outgoing(next(bodies)) if f is None else 0 for f in outcomes]
+    return found
+
+
+def _address(one: Endpoint) -> bytes:
     assert one.addresses[1] is not None
-    asked = rtnetlink.route_to(V6.af, one.addresses[1].packed)
-    try:
-        return rtnetlink.outgoing(host.call(rtnetlink.GET_ROUTE, asked)[0])
-    except NetlinkError:
-        return 0
+    return one.addresses[1].packed
 
 
 def _entry(one: Endpoint) -> tuple[bytes, bytes, bytes]:
-    assert one.addresses[1] is not None
-    return one.addresses[1].packed, one.mac, _U32.pack(one.index)
+    return _address(one), one.mac, _U32.pack(one.index)
 
 
 def _pieces(endpoints: Iterable[Endpoint]) -> Iterable[Sequence[Endpoint]]:

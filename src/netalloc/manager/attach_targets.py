@@ -14,6 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from netalloc.host.netns import NamespaceId
+
 _MAX_MTU = 65535
 
 
@@ -37,6 +39,7 @@ def as_target(
     mtu: object,
     uid: object,
     gid: object,
+    home: NamespaceId | None = None,
 ) -> Target:
     """A target of plain values, whose descriptor the caller closes. Raises InvalidValueError."""
     if (netns is None) == (tap is None):
@@ -55,7 +58,7 @@ def as_target(
         return Target(-1, *plain)
     if uid is not None or gid is not None:
         raise InvalidValueError("uid and gid say who may open a tap, and this is a namespace")
-    fd = open_netns(netns)  # type: ignore[arg-type]
+    fd = open_netns(netns, home)  # type: ignore[arg-type]
     return Target(fd, None, *plain[1:])
 
 

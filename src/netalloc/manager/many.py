@@ -61,7 +61,10 @@ class ManyInterfaces:
         Half a millisecond each. Raises InvalidValueError for an interface of another network,
         and what `attach` raises.
         """
+        from netalloc.host.netns import current
         from netalloc.manager.attach_targets import Target, as_target, close_targets
+
+        home = current()
 
         targets: list[tuple[Lease, Target]] = []
         try:
@@ -70,7 +73,7 @@ class ManyInterfaces:
                 if len(items) != 2:
                     raise InvalidValueError(f"pair {shown(pair)} is not an interface and a netns")
                 lease = self._own(items[0])
-                target = as_target(items[1], None, ifname, None, mtu, None, None)
+                target = as_target(items[1], None, ifname, None, mtu, None, None, home)
                 targets.append((lease, target))
             if targets:
                 self._leases.attaching.attach(targets)
