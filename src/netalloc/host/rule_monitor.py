@@ -104,8 +104,8 @@ class RuleMonitor:
         """Block until one of the tables has changed; 0 once `stop` was called.
 
         ELEMENTS where only elements of the maps have, otherwise RULES; ANYTHING where a port
-        has joined, an address has gone, or the kernel has lost events because there were too
-        many. A burst of changes is one.
+        has joined, an address or part of a structure has gone, or the kernel has lost events
+        because there were too many. A burst of changes is one.
         """
         poll = select.poll()
         poll.register(self._netlink, select.POLLIN)
@@ -163,7 +163,7 @@ class RuleMonitor:
         if kind >> 8 != _SUBSYSTEM or what == _GENERATION:
             return 0
         if what in _ENDS and attributes(body, 4).get(_TABLE) == self._structure:
-            return RULES
+            return ANYTHING
         if body[0] not in self._families:
             return 0
         found = attributes(body, 4)

@@ -45,7 +45,7 @@ def sever(
         netlink = NetlinkSocket(NETLINK_ROUTE)
         try:
             if ways is not None:
-                ways.leave(endpoints)
+                ways.cut_off(endpoints)
             _send(netlink, what, [(one, [*_severing(one, bridge)]) for one in endpoints], bridge)
         finally:
             netlink.close()

@@ -19,6 +19,7 @@ from netalloc.host.netlink import NETLINK_NETFILTER, NetlinkError, NetlinkSocket
 _U32 = struct.Struct("=I")
 _ASKED = 32  # answers that have room to wait
 _PIECE = 500  # containers in one transaction
+_ABSENT = (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT)
 _TAKEN = (errno.EBUSY, errno.EEXIST)
 
 
@@ -76,25 +77,41 @@ class WayElements:
             for one in some:
                 self._enter_anew(one)
 
+    def cut_off(self, endpoints: Iterable[Endpoint]) -> None:
+        """Have it lead to these no longer, whose addresses are not others' yet. 30 µs."""
+        for some in _pieces(endpoints):
+            self._cut_off(some)
+
     def leave(self, endpoints: Iterable[Endpoint]) -> None:
-        """Have it lead to these no longer; where it leads to others by now, it goes on to."""
+        """The same, also where the addresses may be others' by now: to them it goes on to lead.
+
+        10 µs each where it led to none of these any more.
+        """
         with explaining("the ways of networks"):
             for some in _pieces(endpoints):
-                if not self._leave(some) and len(some) > 1:
-                    for one in some:
-                        self._leave([one])
+                self._leave([one for one in some if self._leads_to(_entry(one)[0]) == one.index])
 
-    def _leave(self, some: Sequence[Endpoint]) -> bool:
+    def _cut_off(self, some: Sequence[Endpoint]) -> None:
+        try:
+            self._send(tables.deletions([_entry(one) for one in some]))
+        except NetlinkError as error:
+            if error.errno not in _ABSENT:
+                raise
+            self.leave(some)  # some have a route of their own, or are cut off already
+
+    def _leave(self, some: Sequence[Endpoint]) -> None:
+        if not some:
+            return
         entries = [_entry(one) for one in some]
         try:
             # A deletion ignores the data. So the same is added first, which fails for others.
             self._send([*tables.additions(entries), *tables.deletions(entries)])
         except NetlinkError as error:
-            if error.errno in _TAKEN:
-                return False
-            if error.errno not in (errno.ENOENT, errno.EOPNOTSUPP, errno.EPROTONOSUPPORT):
+            if error.errno not in (*_TAKEN, errno.ENOENT):
                 raise
-        return True
+            if len(some) > 1:
+                for one in some:
+                    self._leave([one])
 
     def _enter_anew(self, one: Endpoint) -> None:
         entry = _entry(one)
@@ -127,7 +144,7 @@ class WayElements:
         try:
             return self._socket.get().call(nf_tables.GET_ELEMENT, question)
         except NetlinkError as error:
-            if error.errno != errno.ENOENT:
+            if error.errno not in _ABSENT:
                 raise
             return []
 

@@ -37,6 +37,10 @@ def mend(device: str) -> tuple[str, ...]:
         return ()
     netlink = NetlinkSocket(NETLINK_NETFILTER)
     try:
+        for family in (NETDEV, INET):
+            named = nf_tables.table_named(family, TABLE)
+            if _has(netlink, nf_tables.GET_TABLE, named) and not _is_awake(netlink, family):
+                remove()  # to wake one goes with no other change
         chains = [(NETDEV, device), (INET, "forward"), (INET, "output")]
         gone = [
             step
@@ -102,8 +106,7 @@ def are_whole(device: str) -> bool:
     netlink = NetlinkSocket(NETLINK_NETFILTER)
     try:
         for family in (NETDEV, INET):
-            (table,) = netlink.call(nf_tables.GET_TABLE, nf_tables.table_named(family, TABLE))
-            if any(attributes(table, 4).get(2, b"")):
+            if not _is_awake(netlink, family):
                 return False
         chain = nf_tables.chain_named(NETDEV, TABLE, device)
         (body,) = netlink.call(nf_tables.GET_CHAIN, chain)
@@ -121,6 +124,11 @@ def are_whole(device: str) -> bool:
     finally:
         netlink.close()
     return True
+
+
+def _is_awake(netlink: NetlinkSocket, family: bytes) -> bool:
+    (table,) = netlink.call(nf_tables.GET_TABLE, nf_tables.table_named(family, TABLE))
+    return not any(attributes(table, 4).get(2, b""))
 
 
 def _has(netlink: NetlinkSocket, kind: int, body: bytes) -> bool:
