@@ -180,11 +180,3 @@ def test_services_that_are_none(services, message):
 def test_an_open_network_has_no_services():
     with pytest.raises(InvalidValueError, match=r"services 53/udp: network br0 is open"):
         NetworkManager("br0", network="10.88.0.1/24", backend="null", services=["53/udp"])
-
-
-@pytest.mark.parametrize("how", [{"mode": "routed"}, {"isolation": "guarded"}])
-def test_iptables_keeps_nobody_apart(tmp_path, how):
-    path = tmp_path / "host.db"
-    bridge = None if how.get("mode") else "br0"
-    with pytest.raises(InvalidValueError, match="network .* has backend iptables"):
-        NetworkManager(bridge, network="10.88.0.1/24", backend="iptables", store=path, **how)

@@ -11,6 +11,7 @@ from netalloc import NetworkManager, Networks
 from netalloc.family import V4, V6, NetworkPair
 from netalloc.host import opened
 from netalloc.host.links import Links
+from netalloc.host.loopback_way import ANSWERS
 from netalloc.host.netlink import NetlinkSocket
 from netalloc.model import PortMapping
 from netalloc.portmap.choice import make_backend, remove_others
@@ -45,19 +46,29 @@ def test_the_rules():
         f"-s 10.200.0.0/16 {INTO} SNAT --to-source 10.200.0.1",
         f"-s 10.200.0.0/16 {OUT}",
     ]
+    from_loopback = f"-s ::1/128 {INTO} SNAT --to-source {ANSWERS}"
     assert sources(link, BOTH.v6, V6) == [
+        from_loopback,
         f"-s fd00:c8::/64 {INTO} SNAT --to-source fd00:c8::1",
         f"-s fd00:c8::/64 {OUT}",
     ]
     # No gateway; no private addresses; the whole of them; no network.
     assert sources(bare, BOTH.v6, V6) == [
+        from_loopback,
         f"-s fd00:c8::/64 {INTO} MASQUERADE",
         f"-s fd00:c8::/64 {OUT}",
     ]
-    assert sources(link, GLOBAL, V6) == [f"-s {GLOBAL} {INTO} SNAT --to-source fd00:c8::1"]
-    assert sources(bare, IPv6Network("::/0"), V6) == [f"{INTO} MASQUERADE", f"-s fc00::/7 {OUT}"]
+    assert sources(link, GLOBAL, V6) == [
+        from_loopback,
+        f"-s {GLOBAL} {INTO} SNAT --to-source fd00:c8::1",
+    ]
+    assert sources(bare, IPv6Network("::/0"), V6) == [
+        from_loopback,
+        f"{INTO} MASQUERADE",
+        f"-s fc00::/7 {OUT}",
+    ]
     assert sources(bare, None, V4) == [f"-s 127.0.0.0/8 {INTO} MASQUERADE"]
-    assert sources(bare, None, V6) == []
+    assert sources(bare, None, V6) == [from_loopback]
     # A group that is no network's of a manager stands for itself alone.
     (*_, out) = sources(Link(None, 7), IPv4Network("0.0.0.0/0"), V4)
     assert out == "-m devgroup ! --dst-group 0x7 -j MASQUERADE"
@@ -110,7 +121,7 @@ def test_each_rule_is_mended(lab):
                 (said,) = manager.reconcile().structure
                 assert said.startswith(f"chain {chain} of table ") and said.endswith(f"{rule!r}")
                 assert state(lab) == before
-    assert number == 3 + 3 + 3 + 3 + 2
+    assert number == 3 + 3 + 3 + 3 + 3
     assert manager.check() == [] and not manager.reconcile()
     for address in (lab.address, lab.address6):
         for place in (lab.outside, lab.host, *lab.containers[:2]):

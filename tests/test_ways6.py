@@ -1,4 +1,4 @@
-"""The one way to all IPv6 containers of a routed network: shared, mended, given up, done without."""
+"""The one way to all IPv6 containers of a routed network: shared, mended, given up, missing."""
 
 import errno
 import os

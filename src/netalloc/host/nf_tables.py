@@ -26,12 +26,12 @@ _ENVELOPE = b"\0\0\0\x0a"
 IPV6_ADDR, ETHER_ADDR, IFACE_INDEX = (8, 16), (9, 6), (20, 4)  # types as nft calls them, lengths
 
 LINK, NETWORK = 0, 1  # headers
-OIFNAME, IIFTYPE, NFPROTO, L4PROTO = 7, 8, 15, 16  # NFT_META_...
+IIFNAME, OIFNAME, IIFTYPE, NFPROTO, L4PROTO, IIFGROUP = 6, 7, 8, 15, 16, 21  # NFT_META_...
 _NAME, _FLAGS = 1, 2
 _APPEND = 0x800
 _MAP = 8
 _HOST, _BIG = struct.pack("=I", 1), struct.pack("=I", 2)  # orders of bytes
-_IS_NOT = 1
+_IS_NOT = _NOT_EQUAL = 1
 _VALUE, _KEY, _DATA = 1, 1, 2
 _ITEM, _ELEMENTS = 1, 3
 _REGISTER = 1
@@ -72,6 +72,12 @@ def table_named(family: bytes, name: str) -> bytes:
     return family + text(_NAME, name)
 
 
+def is_awake(netlink: NetlinkSocket, family: bytes, name: str) -> bool:
+    """Whether a table does something; NetlinkError (ENOENT) where there is none."""
+    (body,) = netlink.call(GET_TABLE, table_named(family, name))
+    return not any(attributes(body, 4).get(_FLAGS, b""))
+
+
 def hash_set(
     family: bytes, where: str, name: str, key: tuple[int, int], data: tuple[int, int] | None = None
 ) -> Step:
@@ -87,10 +93,17 @@ def hash_set(
 
 
 def base_chain(
-    family: bytes, where: str, name: str, hook: int, *, device: str = "", drops: bool = False
+    family: bytes,
+    where: str,
+    name: str,
+    hook: int,
+    *,
+    priority: int = 0,
+    device: str = "",
+    drops: bool = False,
 ) -> Step:
     """A chain of filters at a hook, of one device where that is of devices."""
-    at = _number(1, hook) + _number(2, 0) + (text(3, device) if device else b"")
+    at = _number(1, hook) + _number(2, priority) + (text(3, device) if device else b"")
     body = chain_named(family, where, name) + attribute(4, at) + _number(5, 0 if drops else 1)
     return Step(NEW_CHAIN, CREATE, body + text(7, "filter"))
 
@@ -119,6 +132,15 @@ def meta_is(key: int, value: bytes) -> tuple[bytes, bytes]:
     return _expression("meta", _number(2, key) + _number(1, _REGISTER)), _is(value)
 
 
+def meta_is_in(key: int, mask: int, value: int) -> tuple[bytes, bytes, bytes]:
+    """That a number of the packet, as this machine writes it, is this where the mask is set."""
+    there, wanted = struct.pack("=I", mask), struct.pack("=I", value)
+    part = _number(1, _REGISTER) + _number(2, _REGISTER) + _number(3, 4)
+    part += attribute(4, attribute(_VALUE, there)) + attribute(5, attribute(_VALUE, bytes(4)))
+    meta = _expression("meta", _number(2, key) + _number(1, _REGISTER))
+    return meta, _expression("bitwise", part), _is(wanted)
+
+
 def frame_is(ethertype: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """That it is an Ethernet frame, and of what."""
     return *meta_is(IIFTYPE, struct.pack("=H", 1)), _payload(LINK, 12, 2), _is(ethertype)
@@ -127,6 +149,11 @@ def frame_is(ethertype: bytes) -> tuple[bytes, bytes, bytes, bytes]:
 def address6() -> bytes:
     """Take where an IPv6 packet goes to."""
     return _payload(NETWORK, 24, 16)
+
+
+def goes_to(address: bytes, *, otherwise: bool = False) -> tuple[bytes, bytes]:
+    """That it goes to this address of IPv6, or to any other."""
+    return address6(), _is(address, _NOT_EQUAL if otherwise else 0)
 
 
 def mapped(name: str) -> bytes:
@@ -150,6 +177,17 @@ def forward() -> bytes:
     return _expression("fwd", _number(1, _REGISTER))
 
 
+def notrack() -> bytes:
+    """Let it be of no flow."""
+    return text(1, "notrack")
+
+
+def drop() -> bytes:
+    """End it."""
+    verdict = attribute(_DATA, attribute(2, _number(1, 0)))  # NFTA_DATA_VERDICT, NF_DROP
+    return _expression("immediate", _number(1, 0) + verdict)
+
+
 def reject(code: int | None) -> bytes:
     """Refuse with an ICMPv6 message of that code, or by a reset of TCP."""
     return _expression("reject", _number(1, code is None) + attribute(2, bytes((code or 0,))))
@@ -160,9 +198,9 @@ def _payload(base: int, offset: int, size: int) -> bytes:
     return _expression("payload", part)
 
 
-def _is(value: bytes) -> bytes:
+def _is(value: bytes, how: int = 0) -> bytes:
     return _expression(
-        "cmp", _number(1, _REGISTER) + _number(2, 0) + attribute(3, attribute(_VALUE, value))
+        "cmp", _number(1, _REGISTER) + _number(2, how) + attribute(3, attribute(_VALUE, value))
     )
 
 
@@ -171,7 +209,7 @@ def _expression(name: str, what: bytes) -> bytes:
 
 
 def _number(kind: int, value: int) -> bytes:
-    return attribute(kind, value.to_bytes(4, "big"))
+    return attribute(kind, (value & 0xFFFFFFFF).to_bytes(4, "big"))
 
 
 # ---- elements

@@ -39,7 +39,9 @@ def mend(device: str) -> tuple[str, ...]:
     try:
         for family in (NETDEV, INET):
             named = nf_tables.table_named(family, TABLE)
-            if _has(netlink, nf_tables.GET_TABLE, named) and not _is_awake(netlink, family):
+            if _has(netlink, nf_tables.GET_TABLE, named) and not nf_tables.is_awake(
+                netlink, family, TABLE
+            ):
                 remove()  # to wake one goes with no other change
         chains = [(NETDEV, device), (INET, "forward"), (INET, "output")]
         gone = [
@@ -106,7 +108,7 @@ def are_whole(device: str) -> bool:
     netlink = NetlinkSocket(NETLINK_NETFILTER)
     try:
         for family in (NETDEV, INET):
-            if not _is_awake(netlink, family):
+            if not nf_tables.is_awake(netlink, family, TABLE):
                 return False
         chain = nf_tables.chain_named(NETDEV, TABLE, device)
         (body,) = netlink.call(nf_tables.GET_CHAIN, chain)
@@ -124,11 +126,6 @@ def are_whole(device: str) -> bool:
     finally:
         netlink.close()
     return True
-
-
-def _is_awake(netlink: NetlinkSocket, family: bytes) -> bool:
-    (table,) = netlink.call(nf_tables.GET_TABLE, nf_tables.table_named(family, TABLE))
-    return not any(attributes(table, 4).get(2, b""))
 
 
 def _has(netlink: NetlinkSocket, kind: int, body: bytes) -> bool:

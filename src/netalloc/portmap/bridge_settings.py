@@ -9,7 +9,14 @@ from typing import Final
 
 from netalloc.errors import CommandError, InterfaceError
 from netalloc.family import FAMILIES, NO_NETWORK, V4, V6, NetworkPair
-from netalloc.host import closed_networks, forwarding, gateway_addresses, network_way, sysctl
+from netalloc.host import (
+    closed_networks,
+    forwarding,
+    gateway_addresses,
+    loopback_way,
+    network_way,
+    sysctl,
+)
 from netalloc.host.bridge_ports import needs_hairpin, set_hairpin
 from netalloc.host.links import index_of
 from netalloc.host.loopback_guard import (
@@ -258,6 +265,7 @@ def close_bridges(record: set[Entry], user: str) -> None:
 def _open_networks(record: set[Entry], user: str) -> None:
     """Take back what a routed network of this user has on the host; none is no error."""
     closed_networks.withdraw(record, user)
+    loopback_way.withdraw(record, user)
     network_way.withdraw(record, user)
     gateway_addresses.withdraw(record, user)
 

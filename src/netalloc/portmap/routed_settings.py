@@ -1,7 +1,13 @@
 """The kernel settings that routed containers need, and taking them back."""
 
 from netalloc.family import FAMILIES, NO_NETWORK, V4, NetworkPair
-from netalloc.host import closed_networks, forwarding, gateway_addresses, network_way
+from netalloc.host import (
+    closed_networks,
+    forwarding,
+    gateway_addresses,
+    loopback_way,
+    network_way,
+)
 from netalloc.host.network_way import Way
 from netalloc.host.opened import opened
 from netalloc.host.rule_monitor import Watched
@@ -21,11 +27,11 @@ class RoutedSettings:
     - What is for an address of the networks that no container has is refused, and does not leave
       the host (netalloc.host.closed_networks).
     - All IPv6 containers are behind one route by a device (netalloc.host.network_way), where the
-      kernel has what that takes.
+      kernel has what that takes, and so are the answers to what the host asks from ::1
+      (netalloc.host.loopback_way); without it `loopback6` is false.
 
     What is of one container's interface (rp_filter, route_localnet, routes, neighbours) is set
-    when that is made (netalloc.host.attaching). The host does not reach containers from ::1: that
-    takes a route on each interface, and each costs all of them (0.24 ms with 10,000).
+    when that is made (netalloc.host.attaching).
     """
 
     def __init__(self, link: Link, user: str, networks: NetworkPair = NO_NETWORK) -> None:
@@ -34,6 +40,7 @@ class RoutedSettings:
         self._gateways = [one for one in link.gateways if one is not None]
         self._networks = [one for one in networks if one is not None]
         self._six = link.gateways[1], networks.v6
+        self._has_v6 = networks.v6 is not None
         self._way: Way | None = None
         if networks.v6 is not None:
             self._way = Way.of(link.group, networks.v6, link.gateways[1])
@@ -53,6 +60,7 @@ class RoutedSettings:
             and all(map(forwarding.is_on, self._families))
             and gateway_addresses.are_there(self._gateways)
             and (self._way is None or network_way.is_whole(self._way))
+            and (not self.loopback6 or loopback_way.is_whole())
         ):
             found = () if self._way is None else network_way.put_route(self._way)
             return found + closed_networks.close(self._networks)
@@ -67,12 +75,14 @@ class RoutedSettings:
             closed_networks.note(record, self._user, self._networks)
             if self._way is not None:
                 network_way.note(record, self._user, self._way)
+            if self._has_v6:
+                loopback_way.note(record, self._user)
         if missing:
             found += gateway_addresses.put(missing)
             gateway, network = self._six
             if gateway in missing and network is not None:
                 gateway_addresses.mend_sources(gateway, network)
-        found += self._mend_way(anew=self._six[0] in missing)
+        found += self._mend_way(anew=self._six[0] in missing) + self._mend_answers()
         self._is_known = True
         return found + closed_networks.close(self._networks)
 
@@ -84,6 +94,14 @@ class RoutedSettings:
             found = network_way.mend(self._way, anew=anew)
         if found is None:
             self._way = None
+        return found or ()
+
+    def _mend_answers(self) -> tuple[str, ...]:
+        if not self._has_v6:
+            return ()
+        with opened():
+            found = loopback_way.mend()
+        self.loopback6 = found is not None
         return found or ()
 
     def watched(self) -> Watched:
@@ -101,6 +119,7 @@ class RoutedSettings:
         with opened() as record:
             close_bridges(record, self._user)
             closed_networks.withdraw(record, self._user)
+            loopback_way.withdraw(record, self._user)
             network_way.withdraw(record, self._user)
             gateway_addresses.withdraw(record, self._user)
             for family in FAMILIES:

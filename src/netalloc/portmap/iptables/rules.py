@@ -24,6 +24,7 @@ from typing import NamedTuple
 from netalloc.errors import InUseError, OutOfRangeError
 from netalloc.family import UNIQUE_LOCAL, V4, V6, Family
 from netalloc.host.loopback_guard import MARK
+from netalloc.host.loopback_way import ANSWERS
 from netalloc.model import PortMapping
 from netalloc.portmap.link import Link
 
@@ -319,6 +320,8 @@ def fixed_rules(
     way = Way.of(link, family)
     if way is not None and (family is V4 or link.bridge is not None):
         out.append(f"-s {family.loopback} {way.to}{dnat} {way.source}")
+    elif way is not None and loopback:
+        out.append(f"-s {family.loopback} {way.to}{dnat} -j SNAT --to-source {ANSWERS}")
     if network is not None and way is not None:
         out.append(f"{source}{way.to}{dnat} {way.source}")
         if way_out is not None:

@@ -7,6 +7,7 @@ from typing import Final
 from netalloc.errors import InUseError, OutOfRangeError
 from netalloc.family import UNIQUE_LOCAL, V4, V6
 from netalloc.host.loopback_guard import MARK
+from netalloc.host.loopback_way import ANSWERS
 from netalloc.host.netlink import NetlinkError, NetlinkSocket
 from netalloc.host.netlink_messages import attributes, text
 from netalloc.portmap.nftables.batch import SUBSYSTEM, Step
@@ -85,6 +86,7 @@ RULES: Final = {
         f"ip saddr 127.0.0.0/8 oifgroup @{ROUTED} ct status dnat masquerade",  # it has no gateway
         "meta nfproto . ip saddr @subnets jump leaving",
         "ip6 saddr ::1 oif @bridges ct status dnat masquerade",
+        f"ip6 saddr ::1 oifgroup @{ROUTED} ct status dnat snat ip6 to {ANSWERS}",
         "meta nfproto . ip6 saddr @subnets6 jump leaving6",
     ],
     "leaving": [
