@@ -1,4 +1,4 @@
-"""The one way to all IPv6 containers of a routed network: shared, mended, given up, done without."""
+"""The one way to all IPv6 containers of a network: shared, mended, given up, done without."""
 
 import errno
 import os
@@ -124,6 +124,7 @@ DAMAGES = {
     f"ip link del {DEVICE}": "had no device",
     f"ip link set {DEVICE} down": "had no device",
     f"ip link set {DEVICE} group 7": "had no device",
+    f"ip link set {DEVICE} down; ip link set {DEVICE} name other": "had no device",
     f"ip -6 route del {Lab.network6} dev {DEVICE}": "had no way",
     f"nft delete table netdev {way_tables.TABLE}": "were not whole",
     f"nft delete table inet {way_tables.TABLE}": "were not whole",
@@ -157,7 +158,7 @@ def test_what_another_program_breaks_is_mended(lab, damage):
 
 
 @pytest.mark.parametrize("lab", ["nftables", "iptables-nft"], indirect=True)
-@pytest.mark.parametrize("damage", [*DAMAGES][:2] + [*DAMAGES][4:7])
+@pytest.mark.parametrize("damage", [*DAMAGES][:2] + [*DAMAGES][5:8])
 def test_a_watch_mends_it_at_once(lab, damage):
     manager = routed(lab)
     manager.allocate().attach(netns="c0")
@@ -278,6 +279,30 @@ def test_a_route_of_another_program_s_goes_first(lab):
     serve(lab, c0)
     assert len(own_routes(lab)) == 1
     assert lab.ask(lab.host, "tcp", (c0.ip6, 80)) == ("c0", lab.gateway6)
+
+
+FILTERS = {
+    "firewalld": (
+        "nft 'add table inet firewalld; add chain inet firewalld filter_PREROUTING"
+        " { type filter hook prerouting priority 10; }; add rule inet firewalld filter_PREROUTING"
+        " meta nfproto ipv6 fib saddr . mark . iif oif missing drop'"
+    ),
+    "ip6tables": "ip6tables -t raw -A PREROUTING -m rpfilter --invert -j DROP",
+}
+
+
+@pytest.mark.parametrize("lab", ["iptables-nft"], indirect=True)
+@pytest.mark.parametrize("program", FILTERS)
+def test_a_rule_that_asks_for_the_way_back_is_seen(lab, program):
+    """As firewalld has it: each container has a route then, and is not cut off."""
+    lab.run("sh", "-c", FILTERS[program])
+    manager = routed(lab)
+    manager.attach_many([(manager.allocate(), "c0"), (manager.allocate(), "c1")])
+    c0, c1 = lab.containers[:2]
+    serve(lab, c0)
+    assert len(own_routes(lab)) == 2
+    assert lab.ask(c1, "tcp", (c0.ip6, 80)) == ("c0", c1.ip6)
+    assert not manager.reconcile()
 
 
 def test_a_tap_behind_it(lab):
