@@ -1,10 +1,15 @@
+<<<<<<< HEAD
 """The one way to all IPv6 containers of a routed network: shared, mended, given up, missing."""
+=======
+"""The one way to all IPv6 containers of a network: shared, mended, given up, done without."""
+>>>>>>> ways6
 
 import errno
 import os
 import queue
 import re
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +20,8 @@ import pytest
 from lab import Lab
 from netalloc import NetworkManager, Networks
 from netalloc.host import network_way, way_tables
+from netalloc.host.way_elements import WayElements
+from test_one_table import in_child
 from test_routed import STORE, WEB, every_backend, lab, routed, serve, state
 
 __all__ = ["lab"]
@@ -124,6 +131,7 @@ DAMAGES = {
     f"ip link del {DEVICE}": "had no device",
     f"ip link set {DEVICE} down": "had no device",
     f"ip link set {DEVICE} group 7": "had no device",
+    f"ip link set {DEVICE} down; ip link set {DEVICE} name other": "had no device",
     f"ip -6 route del {Lab.network6} dev {DEVICE}": "had no way",
     f"nft delete table netdev {way_tables.TABLE}": "were not whole",
     f"nft delete table inet {way_tables.TABLE}": "were not whole",
@@ -157,7 +165,7 @@ def test_what_another_program_breaks_is_mended(lab, damage):
 
 
 @pytest.mark.parametrize("lab", ["nftables", "iptables-nft"], indirect=True)
-@pytest.mark.parametrize("damage", [*DAMAGES][:2] + [*DAMAGES][4:7])
+@pytest.mark.parametrize("damage", [*DAMAGES][:2] + [*DAMAGES][5:8])
 def test_a_watch_mends_it_at_once(lab, damage):
     manager = routed(lab)
     manager.allocate().attach(netns="c0")
@@ -211,6 +219,37 @@ def test_an_address_of_another_now_does_not_come_to_the_last_one(lab):
     assert manager.reconcile()
     assert lab.ask(lab.host, "udp", (six(new), 80))[0] == "c1"
     assert elements(lab) == [1, 1, 1]
+
+
+@every_backend
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_between_interface_and_elements(lab, when):
+    """Before them, and when they are there but not known to be: nothing of either is left."""
+    manager = routed(lab)
+    manager.allocate().attach(netns="c1")
+
+    def child():
+        victim = NetworkManager.open("pod", STORE)
+        enter = WayElements.enter
+
+        def killed(*arguments):
+            if when == "after":
+                enter(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        WayElements.enter = killed
+        victim.allocate("victim").attach(netns="c0")
+
+    assert in_child(child) == -signal.SIGKILL
+    assert elements(lab) == [2, 2, 2] if when == "after" else [1, 1, 1]
+    (half,) = manager.find(owner="victim")
+    assert len(manager.check()) == 1
+    assert manager.reconcile()
+    assert elements(lab) == [1, 1, 1]
+    assert manager.check() == [] and not manager.reconcile()
+    half.attach(netns="c0")
+    serve(lab, lab.containers[0])
+    assert lab.ask(lab.host, "udp", (six(half), 80))[0] == "c0"
 
 
 @pytest.mark.parametrize("changed", [1400, 9000])
@@ -280,6 +319,30 @@ def test_a_route_of_another_program_s_goes_first(lab):
     assert lab.ask(lab.host, "tcp", (c0.ip6, 80)) == ("c0", lab.gateway6)
 
 
+FILTERS = {
+    "firewalld": (
+        "nft 'add table inet firewalld; add chain inet firewalld filter_PREROUTING"
+        " { type filter hook prerouting priority 10; }; add rule inet firewalld filter_PREROUTING"
+        " meta nfproto ipv6 fib saddr . mark . iif oif missing drop'"
+    ),
+    "ip6tables": "ip6tables -t raw -A PREROUTING -m rpfilter --invert -j DROP",
+}
+
+
+@pytest.mark.parametrize("lab", ["iptables-nft"], indirect=True)
+@pytest.mark.parametrize("program", FILTERS)
+def test_a_rule_that_asks_for_the_way_back_is_seen(lab, program):
+    """As firewalld has it: each container has a route then, and is not cut off."""
+    lab.run("sh", "-c", FILTERS[program])
+    manager = routed(lab)
+    manager.attach_many([(manager.allocate(), "c0"), (manager.allocate(), "c1")])
+    c0, c1 = lab.containers[:2]
+    serve(lab, c0)
+    assert len(own_routes(lab)) == 2
+    assert lab.ask(c1, "tcp", (c0.ip6, 80)) == ("c0", c1.ip6)
+    assert not manager.reconcile()
+
+
 def test_a_tap_behind_it(lab):
     """What is for its address comes out of it, for its MAC address."""
     from test_attach_traffic import _open_tap
@@ -290,16 +353,13 @@ def test_a_tap_behind_it(lab):
     assert own_routes(lab) == []
     assert elements(lab) == [1, 1, 1]
     tap = _open_tap("vm0")
+    end, found = time.monotonic() + 5, b""
     with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as sender:
-        sender.sendto(b"hello", (six(one), 9))
-
-    end = time.monotonic() + 5
-    while time.monotonic() < end:
-        assert select.select([tap], [], [], 5)[0]
-        frame = os.read(tap, 2000)
-        if b"hello" in frame:
-            assert frame.index(bytes.fromhex("020000000077")) in (0, 10, 12)
-            break
-    else:
-        pytest.fail("nothing came")
+        # The kernel begins to use a tap some time after it is opened.
+        while b"hello" not in found and time.monotonic() < end:
+            sender.sendto(b"hello", (six(one), 9))
+            if select.select([tap], [], [], 0.1)[0]:
+                found = os.read(tap, 2000)
     os.close(tap)
+    assert b"hello" in found
+    assert found.index(bytes.fromhex("020000000077")) in (0, 10, 12)

@@ -9,7 +9,8 @@ The device is a veth pair whose other end nothing arrives at. It is in the group
 interfaces, so that rules which name the group are about what goes by the device as well. The
 tables behind it are those of netalloc.host.way_tables.
 
-Where the kernel has no such hook (before Linux 5.16) containers have a route each.
+Where the kernel has no such hook (before Linux 5.16), or a rule of another program's asks by which
+interface the way back leads, containers have a route each.
 """
 
 import errno
@@ -18,7 +19,7 @@ from ipaddress import IPv6Address, IPv6Network
 from typing import Final, NamedTuple
 
 from netalloc.family import V6
-from netalloc.host import attached, rtnetlink, way_tables
+from netalloc.host import attached, reverse_path, rtnetlink, way_tables
 from netalloc.host.attached import Present
 from netalloc.host.netlink import (
     NETLINK_ROUTE,
@@ -166,7 +167,7 @@ def mend(way: Way, *, anew: bool) -> tuple[str, ...] | None:
         except NetlinkError as error:
             if error.errno not in UNABLE:
                 raise
-            logger.info("IPv6 containers have a route each, as the kernel says: %s", error)
+            logger.info("IPv6 containers of %s have a route each: %s", way.network, error)
             _remove(way, whole=True)
             return None
     if anew:
@@ -202,12 +203,19 @@ def _mend_device(way: Way) -> tuple[str, ...]:
         there = attached.look(host, [way.ifindex]).get(way.ifindex)
         if _is_right(way, there):
             return ()
+        if there is None and reverse_path.is_asked():
+            raise NetlinkError(
+                errno.EOPNOTSUPP, text="a rule drops what comes by another way than it leads back"
+            )
         if there is not None and there.alias != _ALIAS:
             raise NetlinkError(errno.EINVAL, text=f"interface {way.ifindex} is {there.name}")
+        if there is not None and there.name != way.name:  # which older kernels keep while it is up
+            host.outcomes([rtnetlink.delete_link(way.ifindex)])
+            there = None
         settings = rtnetlink.NO_LINK_LOCAL + text(rtnetlink.ALIAS, _ALIAS)
         group = rtnetlink.number(rtnetlink.GROUP, way.group)
         requests = [
-            rtnetlink.set_link(way.ifindex, text(rtnetlink.NAME, way.name) + group + settings),
+            rtnetlink.set_link(way.ifindex, group + settings),
             rtnetlink.set_link(way.ifindex + 1, settings),
             rtnetlink.set_up(way.ifindex + 1),
             rtnetlink.set_up_silent(way.ifindex),

@@ -76,7 +76,7 @@ def _sets() -> list[Step]:
 def _chains(device: str) -> list[Step]:
     is_ours = nf_tables.meta_is(nf_tables.OIFNAME, DEVICES.encode())
     is_six = nf_tables.meta_is(nf_tables.NFPROTO, bytes((_IPV6,)))
-    is_nobodys = (*is_ours, *is_six, nf_tables.address6(), nf_tables.is_not_in(THERE))
+    is_for_none = (*is_ours, *is_six, nf_tables.address6(), nf_tables.is_not_in(THERE))
     refuse = nf_tables.reject(_ADDRESS_UNREACHABLE)
     return [
         nf_tables.base_chain(NETDEV, TABLE, device, _EGRESS, device=device, drops=True),
@@ -89,17 +89,17 @@ def _chains(device: str) -> list[Step]:
             ],
         ),
         nf_tables.base_chain(INET, TABLE, "forward", _FORWARD),
-        nf_tables.rule(INET, TABLE, "forward", [*is_nobodys, refuse]),
+        nf_tables.rule(INET, TABLE, "forward", [*is_for_none, refuse]),
         nf_tables.base_chain(INET, TABLE, "output", _OUTPUT),
         # connect() does not see an ICMP message that comes while it sends, and would wait.
         nf_tables.rule(
             *(INET, TABLE, "output"),
             [
                 *nf_tables.meta_is(nf_tables.L4PROTO, bytes((_TCP,))),
-                *(*is_nobodys, nf_tables.reject(None)),
+                *(*is_for_none, nf_tables.reject(None)),
             ],
         ),
-        nf_tables.rule(INET, TABLE, "output", [*is_nobodys, refuse]),
+        nf_tables.rule(INET, TABLE, "output", [*is_for_none, refuse]),
     ]
 
 
