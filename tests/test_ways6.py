@@ -1,8 +1,4 @@
-<<<<<<< HEAD
 """The one way to all IPv6 containers of a routed network: shared, mended, given up, missing."""
-=======
-"""The one way to all IPv6 containers of a network: shared, mended, given up, done without."""
->>>>>>> ways6
 
 import errno
 import os

@@ -17,7 +17,7 @@ from ipaddress import IPv6Address
 from typing import Final
 
 from netalloc.family import V6
-from netalloc.host import attached, loopback_route, nf_tables, rtnetlink
+from netalloc.host import attached, loopback_route, nf_tables, reverse_path, rtnetlink
 from netalloc.host.attached import Present
 from netalloc.host.netlink import (
     NETLINK_NETFILTER,
@@ -84,6 +84,8 @@ def mend() -> tuple[str, ...] | None:
     """
     with explaining(_EXPLAINING):
         try:
+            if reverse_path.is_asked():  # another program's rules would drop each answer
+                raise NetlinkError(errno.EOPNOTSUPP, text="rules ask for the way back by IPv6")
             return _mend_pair() + _mend_table()
         except NetlinkError as error:
             if error.errno not in UNABLE:
