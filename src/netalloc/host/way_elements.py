@@ -85,11 +85,12 @@ class WayElements:
     def leave(self, endpoints: Iterable[Endpoint]) -> None:
         """The same, also where the addresses may be others' by now: to them it goes on to lead.
 
-        10 µs each where it led to none of these any more.
+        15 µs each where it led to none of these any more.
         """
         with explaining("the ways of networks"):
             for some in _pieces(endpoints):
-                self._leave([one for one in some if self._leads_to(_entry(one)[0]) == one.index])
+                led = self._led_to([_address(one) for one in some])
+                self._leave([one for one in some if led.get(_address(one)) == one.index])
 
     def _cut_off(self, some: Sequence[Endpoint]) -> None:
         try:
@@ -122,8 +123,8 @@ class WayElements:
         except NetlinkError as error:
             if error.errno not in _TAKEN:
                 raise
-        index = self._leads_to(entry[0])
-        if index not in (None, one.index) and attached.present_of([index or 0]):
+        index = self._led_to([entry[0]]).get(entry[0], one.index)
+        if index != one.index and attached.present_of([index]):
             raise InterfaceError(
                 f"{one.shown}: no way to {address.ip}: it leads to interface {index}"
             )
@@ -132,17 +133,21 @@ class WayElements:
 
     def _others(self, entry: tuple[bytes, bytes, bytes]) -> list[nf_tables.Step]:
         """The steps that delete whatever there is of an address."""
-        return [step for step in tables.deletions([entry]) if self._asked(step.body)]
+        return [step for step in tables.deletions([entry]) if self._asked([step.body])]
 
-    def _leads_to(self, address: bytes) -> int | None:
-        step = tables.deletions([(address, b"", b"")])[1]
-        found = nf_tables.listed(self._asked(step.body))
-        return int(_U32.unpack(found[address])[0]) if found else None
+    def _led_to(self, addresses: Sequence[bytes]) -> dict[bytes, int]:
+        """To which interfaces it leads, of those of these addresses for which it does."""
+        found: dict[bytes, bytes] = {}
+        for start in range(0, len(addresses), _ASKED):
+            part = addresses[start : start + _ASKED]
+            questions = [tables.deletions([(one, b"", b"")])[1].body for one in part]
+            found |= nf_tables.listed(self._asked(questions))
+        return {address: int(_U32.unpack(index)[0]) for address, index in found.items()}
 
-    def _asked(self, question: bytes) -> list[bytes]:
-        """The answer about an element, none where there is no such."""
+    def _asked(self, questions: Sequence[bytes]) -> list[bytes]:
+        """The answers about elements; there is none about one that there is not."""
         try:
-            return self._socket.get().call(nf_tables.GET_ELEMENT, question)
+            return self._socket.get().call_each(nf_tables.GET_ELEMENT, questions)
         except NetlinkError as error:
             if error.errno not in _ABSENT:
                 raise
