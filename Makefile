@@ -13,7 +13,7 @@ export VENV PYTHON
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-density test test-all test-freethreaded check bench bench-growth bench-peers bench-durable \
+.PHONY: help demo demo-density test test-all test-freethreaded check bench bench-growth bench-peers bench-durable bench-attach \
 	bench-plot bench-readme density sanitize soak sdist clean
 
 help: ## show this list
@@ -60,16 +60,21 @@ bench-durable: ## what a store in a file costs, beside memory
 	@scripts/setup.sh bench
 	@$(PY) benchmarks/durable.py $(ARGS)
 
+bench-attach: ## what it costs to put a container on a network, beside what else does it
+	@scripts/setup.sh --kernel --cni bench
+	@$(PY) benchmarks/attaching.py $(ARGS)
+
 bench-plot: ## docs/bench.png: what one more address costs over how many are held
 	@scripts/setup.sh bench
 	@$(PY) benchmarks/plot.py
 
 bench-readme: ## the README's tables, in its order and to be pasted, and docs/bench.png
-	@scripts/setup.sh --kernel bench
+	@scripts/setup.sh --kernel --cni bench
 	@$(PY) benchmarks/plot.py
 	@$(PY) benchmarks/durable.py
 	@$(PY) benchmarks/peers.py
 	@$(PY) benchmarks/density.py --markdown
+	@$(PY) benchmarks/attaching.py --markdown
 
 density: ## 10,000 interfaces in a private namespace, each step timed
 	@scripts/setup.sh --kernel bench

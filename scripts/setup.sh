@@ -3,9 +3,9 @@
 # Debian packages, a virtual environment in the checkout, the build. Does nothing, and
 # says nothing, when all of it is there already.
 #
-#   scripts/setup.sh [--kernel] EXTRA...
+#   scripts/setup.sh [--kernel] [--cni] EXTRA...
 #
-# --kernel asks for the firewall tools too; EXTRA is one of the optional dependencies of
+# --kernel asks for the firewall tools too, --cni for CNI's plugins; EXTRA is one of the optional dependencies of
 # pyproject.toml. PYTHON chooses the interpreter, VENV another place than .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -62,6 +62,7 @@ print("%d.%d" % sys.version_info[:2]); sys.exit(sys.version_info < (3, 10))' 2>/
 missing_packages() {
     command -v cc >/dev/null || echo gcc libc6-dev
     [ -n "$python" ] || python_packages
+    [ "$cni" = no ] || [ -x /usr/lib/cni/bridge ] || echo containernetworking-plugins
     [ "$kernel" = yes ] || return 0
     command -v iptables >/dev/null || echo iptables
     command -v nft >/dev/null || echo nftables
@@ -90,10 +91,15 @@ sources() {
 }
 
 kernel=no
-if [ "${1:-}" = --kernel ]; then
-    kernel=yes
+cni=no
+while [[ "${1:-}" == --* ]]; do
+    case $1 in
+        --kernel) kernel=yes ;;
+        --cni) cni=yes ;;
+        *) die "no such option: $1" ;;
+    esac
     shift
-fi
+done
 
 python=
 if [ -x "$VENV/bin/python" ] && can_build "$VENV/bin/python" && [ -z "${PYTHON:-}" ]; then

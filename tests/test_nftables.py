@@ -356,7 +356,7 @@ BREAKAGES = {
     "delete chain inet netalloc output": "chain output was missing",
     "add rule inet netalloc portmap counter": "chain portmap had 1 rules that are not ours",
     "insert rule inet netalloc guard tcp dport 1 drop": "chain guard had 1 rules that are not ours",
-    "flush chain inet netalloc postrouting": "chain postrouting had 0 of its 6 rules",
+    "flush chain inet netalloc postrouting": "chain postrouting had 0 of its 7 rules",
     "add chain inet netalloc output { policy drop; }": "chain output had other properties",
     "add table inet netalloc { flags dormant; }": "table had other properties",
     "delete table inet netalloc; add table inet netalloc; "

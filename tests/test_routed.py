@@ -375,7 +375,7 @@ def test_killed_anywhere(lab, when):
     both = [PortMapping(8080, (ip, 80)) for ip in ("10.200.0.2", "fd00:c8::2")]
     link = Link(None, lab.group, GATEWAYS)
     before, deaths = state(lab), 0
-    for moment in range(1, 80):
+    for moment in range(1, 160):
 
         def child(moment=moment):
             victim = Nftables(link=link, networks=BOTH)
