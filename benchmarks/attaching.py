@@ -239,6 +239,15 @@ def measured(mode: str) -> dict[str, float]:
         return {name: mean(sorted(all_of)[: TURNS // 2 + 1]) for name, all_of in times.items()}
 
 
+def shown(milliseconds: float | None) -> str:
+    """As a table has it."""
+    if milliseconds is None:
+        return ""
+    if milliseconds >= 1000:
+        return f"{milliseconds / 1000:.2g} s"
+    return f"{milliseconds:.2g} ms"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--markdown", action="store_true", help="as the README has it")
@@ -249,7 +258,7 @@ def main() -> None:
     names = list(dict.fromkeys(name for one in found.values() for name in one))
     rows = [["a container, v4 and v6", "on a bridge", "routed"]]
     for name in names:
-        cells = [f"{found[m][name]:.2g} ms" if name in found[m] else "" for m in found]
+        cells = [shown(found[m].get(name)) for m in found]
         rows.append([name, *cells])
     if given.markdown:
         print(markdown(rows))
