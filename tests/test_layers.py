@@ -24,6 +24,7 @@ ROWS = (
     {"fleet"},
     {"manager"},
     {"pictures"},
+    {"operations"},
     {"docker"},
     {"cli", "server", "cni"},
 )

@@ -107,7 +107,7 @@ class Links(Closing):
             logger.warning("interface %s: using %s and not %s", name, addresses[0], others)
         return addresses[0]
 
-    def create_bridge(self, name: str, *addresses: Interface) -> None:
+    def create_bridge(self, name: str, *addresses: Interface, alias: str = "") -> None:
         """Make a bridge, give it its addresses and set it up; nothing is left on failure.
 
         One with an IPv6 address looks for no duplicates at all: the kernel asks where a
@@ -123,7 +123,8 @@ class Links(Closing):
                     sysctl.write("0", "net", "ipv6", "conf", name, "accept_dad")
                 for address in with_prefix:
                     self._add_address(index, address)
-                self._ip.link("set", index=index, state="up")
+                named = {"ifalias": alias} if alias else {}
+                self._ip.link("set", index=index, state="up", **named)
             except BaseException:
                 self._ip.link("del", ifname=name)
                 raise
@@ -131,6 +132,16 @@ class Links(Closing):
         check_name(name)
         with_prefix = [_interface(address) for address in addresses]
         self._do(f"bridge {name}", work)
+
+    def alias(self, name: str) -> str:
+        """What an interface's alias says, "" where it has none."""
+        check_name(name)
+
+        def work() -> str:
+            (found,) = self._ip.link("get", index=_index(name))
+            return found.get("ifalias") or ""
+
+        return self._do(f"interface {name}", work)
 
     def create_veth(
         self,

@@ -40,16 +40,17 @@ def history(
     """What held an address, oldest first, or what did at one moment in UTC: by the wall clock."""
     past = tx.table(EndedLease).where("network", "ordinal", equal=(number, ordinal))
     found = [
-        PastLease(one.owner, one.key, _when(one.start_ns), _when(one.end_ns))
+        PastLease(one.owner, one.key, moment(one.start_ns), moment(one.end_ns))
         for one in sorted(past)
     ]
     lease = tx.table(Lease).get(number, ordinal)
     if lease is not None:
-        found.append(PastLease(lease.owner, lease.key, _when(lease.since_ns), None))
+        found.append(PastLease(lease.owner, lease.key, moment(lease.since_ns), None))
     if at is None:
         return found
     return [one for one in found if one.start <= at and (one.end is None or at < one.end)]
 
 
-def _when(ns: int) -> datetime:
+def moment(ns: int) -> datetime:
+    """A moment in UTC, of nanoseconds of the wall clock."""
     return datetime.fromtimestamp(ns / SECOND, timezone.utc)

@@ -79,6 +79,7 @@ class NetworkInfo(NamedTuple):
     subnets: tuple[Subnet, ...]
     isolation: str
     services: tuple[str, ...]
+    exclude: tuple[str, ...]
 
 
 class Nearby(NamedTuple):
@@ -125,6 +126,7 @@ def info(network: Network) -> NetworkInfo:
         subnets.each,
         network.isolation,
         services_of(network),
+        subnets.exclude,
     )
 
 

@@ -76,7 +76,7 @@ def assemble(
         else:
             whole = stated._replace(backend=network.backend)
         made = Teardown()
-        make = partial(_mappings, part=part, store=host.store, made=made)
+        make = partial(mappings_of, part=part, store=host.store, made=made)
         try:
             if whole.backend in REAL:
                 host.claim(stated.name)
@@ -89,7 +89,7 @@ def assemble(
                 if registered_now is None:
                     continue  # another process was quicker: look again
                 network, mappings = registered_now
-            leases = _service(host, network, mappings, probe)
+            leases = service_of(host, network, mappings, probe)
             ours = type(host.store).__module__.startswith("netalloc.store.")
             leases.calls_back = not (ours and part is None and probe is None)
             if known and not host.store.persistent:
@@ -116,7 +116,7 @@ def _close_attaching(leases: LeaseService) -> None:
         service.ways.close()
 
 
-def _service(
+def service_of(
     host: HostStore, network: Network, mappings: ExclusiveMappings, probe: Probe | None
 ) -> LeaseService:
     publications = _publications(network, probe)
@@ -245,7 +245,7 @@ def link_of(network: Network) -> Link:
     return Link(network.bridge, group, gateways, network.isolation)  # type: ignore[arg-type]
 
 
-def _mappings(
+def mappings_of(
     network: Network, part: Backend | None, store: Store, made: Teardown
 ) -> ExclusiveMappings:
     """The kernel's part, which `made` closes; nothing of it is there yet."""
@@ -347,7 +347,7 @@ def kernel_cleanup(network: Network, store: Store) -> None:
         _remove_interfaces(network)
         made = Teardown()
         try:
-            _mappings(network, None, store, made).cleanup()
+            mappings_of(network, None, store, made).cleanup()
         finally:
             made.close()
     finally:

@@ -75,6 +75,11 @@ class NetworkInterface(InterfaceState):
         return self._lease.owner
 
     @property
+    def network(self) -> str:
+        """What its network is called in the store."""
+        return self._leases.network.name
+
+    @property
     def key(self) -> str | None:
         """The idempotency key: the same owner that asks with it again gets this one again."""
         return self._lease.key

@@ -46,6 +46,11 @@ class Networks(Mapping[str, NetworkInfo], Closing):
         self._close_store = host.close
         self._store = host.store
 
+    @property
+    def store(self) -> Store:
+        """The store that they are in, which closes with these."""
+        return self._store
+
     # ---- looking
 
     def __getitem__(self, name: str) -> NetworkInfo:

@@ -111,10 +111,10 @@ def check(service: LeaseService) -> list[str]:
     """Every invariant that does not hold, in words; empty when all is well. O(held)."""
     damage = service.committer.store.check()
     # Of a damaged file nothing further can be said with certainty.
-    return damage or service.survey(lambda tx: [*check_records(tx)]) + _check_kernel(service)
+    return damage or service.survey(lambda tx: [*check_records(tx)]) + check_kernel(service)
 
 
-def _check_kernel(service: LeaseService) -> list[str]:
+def check_kernel(service: LeaseService) -> list[str]:
     """What the kernel has otherwise than desired, seen while no change is being made."""
     mappings, publications = service.mappings, service.publications
 

@@ -4,16 +4,15 @@ Needs no privilege but to read the file, no kernel and no set-up, and never make
 """
 
 import os
-from collections.abc import Callable
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import NamedTuple, TypeVar
 
 from netalloc.address_values import IP, as_ip
 from netalloc.closing import Closing
 from netalloc.errors import InvalidValueError
 from netalloc.ipam.addresses import Addresses
-from netalloc.ipam.clock import SECOND
-from netalloc.ipam.history import PastLease, as_moment, history
+from netalloc.ipam.history import PastLease, as_moment, history, moment
 from netalloc.ipam.lookup import labels_of, leases_of
 from netalloc.ipam.networks import (
     NetworkInfo,
@@ -28,8 +27,8 @@ from netalloc.ipam.publications import Publications, holding
 from netalloc.ipam.reboot import AfterReboot
 from netalloc.model import PortMapping
 from netalloc.store.protocol import Store, Transaction
-from netalloc.store.records import Cooldown, Lease, Network, Reservation
-from netalloc.values import as_optional_text, as_port, as_protocol, shown
+from netalloc.store.records import Attachment, Cooldown, EndedLease, Lease, Network, Reservation
+from netalloc.values import as_optional_text, as_port, as_protocol, as_text, shown
 
 T = TypeVar("T")
 
@@ -37,7 +36,8 @@ T = TypeVar("T")
 class Held(NamedTuple):
     """An address that is held: by what, since when (UTC), and what it publishes.
 
-    `ips` has the address of each family, of which `ip` is the first.
+    `ips` has the address of each family, of which `ip` is the first. `attached` is what it is on
+    the machine: a pair of interfaces or a tap, None where it is not attached.
     """
 
     network: str
@@ -48,6 +48,20 @@ class Held(NamedTuple):
     since: datetime
     labels: dict[str, str]
     ports: tuple[PortMapping, ...]
+    ips: tuple[IP, ...]
+    attached: Attachment | None
+
+
+class Kept(NamedTuple):
+    """An address that is reserved: for which owner, None for no one, and since when (UTC).
+
+    `ips` has the address of each family, of which `ip` is the first.
+    """
+
+    network: str
+    ip: IP
+    owner: str | None
+    since: datetime
     ips: tuple[IP, ...]
 
 
@@ -82,7 +96,7 @@ class NetworkView(Closing):
 
     def networks(self) -> list[NetworkInfo]:
         """How each network is configured, by name."""
-        return self._read(lambda tx: [info(network) for network in networks(tx)])
+        return self.read(lambda tx: [info(network) for network in networks(tx)])
 
     def find(
         self, owner: str | None = None, *, network: str | None = None, label: str | None = None
@@ -108,7 +122,7 @@ class NetworkView(Closing):
                 for lease in leases_of(tx, one.number, owner, pair)
             ]
 
-        return self._read(view)
+        return self.read(view)
 
     def who(self, what: IP | str) -> list[Held]:
         """What holds an address, or a host port ("tcp/8080"): empty where nothing does.
@@ -128,7 +142,7 @@ class NetworkView(Closing):
             def view(tx: Transaction) -> list[Held]:
                 return [_held(tx, *where) for where in _holders(tx, *port)]
 
-        return self._read(view)
+        return self.read(view)
 
     def why(self, what: IP | str) -> str:
         """Why an address or a host port ("tcp/8080") can be had now, or cannot, in a sentence.
@@ -137,13 +151,56 @@ class NetworkView(Closing):
         """
         port = _port(what)
         if port is not None:
-            return self._read(lambda tx: _why_port(tx, *port))
+            return self.read(lambda tx: _why_port(tx, *port))
         ip = as_ip(what)
-        return self._read(lambda tx: _why(tx, ip))
+        return self.read(lambda tx: _why(tx, ip))
+
+    def reserved(self, network: str | None = None) -> list[Kept]:
+        """The reservations, of one network or of all; by network and address."""
+        name_of = None if network is None else as_network_name(network)
+
+        def view(tx: Transaction) -> list[Kept]:
+            chosen = networks(tx) if name_of is None else [get(tx, name_of)]
+            return [kept for one in chosen for kept in _kept(tx, one)]
+
+        return self.read(view)
+
+    def ended(self, owner: str) -> list[tuple[str, IP, PastLease]]:
+        """What an owner held before: network, address and when, oldest first.
+
+        O(what is remembered): the last 10,000 leases that ended, for 30 days.
+        """
+        plain = as_text(owner, "owner")
+        return self.read(lambda tx: list(_ended(tx, plain)))
+
+    def is_free(self, ip: IP | str) -> bool:
+        """Whether an address can be had now by any owner: neither held, cooling nor reserved."""
+        plain = as_ip(ip)
+
+        def view(tx: Transaction) -> bool:
+            network, ordinal = _place(tx, plain)
+            return (
+                network is not None
+                and tx.table(Lease).get(network.number, ordinal) is None
+                and tx.table(Reservation).get(network.number, ordinal) is None
+                and not Addresses.of(network).cooling_for(tx, ordinal)
+            )
+
+        return self.read(view)
+
+    def network_of(self, ip: IP | str) -> str | None:
+        """The name of the network that can give an address; None where none does."""
+        plain = as_ip(ip)
+
+        def view(tx: Transaction) -> str | None:
+            network, _ = _place(tx, plain)
+            return None if network is None else network.name
+
+        return self.read(view)
 
     def usage(self) -> list[Usage]:
         """How much of each network is in use, by name. O(held)."""
-        return self._read(lambda tx: [_usage(tx, network) for network in networks(tx)])
+        return self.read(lambda tx: [_usage(tx, network) for network in networks(tx)])
 
     def history(self, ip: IP | str, at: datetime | None = None) -> list[PastLease]:
         """What held an address, oldest first; with `at`, what did at that moment."""
@@ -153,14 +210,16 @@ class NetworkView(Closing):
             network, ordinal = _place(tx, plain)
             return [] if network is None else history(tx, network.number, ordinal, at)
 
-        return self._read(view)
+        return self.read(view)
 
     def close(self) -> None:
         """Close the file; twice is no error."""
         if self._owned:
             self._store.close()
 
-    def _read(self, view: Callable[[Transaction], T]) -> T:
+    def read(self, view: Callable[[Transaction], T]) -> T:
+        """What a function makes of one moment of the store."""
+
         def seen(tx: Transaction) -> T:
             # A file that was not written to since the machine came up says what was before.
             boot = getattr(self._store, "boot", None)
@@ -207,11 +266,36 @@ def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
         lease.owner,
         lease.key,
         lease.generation,
-        datetime.fromtimestamp(lease.since_ns / SECOND, timezone.utc),
+        moment(lease.since_ns),
         labels_of(tx, lease),
         tuple([one for row in rows for one in publications.mappings(row, lease.owner)]),
         subnets.addresses(lease.ordinal),
+        tx.table(Attachment).get(lease.network, lease.ordinal),
     )
+
+
+def _kept(tx: Transaction, network: Network) -> list[Kept]:
+    subnets = subnets_of(network)
+    rows = tx.table(Reservation).where("network", equal=(network.number,))
+    return [
+        Kept(
+            network.name,
+            subnets.address(row.ordinal),
+            row.owner,
+            moment(row.since_ns),
+            subnets.addresses(row.ordinal),
+        )
+        for row in sorted(rows, key=lambda row: row.ordinal)
+    ]
+
+
+def _ended(tx: Transaction, owner: str) -> Iterator[tuple[str, IP, PastLease]]:
+    by_number = {network.number: network for network in networks(tx)}
+    for row in sorted(tx.table(EndedLease).all()):
+        network = by_number.get(row.network)
+        if row.owner == owner and network is not None:
+            past = PastLease(row.owner, row.key, moment(row.start_ns), moment(row.end_ns))
+            yield network.name, subnets_of(network).address(row.ordinal), past
 
 
 def _why(tx: Transaction, ip: IP) -> str:

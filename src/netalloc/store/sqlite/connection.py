@@ -69,6 +69,10 @@ class Connection(SqlRunner):
     def _translated(self, error: Exception) -> StoreError:
         return _translated(error, self.path)
 
+    def copy_to(self, target: sqlite3.Connection) -> None:
+        """Copy the whole store, as this connection's transaction sees it."""
+        self._raw.backup(target)
+
     def rows_until_damage(self, sql: str) -> list[tuple[Any, ...]]:
         """The rows of a query up to the first that cannot be read."""
         found: list[tuple[Any, ...]] = []

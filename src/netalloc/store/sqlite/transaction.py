@@ -13,6 +13,7 @@ from netalloc.store.sqlite.writer_record import WriterRecord, new_record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from sqlite3 import Connection as Database
     from typing import Any
 
     from netalloc.store.sqlite.session import Session
@@ -118,6 +119,10 @@ class SqliteTransaction(FileChangeState):
             if self.ended is not None:
                 self.over = True
                 self.ended()
+
+    def copy_to(self, target: Database) -> None:
+        """Copy the whole store, as it is seen here, into another database."""
+        self._connection.copy_to(target)
 
     def abandon(self) -> Session:
         """In a forked child: it is the parent's, and nothing of it may be touched here."""
