@@ -12,7 +12,7 @@ from threading import RLock
 
 from netalloc.address_values import as_ip
 from netalloc.closing import Closing
-from netalloc.errors import ClosedError, InvalidValueError, NotAllocatedError
+from netalloc.errors import ClosedError, InvalidValueError, NotAllocatedError, StoreError
 from netalloc.locks import locked
 from netalloc.manager.networks import Networks
 from netalloc.manager.view import NetworkView
@@ -49,12 +49,15 @@ class HostOperations(Closing, NetworkCommands, LeaseCommands, Upkeep, Transfer, 
     # ---- opening
 
     @locked
-    def open(self) -> Networks:
-        """The networks of the store, which is made where there is none."""
+    def open(self, *, make: bool = False) -> Networks:
+        """The networks of the store; where there is none it is made, or a StoreError."""
         if self._closed:
             raise ClosedError(f"the store {self.path} was closed")
         if self._networks is None:
-            place.make_folder(self.path)
+            if make:
+                place.make_folder(self.path)
+            elif not self.path.exists():
+                raise StoreError(f"{self.path} is not there: no store was made yet")
             self._networks = Networks(self.path)
             self._view = None
         return self._networks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from netalloc.errors import InvalidValueError
 from netalloc.logs import Log
+from netalloc.manager.statement import statement
 from netalloc.operations import answers
 from netalloc.operations.port_spec import port_range
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from netalloc._alloc import Subnet
+    from netalloc.ipam.networks import Statement
     from netalloc.manager.networks import Networks
 
 log = Log(__name__)
@@ -23,7 +25,7 @@ class NetworkCommands:
 
     if TYPE_CHECKING:
 
-        def open(self) -> Networks: ...
+        def open(self, *, make: bool = False) -> Networks: ...
 
         def network(self, name: str) -> answers.Network: ...
 
@@ -63,11 +65,11 @@ class NetworkCommands:
             "isolation": isolation,
             "services": list(services) or None,
         }
-        networks = self.open()
-        if mode == "routed":
-            networks.create(name, mode="routed", bridge=bridge, **stated)
-            return self.network(name)
-        made = self._bridge_for(networks, name, bridge, mode, stated)
+        if bridge is None and mode != "routed":
+            bridge = name
+        plain, _ = statement(bridge, name=name, mode=mode, **stated)  # before anything is made
+        networks = self.open(make=True)
+        made = self._bridge_for(networks, plain)
         try:
             networks.create(name, bridge=bridge, mode=mode, **stated)
         except BaseException:
@@ -87,25 +89,16 @@ class NetworkCommands:
         if info is not None and info.bridge is not None and info.backend != "null":
             self._remove_bridge(info.bridge, name)
 
-    def _bridge_for(
-        self,
-        networks: Networks,
-        name: str,
-        bridge: str | None,
-        mode: str | None,
-        stated: dict[str, Any],
-    ) -> str | None:
+    def _bridge_for(self, networks: Networks, stated: Statement) -> str | None:
         """The bridge that was made for a network about to be registered; None where none was."""
         from netalloc.host import made_bridges
-        from netalloc.manager.statement import statement
 
-        bridge = name if bridge is None else bridge
-        plain, _ = statement(bridge, name=name, mode=mode, **stated)
-        if plain.backend == "null" or plain.subnets is None or name in networks:
+        bridge = stated.bridge
+        if bridge is None or stated.backend == "null" or stated.subnets is None:
             return None
-        if made_bridges.is_there(bridge):
+        if stated.name in networks or made_bridges.is_there(bridge):
             return None
-        self._make_bridge(bridge, name, plain.subnets.each)
+        self._make_bridge(bridge, stated.name, stated.subnets.each)
         return bridge
 
     def _make_bridge(self, bridge: str, network: str, subnets: Sequence[Subnet]) -> None:

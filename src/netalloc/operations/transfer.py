@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from netalloc.manager.manager import NetworkManager
     from netalloc.manager.networks import Networks
+    from netalloc.manager.view import NetworkView
 
 FORMAT = 1
 
@@ -26,12 +27,15 @@ class Transfer:
     """The part of HostOperations that writes and reads documents."""
 
     if TYPE_CHECKING:
-        open: Callable[[], Networks]
         networks: Callable[[], list[answers.Network]]
         create_network: Callable[..., answers.Network]
         remove_network: Callable[[str], None]
 
+        def open(self, *, make: bool = False) -> Networks: ...
+
         def manager(self, network: str | None = None) -> NetworkManager: ...
+
+        def view(self) -> NetworkView: ...
 
         def leases(
             self, network: str | None = None, owner: str | None = None, label: str | None = None
@@ -70,15 +74,17 @@ class Transfer:
         made is taken back. `progress` is told how many of how many are done.
         """
         networks, reservations, leases = _checked(document)
-        self.open()
+        self.open(make=True)
         undo, done = Teardown(), list[str]()
         total, count = len(networks) + len(reservations) + len(leases), 0
         try:
             known = {one.name: one for one in self.networks()}
             for one in networks:
                 done += self._import_network(one, known, undo)
+            kept = {(one.network, one.ip, one.owner) for one in self.reservations()}
             for one in reservations:
-                done += self._import_reservation(one, undo)
+                if (one["network"], one["ip"], one["owner"]) not in kept:
+                    done.append(self._import_reservation(one, undo))
                 count += 1
             for one in leases:
                 done += self._import_lease(one, undo)
@@ -108,21 +114,19 @@ class Transfer:
         undo.push(lambda: self.remove_network(one["name"]))
         return [f"network {one['name']}"]
 
-    def _import_reservation(self, one: dict[str, Any], undo: Teardown) -> list[str]:
+    def _import_reservation(self, one: dict[str, Any], undo: Teardown) -> str:
         manager = self.manager(one["network"])
-        for kept in self.reservations():
-            if (kept.network, kept.ip, kept.owner) == (one["network"], one["ip"], one["owner"]):
-                return []
         manager.reserve(one["ip"], one["owner"])
         undo.push(lambda: manager.unreserve(one["ip"]))
-        return [f"reservation of {one['ip']}"]
+        return f"reservation of {one['ip']}"
 
     def _import_lease(self, one: dict[str, Any], undo: Teardown) -> list[str]:
         from netalloc.operations.port_spec import port_request
 
         manager = self.manager(one["network"])
-        for interface in manager.find(one["owner"]):
-            if str(interface.ip) == one["ip"] and interface.key == one["key"]:
+        same = (manager.name, one["owner"], one["key"])
+        for held in self.view().who(one["ip"]):
+            if (held.network, held.owner, held.key) == same:
                 return []
         interface = manager.allocate(
             one["owner"],

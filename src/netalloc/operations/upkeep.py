@@ -22,7 +22,8 @@ class Upkeep:
     if TYPE_CHECKING:
         path: Path
         view: Callable[[], NetworkView]
-        open: Callable[[], Networks]
+
+        def open(self, *, make: bool = False) -> Networks: ...
 
         def manager(self, network: str | None = None) -> NetworkManager: ...
 

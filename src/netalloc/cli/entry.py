@@ -1,0 +1,17 @@
+"""Where the command `netalloc` begins: says what to install where click is missing."""
+
+import sys
+
+
+def main() -> None:
+    """Run the command line of this process, and exit with its status."""
+    try:
+        import click  # noqa: F401
+    except ImportError:
+        sys.stderr.write(
+            "netalloc: the command line needs click and rich: pip install 'netalloc[cli]'\n"
+        )
+        sys.exit(1)
+    from netalloc.cli.main import run
+
+    run()
