@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     F = TypeVar("F", bound=Callable[..., Any])
 
-_STORE = click.option(
+STORE = click.option(
     "--store", type=click.Path(path_type=Path), metavar="PATH", help="The store's file."
 )
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
@@ -30,12 +30,12 @@ _DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would happen, 
 
 def looking(work: F) -> F:
     """A command that only looks: it needs no right but to read the store's file."""
-    return _options(work, _JSON, _STORE)
+    return _options(work, _JSON, STORE)
 
 
 def changing(work: F) -> F:
     """A command that changes something; with --dry-run it is done to a copy of the store."""
-    return _options(work, _DRY_RUN, _JSON, _STORE)
+    return _options(work, _DRY_RUN, _JSON, STORE)
 
 
 def host_of(store: Path | None, dry_run: bool = False) -> HostOperations:
@@ -81,7 +81,8 @@ def _options(work: F, *options: Any) -> F:
         dry_run: bool = False,
         **rest: Any,
     ) -> None:
-        _prepare(as_json)
+        _prepare()
+        store = store or click.get_current_context().find_root().params.get("store")
         with host_of(store, dry_run) as host:
             answer = work(host, *arguments, **rest)
             status = output.show(answer, as_json=as_json, dry_run=dry_run)
@@ -94,7 +95,7 @@ def _options(work: F, *options: Any) -> F:
     return made  # type: ignore[no-any-return]
 
 
-def _prepare(as_json: bool) -> None:
+def _prepare() -> None:
     """Warnings of the library as lines of ours, and on the error stream."""
     import logging
 

@@ -2,9 +2,14 @@
 
 import sys
 
+from netalloc.cli.commands import help_text
+
 
 def main() -> None:
     """Run the command line of this process, and exit with its status."""
+    if sys.argv[1:] in ([], ["--help"], ["-h"]):
+        print(help_text())  # noqa: T201
+        return
     try:
         import click  # noqa: F401
     except ImportError:

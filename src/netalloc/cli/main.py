@@ -1,4 +1,4 @@
-"""The commands by name; the module of one is loaded when it is called, or its help is asked for."""
+"""The command line; the module of a command is loaded when that is called."""
 
 from __future__ import annotations
 
@@ -6,43 +6,14 @@ import os
 import signal
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import click
 
-from netalloc.operations.outcomes import INTERRUPTED
+from netalloc.cli.command import STORE
+from netalloc.cli.commands import COMMANDS, help_text
 
-# Each command: its module, the name there, and its line in the list of all.
-COMMANDS = {
-    "allocate": ("leases", "Give an owner an address, ports, and an interface."),
-    "attach": ("leases", "Put an address into a network namespace, or make a tap."),
-    "check": ("upkeep", "Say what is wrong with the store and the kernel."),
-    "completion": ("completion", "Print what a shell needs to complete commands."),
-    "detach": ("leases", "Take an address off the machine; it stays held."),
-    "doctor": ("health", "Say which limit of this host is near."),
-    "export": ("documents", "Write networks, leases and reservations as JSON."),
-    "gc": ("upkeep", "Give back what belongs to owners that are not alive."),
-    "history": ("looking", "Say what held an address, and when."),
-    "import": ("documents", "Make what an export says, all or nothing."),
-    "ls": ("looking", "List the networks, or what is held in one."),
-    "map": ("drawing", "Draw how a network is used."),
-    "network": ("networks", "Make, list, show and remove networks."),
-    "publish": ("leases", "Lead host ports to what an owner holds."),
-    "reconcile": ("upkeep", "Make the kernel agree with the store."),
-    "release": ("leases", "Give back what an owner holds."),
-    "repair": ("upkeep", "Mend the store, and the kernel after it."),
-    "reserve": ("leases", "Keep an address for an owner, or from everyone."),
-    "serve": ("serving", "Run the daemon."),
-    "top": ("live", "Watch networks, rates and the busiest owners."),
-    "unpublish": ("leases", "Lead host ports there no longer."),
-    "unreserve": ("leases", "Keep an address no longer."),
-    "who": ("looking", "Say what holds an address or a port, or what an owner holds."),
-    "why": ("looking", "Say why something can be had, or cannot."),
-}
-
-_EPILOG = """\b
-Exit status: 0 done; 1 refused, or a check found something; 2 bad usage or value;
-3 nothing left; 4 in use; 5 not there; 6 stale; 7 quota; 8 a command failed;
-9 interface; 10 out of range; 11 store; 12 closed; 13 not permitted."""
+_INTERRUPTED = 130  # 128 and SIGINT, as shells have it
 
 
 class LazyGroup(click.Group):
@@ -59,10 +30,9 @@ class LazyGroup(click.Group):
         assert isinstance(found, click.Command)
         return found
 
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+    def get_help(self, ctx: click.Context) -> str:
         """The list, without loading any of them."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in sorted(COMMANDS.items())])
+        return help_text()
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -88,7 +58,6 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 
 @click.group(
     cls=LazyGroup,
-    epilog=_EPILOG,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.option(
@@ -99,12 +68,9 @@ def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     callback=_version,
     help="Show the version.",
 )
-def cli() -> None:
-    """Addresses, host ports and port mappings of this host's containers.
-
-    What is held is in $NETALLOC_STORE, or /var/lib/netalloc/host.db for root and
-    ~/.local/state/netalloc/host.db for others; --store names another one.
-    """
+@STORE
+def cli(store: Path | None) -> None:
+    """Addresses, host ports and port mappings of this host's containers."""
 
 
 def run() -> None:
@@ -112,12 +78,15 @@ def run() -> None:
     try:
         status = cli(prog_name="netalloc", standalone_mode=False)
         sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.message, err=True)
+        status = error.exit_code
     except click.ClickException as error:
         status = error.exit_code
         click.echo(f"netalloc: {_on_one_line(error)}", err=True)
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("\n")
-        status = INTERRUPTED
+        status = _INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is still to be flushed
         status = 128 + signal.SIGPIPE

@@ -81,6 +81,28 @@ def claim(truth: str, holder: str) -> NamespaceClaim:
         raise
 
 
+def claimant() -> tuple[str, str, int] | None:
+    """The truth that the caller's network namespace is claimed for, by whom and which process.
+
+    None where it is not claimed, or that cannot be seen. Process 0 has ended since.
+    """
+    found = os.stat(netns.PATH)  # noqa: PTH116
+    name = file_name(found.st_dev, found.st_ino)
+    try:
+        with runtime_dir.opened() as directory:
+            fd = runtime_dir.open_file(directory, name, os.O_RDONLY)
+            try:
+                there = _read(fd)
+            finally:
+                runtime_dir.close_file(fd)
+    except (OSError, NetallocError):
+        return None
+    if there is None:
+        return None
+    pid, holder, truth = there
+    return truth, holder, pid if _is_alive(pid) else 0
+
+
 def file_name(device: int, inode: int) -> str:
     """What the file of a network namespace is called in the runtime directory."""
     return f"netns-{device}-{inode}"

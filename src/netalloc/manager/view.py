@@ -198,6 +198,15 @@ class NetworkView(Closing):
 
         return self.read(view)
 
+    def newest(self) -> datetime | None:
+        """When the newest lease began, by the wall clock; None without leases. O(held)."""
+
+        def view(tx: Transaction) -> datetime | None:
+            since = max((lease.since_ns for lease in tx.table(Lease).all()), default=None)
+            return None if since is None else moment(since)
+
+        return self.read(view)
+
     def usage(self) -> list[Usage]:
         """How much of each network is in use, by name. O(held)."""
         return self.read(lambda tx: [_usage(tx, network) for network in networks(tx)])

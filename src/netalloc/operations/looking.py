@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from ipaddress import IPv6Address
+from pathlib import Path
 
 from netalloc.address_values import as_ip
-from netalloc.errors import NotAllocatedError
+from netalloc.errors import NotAllocatedError, StoreError
 from netalloc.manager.view import NetworkView
 from netalloc.operations import answers, describe
 from netalloc.operations.asked import Asked, asked
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 class Looking:
     """What can be seen of a host's store."""
 
-    def view(self) -> NetworkView:
-        """A view of the store as it is now."""
-        raise NotImplementedError
+    if TYPE_CHECKING:
+        path: Path
+
+        def view(self) -> NetworkView: ...
 
     def networks(self) -> list[answers.Network]:
         """Every network: its configuration, and how much of it is in use. O(held)."""
@@ -115,6 +117,29 @@ class Looking:
         name = view.network_of(plain)
         return [describe.past(name or "", plain, one) for one in view.history(plain, at)]
 
+    def doctor(self) -> answers.Health:
+        """Each limit of the host: now, limit, for how many more containers, and what raises it.
+
+        Works without a store as well.
+        """
+        from netalloc.operations import doctor
+
+        try:
+            networks, infos = self.networks(), list(self._infos().values())
+        except StoreError as error:
+            health = doctor.examine(self.path, (), ())
+            if self.path.exists():
+                finding = doctor.fact("store", "critical", str(error), "netalloc repair")
+                return answers.Health("critical", [*health.findings, finding])
+            return health
+        health = doctor.examine(self.path, networks, infos)
+        newest = self.view().newest()
+        if newest is None:
+            return health
+        clock = doctor.clock(newest.timestamp())
+        worse = clock.status != "ok" and health.status == "ok"
+        return answers.Health(clock.status if worse else health.status, [*health.findings, clock])
+
     def kernel_says(self, held: list[Held], question: Asked) -> str | None:
         """Whether the kernel leads a port to what holds it; None where that cannot be seen."""
         return None
@@ -157,6 +182,7 @@ class StoreView(Looking):
     """A store's file, looked at."""
 
     def __init__(self, store: str | os.PathLike[str]) -> None:
+        self.path = Path(store)
         self._view = NetworkView(store)
 
     def view(self) -> NetworkView:

@@ -15,7 +15,6 @@ if sys.version_info < (3, 11):
     from exceptiongroup import ExceptionGroup
 
 USAGE = 2
-INTERRUPTED = 130  # 128 and SIGINT, as shells have it
 
 
 class Outcome(NamedTuple):
