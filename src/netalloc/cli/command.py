@@ -28,6 +28,10 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for pr
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would happen, and touch nothing.")
 
 
+# What messages say where the right to do it is missing.
+_REFUSED = ("not permitted", "ermission", "may not be read", "writable?", "CAP_", "belongs to user")
+
+
 def looking(work: F) -> F:
     """A command that only looks: it needs no right but to read the store's file."""
     return _options(work, _JSON, STORE)
@@ -96,10 +100,15 @@ def _options(work: F, *options: Any) -> F:
 
 
 def _prepare() -> None:
-    """Warnings of the library as lines of ours, and on the error stream."""
+    """Warnings of the library as lines of ours, and on the error stream.
+
+    That the range of a network overlaps the host's own is of the host, not of the call: doctor
+    says it.
+    """
     import logging
 
     logging.basicConfig(format="netalloc: %(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("netalloc.host.sockets").setLevel(logging.ERROR)
 
 
 def _way_out(error: BaseException) -> str:
@@ -109,7 +118,8 @@ def _way_out(error: BaseException) -> str:
     text = str(error)
     if isinstance(error, StoreError) and "no store was made yet" in text:
         return ": netalloc network create NAME SUBNET makes one, --store PATH names another"
-    refused = isinstance(error, PermissionError) or "not permitted" in text or "ermission" in text
-    if (refused or "may not be read" in text) and os.geteuid():
+    if os.geteuid() and (
+        isinstance(error, PermissionError) or any(one in text for one in _REFUSED)
+    ):
         return " (try it as root, with sudo)"
     return ""

@@ -1,5 +1,6 @@
 """Where the command `netalloc` begins: says what to install where click is missing."""
 
+import os
 import sys
 
 from netalloc.cli.commands import help_text
@@ -7,7 +8,8 @@ from netalloc.cli.commands import help_text
 
 def main() -> None:
     """Run the command line of this process, and exit with its status."""
-    if sys.argv[1:] in ([], ["--help"], ["-h"]):
+    completing = "_NETALLOC_COMPLETE" in os.environ  # a shell asks
+    if sys.argv[1:] in ([], ["--help"], ["-h"]) and not completing:
         print(help_text())  # noqa: T201
         return
     try:

@@ -50,9 +50,9 @@ class LazyGroup(click.Group):
 
 def _version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
     if wanted:
-        import netalloc
+        from importlib.metadata import version
 
-        click.echo(f"netalloc {netalloc.__version__}")
+        click.echo(f"netalloc {version('netalloc')}")
         ctx.exit()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 
@@ -68,11 +69,13 @@ def _styled(table: Any) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", expand=False)
+    plainly = bool(os.environ.get("NO_COLOR"))
+    header = "" if plainly else "bold"
+    made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style=header)
     for name, right in zip(table.headers, table.right, strict=True):
         made.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
     for row, style in zip(table.rows, table.styles, strict=True):
-        made.add_row(*[Text(cell) for cell in row], style=style)
+        made.add_row(*[Text(cell) for cell in row], style="" if plainly else style)
     written = StringIO()
     Console(width=width(), file=written, force_terminal=True, highlight=False).print(made)
     text = written.getvalue()

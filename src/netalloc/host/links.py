@@ -107,8 +107,12 @@ class Links(Closing):
             logger.warning("interface %s: using %s and not %s", name, addresses[0], others)
         return addresses[0]
 
-    def create_bridge(self, name: str, *addresses: Interface, alias: str = "") -> None:
+    def create_bridge(
+        self, name: str, *addresses: Interface, alias: str = "", mac: str | None = None
+    ) -> None:
         """Make a bridge, give it its addresses and set it up; nothing is left on failure.
+
+        With a `mac` it keeps that one; without, it changes with its ports.
 
         One with an IPv6 address looks for no duplicates at all: the kernel asks where a
         container is from the bridge's link-local address, which it would not use for two
@@ -116,7 +120,8 @@ class Links(Closing):
         """
 
         def work() -> None:
-            self._ip.link("add", ifname=name, kind="bridge")
+            chosen = {} if mac is None else {"address": mac}
+            self._ip.link("add", ifname=name, kind="bridge", **chosen)
             try:
                 index = _index(name)
                 if any(address.version == 6 for address in with_prefix):

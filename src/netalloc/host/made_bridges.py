@@ -10,6 +10,7 @@ from ipaddress import IPv4Interface, IPv6Interface
 
 from netalloc.host.bridge_count import port_indexes
 from netalloc.host.links import Links, check_name
+from netalloc.host.macs import bridge_mac
 
 _MADE = "netalloc-bridge "
 
@@ -24,9 +25,14 @@ def is_there(bridge: str) -> bool:
 
 
 def make(bridge: str, network: str, addresses: Iterable[IPv4Interface | IPv6Interface]) -> None:
-    """Make the bridge of a network, with its gateways' addresses. Raises InterfaceError."""
+    """Make the bridge of a network, with its gateways' addresses. Raises InterfaceError.
+
+    Its MAC address follows from its name, as attaching has it: containers that know it find the
+    bridge that comes after this one, too.
+    """
+    mac = bridge_mac(bridge).hex(":")
     with closing(Links()) as links:
-        links.create_bridge(bridge, *addresses, alias=_MADE + network)
+        links.create_bridge(bridge, *addresses, alias=_MADE + network, mac=mac)
 
 
 def remove(bridge: str, network: str) -> bool:

@@ -40,6 +40,11 @@ def name_of(generation: int) -> str:
     return f"na{generation:x}"
 
 
+def alias_prefix(network: str) -> str:
+    """What the aliases of a network's interfaces begin with."""
+    return f"netalloc {network} "
+
+
 def group_of(network: int) -> int:
     """The group that a network's routed interfaces are in; another's only 2^23 networks later.
 

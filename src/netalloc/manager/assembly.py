@@ -332,9 +332,10 @@ def _take_back(host: HostStore, network: Network) -> None:
 
 def _remove_interfaces(network: Network) -> None:
     if network.backend in REAL:
-        from netalloc.manager.attaching import remove_all
+        from netalloc.host.attached import detach_present, present
+        from netalloc.ipam.attachments import alias_prefix
 
-        remove_all(network.name)
+        detach_present(present(alias_prefix(network.name)).values())
 
 
 def kernel_cleanup(network: Network, store: Store) -> None:

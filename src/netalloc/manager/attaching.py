@@ -26,6 +26,7 @@ from netalloc.host import attached
 from netalloc.host.attach_turns import AttachTurns
 from netalloc.host.attaching import attach_bridged, attach_routed, check_room
 from netalloc.host.bridge_count import port_indexes
+from netalloc.host.bridge_joining import off_bridge, put_back
 from netalloc.host.bridge_ports import needs_hairpin
 from netalloc.host.endpoints import Endpoint
 from netalloc.host.links import index_of, is_index
@@ -71,7 +72,7 @@ class AttachService:
     def __init__(self, leases: LeaseService) -> None:
         self._leases = leases
         self._network = leases.network
-        self._prefix = _prefix(leases.network.name)
+        self._prefix = records.alias_prefix(leases.network.name)
         self._group = records.group_of(leases.network.number)
         self.ways = None if leases.network.bridge else WayElements(self._group)
 
@@ -180,7 +181,12 @@ class AttachService:
         return [
             *[f"interface {one.name} of {one.alias} has no lease" for one in found.strangers],
             *[f"{self._shown(one)} {_IS[one.made]}" for one in found.missing],
+            *[f"{one.shown} is not on its bridge" for one in self._off_bridge(found.known)],
         ]
+
+    def _off_bridge(self, known: Sequence[Attachment]) -> list[Endpoint]:
+        bridge, store = self._bridge_or_none(), self._leases.read(self._store_number)
+        return off_bridge([self._endpoint(one, store) for one in known], bridge) if bridge else []
 
     def _mended(self, turns: AttachTurns) -> _Look:
         """What differed, and does no longer but for ways on the host."""
@@ -220,8 +226,13 @@ class AttachService:
         table, store = made.tx.table(Attachment), self._store_number(made.tx)
         still = [one for one in some if table.get(one.network, one.ordinal) == one]
         if still:
-            endpoints = [self._endpoint(one, store) for one in still]
-            rejoin(endpoints, self._bridge_or_none(), self.ways)
+            endpoints, bridge = (
+                [self._endpoint(one, store) for one in still],
+                self._bridge_or_none(),
+            )
+            if bridge:
+                put_back(endpoints, bridge, hairpin=needs_hairpin(str(self._network.bridge)))
+            rejoin(endpoints, bridge, self.ways)
 
     # ---- records and endpoints
 
@@ -373,10 +384,7 @@ class AttachService:
             return 0  # a bridge that is gone has no ports to see to
 
     def _remove(self, endpoints: Sequence[Endpoint], bridge: int | None = None) -> None:
-        """Take interfaces away; with a bridge their neighbour entries too.
-
-        Not where the addresses may be others' by now, and with them the entries.
-        """
+        """Take interfaces away; with a bridge, where their addresses are theirs, neighbours too."""
         failure = attempt(lambda: attached.detach(endpoints, bridge or None, self.ways))
         if failure is not None:
             log.error("interfaces stay until reconcile: %s", failure)
@@ -388,13 +396,3 @@ class AttachService:
         """Those that are not on the machine, or not wholly."""
         there = attached.present_of([one.index for one in known if one.made])
         return [one for one in known if one.index not in there]
-
-
-def remove_all(network: str) -> None:
-    """Take away every interface of a network, whatever the records say."""
-    attached.detach_present(attached.present(_prefix(network)).values())
-
-
-def _prefix(network: str) -> str:
-    """What the aliases of a network's interfaces begin with."""
-    return f"netalloc {network} "

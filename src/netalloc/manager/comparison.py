@@ -7,6 +7,7 @@ that a check changes nothing, and says also what a manager would mend at once.
 from __future__ import annotations
 
 from netalloc.errors import NetallocError
+from netalloc.host.made_bridges import is_there
 from netalloc.ipam.check import check as check_records
 from netalloc.ipam.networks import find, networks
 from netalloc.manager.assembly import REAL, mappings_of, service_of
@@ -53,6 +54,8 @@ def mappings_in_kernel(store: Store, name: str) -> frozenset[PortMapping] | None
 
 def kernel_differences(store: Store, network: Network) -> list[str]:
     """Where the kernel's part of one network differs from what its records say."""
+    if network.bridge is not None and not is_there(network.bridge):
+        return [f"bridge {network.bridge} of network {network.name} is not there"]
     host, made = HostStore(store, owned=False), Teardown()
     try:
         mappings = mappings_of(network, None, store, made)

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 def moment(when: datetime) -> str:
-    """A moment as ISO 8601 in UTC, to the millisecond.
+    """A moment as ISO 8601 in UTC, to the microsecond.
 
     >>> from datetime import datetime, timezone
     >>> moment(datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc))
-    '2026-05-01T12:30:00.000Z'
+    '2026-05-01T12:30:00.000000Z'
     """
-    return when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return when.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
 def network(info: NetworkInfo, usage: Usage) -> answers.Network:

@@ -12,7 +12,13 @@ from threading import RLock
 
 from netalloc.address_values import as_ip
 from netalloc.closing import Closing
-from netalloc.errors import ClosedError, InvalidValueError, NotAllocatedError, StoreError
+from netalloc.errors import (
+    ClosedError,
+    InvalidValueError,
+    NotAllocatedError,
+    OutOfRangeError,
+    StoreError,
+)
 from netalloc.locks import locked
 from netalloc.manager.networks import Networks
 from netalloc.manager.view import NetworkView
@@ -98,8 +104,11 @@ class HostOperations(Closing, NetworkCommands, LeaseCommands, Upkeep, Transfer, 
                     f"there are {len(names)} networks, {_listed(names)}: name one"
                 )
             network = names[0]
-        self._ensure_bridge(networks, network)
-        return networks.open(network)
+        made = self._ensure_bridge(networks, network)
+        manager = networks.open(network)
+        if made:
+            manager.reconcile()  # what was on the old one gets back
+        return manager
 
     def manager_of(self, ip: IP, network: str | None = None) -> NetworkManager:
         """The manager of the network that gives an address."""
@@ -107,7 +116,7 @@ class HostOperations(Closing, NetworkCommands, LeaseCommands, Upkeep, Transfer, 
             self.open()
             network = self.view().network_of(ip)
             if network is None:
-                raise NotAllocatedError(self.view().why(ip))
+                raise OutOfRangeError(self.view().why(ip))
         return self.manager(network)
 
     def held_by(
@@ -165,14 +174,17 @@ class HostOperations(Closing, NetworkCommands, LeaseCommands, Upkeep, Transfer, 
                 return describe.lease(held, infos[held.network])
         raise NotAllocatedError(f"{interface.ip} was released meanwhile")
 
-    def _ensure_bridge(self, networks: Networks, name: str) -> None:
+    def _ensure_bridge(self, networks: Networks, name: str) -> bool:
+        """Make the bridge of a network where it is missing; whether it was."""
         from netalloc.host import made_bridges
 
         info = networks.get(name)
         if info is None or info.bridge is None or info.backend == "null":
-            return
-        if not made_bridges.is_there(info.bridge):
-            self._make_bridge(info.bridge, name, info.subnets)
+            return False
+        if made_bridges.is_there(info.bridge):
+            return False
+        self._make_bridge(info.bridge, name, info.subnets)
+        return True
 
 
 def _listed(names: list[str]) -> str:

@@ -127,9 +127,13 @@ class Rehearsal(HostOperations):
     ) -> None:
         from netalloc.manager.attach_targets import as_target, close_targets
 
+        if self._real_backend.get(interface.network) == "null":  # as it is refused
+            super()._attach(interface, netns, tap, ifname, mtu, uid, gid)
         close_targets([as_target(as_namespace(netns), tap, ifname, None, mtu, uid, gid)])
 
     def _detach(self, interface: NetworkInterface) -> None:
+        if self._real_backend.get(interface.network) == "null":
+            super()._detach(interface)
         from netalloc.store.records import Attachment
 
         def change(tx: Transaction) -> None:
