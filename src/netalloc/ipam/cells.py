@@ -44,7 +44,7 @@ class Cells(NamedTuple):
     subnets: Subnets
     size: int
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of tuple.count, which none of us calls
     n: int
     whole: bool
     taken: bytes | None
@@ -73,7 +73,8 @@ def cells(tx: Transaction, network: Network, first: int, count: int | None, most
     first, most = as_int(first, "first", 0, size - 1), as_int(most, "cells", 1, _MOST)
     addresses = Addresses.of(network)
     where, now = (network.number,), addresses.clock()
-    cooling, idle = set(), set()
+    cooling: set[int] = set()
+    idle: set[int] = set()
     for one in tx.table(Cooldown).where("network", equal=where):
         (cooling if one.ready_ns > now else idle).add(before + one.ordinal)
     reserved = {before + one.ordinal for one in tx.table(Reservation).where("network", equal=where)}

@@ -40,7 +40,7 @@ class Block(NamedTuple):
     """Addresses to be outlined, `count` from `first` on, and what to write into them."""
 
     first: int
-    count: int
+    count: int  # type: ignore[assignment]  # in the place of tuple.count, which none of us calls
     label: str
 
 
