@@ -128,6 +128,7 @@ def _legend(
         else:
             kind = USED + STEPS - 1 if entry.kind == USED else entry.kind
             page.swatches.append(Box(x, top, box, box, colours[kind]))
+            page.swatches.append(Box(x, top, box, box, theme.faint, 1))
         text, fitted = _fitted(text, size, page.side - swatch - size * 0.5, measure)
         page.texts.append(Text(x + swatch + size * 0.5, y, fitted, text, theme.text))
         x += wide + size * 1.4
@@ -143,7 +144,14 @@ def _grid(page: Page, survey: Survey, theme: Theme, measure: Measure, size: floa
         if width < _GRID or width < 4 * page.unit:
             continue
         page.outlines += [
-            Box(page.left + at, page.top + along, *extent, theme.line, 0, 0.5 / (level + 1))
+            Box(
+                page.left + at,
+                page.top + along,
+                *extent,
+                theme.line,
+                0,
+                0.6 / 2 ** (level - 1) + 0.06,
+            )
             for n in range(1, 1 << level)
             if n % 2  # the others are of a larger block
             for at, along, extent in (
