@@ -36,8 +36,8 @@ def number(n: int) -> str:
 
 
 def name_of(survey: Survey) -> str:
-    """The network and its subnet, and what part of it is drawn: "web 10.88.0.0/16"."""
-    return f"{survey.network}  {survey.subnet}"
+    """The network and its subnet."""
+    return f"{survey.network} \u00b7 {survey.subnet}"
 
 
 def part_of(survey: Survey) -> str:

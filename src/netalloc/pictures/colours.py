@@ -114,6 +114,14 @@ def kinds(survey: Survey) -> Bytes:
     return found
 
 
+def legible(colour: Colour) -> Colour:
+    """Black or white: what is read better on that colour (WCAG 2, relative luminance)."""
+    parts = [one / 255 for one in colour]
+    light = [one / 12.92 if one <= 0.04045 else ((one + 0.055) / 1.055) ** 2.4 for one in parts]
+    luminance = 0.2126 * light[0] + 0.7152 * light[1] + 0.0722 * light[2]
+    return (0, 0, 0) if luminance > 0.179 else (255, 255, 255)
+
+
 def as_hex(colour: Colour) -> str:
     """As CSS has it: "#1a2030"."""
     red, green, blue = colour

@@ -7,31 +7,36 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from netalloc.pictures import hilbert
 from netalloc.pictures.captions import legend_of, name_of, part_of, scale_of, use_of
-from netalloc.pictures.colours import STEPS, USED, Colour, Theme, palette
+from netalloc.pictures.colours import STEPS, USED, Colour, Theme, kinds, legible, palette
+from netalloc.pictures.extras import load
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from netalloc.pictures.survey import Survey
+else:
+    np = load("numpy", "NumPy")
 
 Measure = Callable[[str, float], float]  # how wide a text is, of that size
 
 _SMALLEST = 9.0  # pixels: the smallest text
 _ROOM = 0.75  # of a block's width, that its label may have
 _GRID = 56  # pixels: the smallest blocks that are outlined
+_APART = 12  # pixels a cell, from which on cells are drawn apart from each other
 
 
 class Text(NamedTuple):
-    """A line of text; `y` is its middle, `x` where it begins, or ends if it is on the right."""
+    """A line of text; `y` is its middle, `x` where it begins."""
 
     x: float
     y: float
     size: float
     text: str
     colour: Colour
-    side: Literal["left", "right"] = "left"
 
 
 class Box(NamedTuple):
@@ -86,7 +91,9 @@ def lay_out(survey: Survey, theme: Theme, size: int, measure: Measure) -> Page:
         page.texts.append(Text(margin, y + height * 0.65, line[1], line[0], colour))
         y += height * 1.45
     page.top = round(y + body * 0.5)
-    _grid(page, survey, theme, measure, max(_SMALLEST, side / 85))
+    small = max(_SMALLEST, side / 85)
+    if not _numbers(page, survey, theme, measure, small):
+        _grid(page, survey, theme, measure, small)
     for block in survey.blocks:
         _block(page, survey, theme, measure, block.first, block.count, block.label)
     y = page.top + side + body * 1.3
@@ -133,6 +140,42 @@ def _legend(
         page.texts.append(Text(x + swatch + size * 0.5, y, fitted, text, theme.text))
         x += wide + size * 1.4
     return y + size * 1.9
+
+
+def _numbers(page: Page, survey: Survey, theme: Theme, measure: Measure, size: float) -> bool:
+    """Lines between large cells, and in each that is one address the end of it, if there is room.
+
+    Whether there is: then sub-prefixes need no labels.
+    """
+    if page.unit < _APART:
+        return False
+    for at in range(page.unit, page.side, page.unit):
+        page.outlines += [
+            Box(page.left + at, page.top, 1, page.side, theme.page),
+            Box(page.left, page.top + at, page.side, 1, theme.page),
+        ]
+    if survey.cell > 1:
+        return False
+    size = max(size, page.unit / 4.5)
+    mark = "." if survey.family == 4 else ":"
+    whole = [survey.prefix(survey.first + n, 1).partition("/")[0] for n in range(survey.count)]
+    ends = [mark + address.rpartition(mark)[2] for address in whole]
+    if max(measure(end, size) for end in ends) > page.unit * 0.9:
+        return False
+    x, y = hilbert.places(np.arange(survey.count), survey.order)
+    colours = palette(theme)
+    for n, kind in enumerate(kinds(survey).tolist()):
+        middle = (page.unit - measure(ends[n], size)) / 2
+        page.texts.append(
+            Text(
+                page.left + int(x[n]) * page.unit + middle,
+                page.top + (int(y[n]) + 0.5) * page.unit,
+                size,
+                ends[n],
+                legible(colours[kind]),
+            )
+        )
+    return True
 
 
 def _grid(page: Page, survey: Survey, theme: Theme, measure: Measure, size: float) -> None:

@@ -69,8 +69,8 @@ def _box(draw: ImageDraw.ImageDraw, box: Box) -> None:
 
 
 def _text(draw: ImageDraw.ImageDraw, text: Text) -> None:
-    anchor = "lm" if text.side == "left" else "rm"
-    draw.text((text.x, text.y), text.text, fill=text.colour, font=_font(text.size), anchor=anchor)
+    font = _font(text.size)
+    draw.text((text.x, text.y), text.text, fill=text.colour, font=font, anchor="lm")
 
 
 @lru_cache(maxsize=32)

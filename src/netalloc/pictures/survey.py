@@ -114,9 +114,9 @@ def survey(
     >>> from netalloc import NetworkManager, NetworkView
     >>> from netalloc.store.memory import MemoryStore
     >>> store = MemoryStore()
-    >>> with NetworkManager("br0", network="10.0.0.1/24", backend="null", store=store) as manager:
+    >>> with NetworkManager("br1", network="10.0.0.1/24", backend="null", store=store) as manager:
     ...     web = manager.allocate("web")
-    ...     found = survey(NetworkView(store), "br0")
+    ...     found = survey(NetworkView(store), "br1")
     >>> found.part, found.order, found.cell, found.used[:4].tolist(), found.totals.free
     ('10.0.0.0/24', 4, 1, [0, 0, 1, 0], 252)
     """

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
     np = load("numpy", "NumPy")
 
-_NARROW = frozenset("iIljtf.,:;'|!()[]/ 1")
+_NARROW = frozenset("iIljtf.,:;'|!()[]/ ")
 
 
 def svg(survey: Survey, *, size: int = 1024, theme: str = "dark") -> str:
