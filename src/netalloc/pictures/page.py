@@ -17,7 +17,7 @@ from netalloc.pictures.extras import load
 if TYPE_CHECKING:
     import numpy as np
 
-    from netalloc.pictures.survey import Survey
+    from netalloc.pictures.survey import Block, Survey
 else:
     np = load("numpy", "NumPy")
 
@@ -94,8 +94,9 @@ def lay_out(survey: Survey, theme: Theme, size: int, measure: Measure) -> Page:
     small = max(_SMALLEST, side / 85)
     if not _numbers(page, survey, theme, measure, small):
         _grid(page, survey, theme, measure, small)
+    lower = bool(page.labels)
     for block in survey.blocks:
-        _block(page, survey, theme, measure, block.first, block.count, block.label)
+        _block(page, survey, theme, measure, block, lower)
     y = page.top + side + body * 1.3
     y = _legend(page, survey, theme, measure, body, y)
     text, height = _fitted(scale_of(survey), body, side, measure)
@@ -209,19 +210,17 @@ def _grid(page: Page, survey: Survey, theme: Theme, measure: Measure, size: floa
             labelled = True
             for first, text in zip(firsts, texts, strict=True):
                 place = hilbert.block(first, cells, survey.order)
-                page.labels.append(_label(page, theme, measure, place, text, size, theme.text))
+                page.labels.append(_label(page, theme, measure, place, text, size))
 
 
 def _block(
-    page: Page,
-    survey: Survey,
-    theme: Theme,
-    measure: Measure,
-    first: int,
-    count: int,
-    label: str,
+    page: Page, survey: Survey, theme: Theme, measure: Measure, block: Block, lower: bool
 ) -> None:
-    """Outline the cells that a block is in, as far as it is drawn, and write its label."""
+    """Outline the cells that a block is in, as far as it is drawn, and write its label.
+
+    It is `lower` where sub-prefixes have labels in their corners.
+    """
+    first, count, label = block
     start = max(first - survey.first, 0)
     stop = min(first + count - survey.first, survey.count)
     if start >= stop:
@@ -243,7 +242,7 @@ def _block(
     largest = max(places, key=lambda place: place.width * place.height)
     size = max(_SMALLEST, page.side / 72)
     if measure(label, size) <= largest.width * page.unit * 0.9:
-        page.labels.append(_label(page, theme, measure, largest, label, size, theme.text, 0.9))
+        page.labels.append(_label(page, theme, measure, largest, label, size, lower))
 
 
 def _label(
@@ -253,12 +252,11 @@ def _label(
     place: hilbert.Rectangle,
     text: str,
     size: float,
-    colour: Colour,
-    low: float = 0.0,
+    lower: bool = False,
 ) -> Label:
-    """In the upper left corner of a block, or further down where one is already."""
+    """In the upper left corner of a block, or below what is there already."""
     gap = size * 0.35
     x = page.left + place.x * page.unit + gap
-    y = page.top + place.y * page.unit + gap + (size * 1.5 if low else 0)
-    plate = Box(x, y, measure(text, size) + 2 * gap, size * 1.35, theme.page, 0, 0.78)
-    return Label(plate, Text(x + gap, y + size * 0.68, size, text, colour))
+    y = page.top + place.y * page.unit + gap + (size * 1.5 if lower else 0)
+    plate = Box(x, y, measure(text, size) + 2 * gap, size * 1.35, theme.page, 0, 0.8)
+    return Label(plate, Text(x + gap, y + size * 0.68, size, text, theme.text))

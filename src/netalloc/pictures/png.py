@@ -48,11 +48,11 @@ def png(survey: Survey, *, size: int = 1024, theme: str = "dark") -> bytes:
     draw = ImageDraw.Draw(image, "RGBA")
     for box in page.outlines + page.swatches:
         _box(draw, box)
+    for text in page.texts:
+        _text(draw, text)
     for label in page.labels:
         _box(draw, label.plate)
         _text(draw, label.text)
-    for text in page.texts:
-        _text(draw, text)
     out = BytesIO()
     image.save(out, "PNG")
     return out.getvalue()

@@ -57,10 +57,10 @@ def svg(survey: Survey, *, size: int = 1024, theme: str = "dark") -> str:
         "</g>",
         *map(_box, page.outlines + page.swatches),
     ]
+    parts += map(_text, page.texts)
     for label in page.labels:
         parts += [_box(label.plate), _text(label.text)]
-    parts += [*map(_text, page.texts), "</svg>", ""]
-    return "\n".join(parts)
+    return "\n".join([*parts, "</svg>", ""])
 
 
 def _cells(picture: Bytes, colours: list[tuple[int, int, int]]) -> Iterator[str]:
