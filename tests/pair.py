@@ -74,6 +74,12 @@ class Pair:
             lambda: self.core.previous_set(start), lambda: self.oracle.previous_set(start)
         )
 
+    def counts(self, first: int, cell: int, n: int) -> Any:
+        return self.agree(
+            lambda: memoryview(self.core.counts(first, cell, n)).cast("Q").tolist(),
+            lambda: self.oracle.counts(first, cell, n),
+        )
+
     def release_many(self, ordinals: list[int], code: str | None = None) -> Any:
         given = array(code, ordinals) if code else ordinals
         return self.agree(

@@ -65,6 +65,13 @@ class Bitmap:
     def previous_set(self, start: int) -> int | None:
         return max((i for i in self.taken if i <= start), default=None)
 
+    def counts(self, first: int, cell: int, n: int) -> list[int]:
+        counts = [0] * n
+        for i in self.taken:
+            if 0 <= (i - first) // cell < n:
+                counts[(i - first) // cell] += 1
+        return counts
+
     def release_many(self, ordinals: Iterable[int]) -> None:
         ordinals = list(ordinals)
         for i in ordinals:

@@ -86,6 +86,16 @@ class Machine(RuleBasedStateMachine):
             self.pair.next_block(n, start)
             self.pair.previous_set(start)
 
+    @rule(
+        share=st.floats(0, 1),
+        before=st.integers(-5000, 70),
+        cell=st.integers(1, 300) | st.sampled_from([64, 4096, 2**18, 2**40, 2**63]),
+        n=st.integers(1, 50),
+    )
+    def count(self, share: float, before: int, cell: int, n: int) -> None:
+        self.pair.counts(before, cell, n)
+        self.pair.counts(self.ordinal(share) + before, cell, n)
+
     @rule()
     def through_bytes(self) -> None:
         self.pair.through_bytes()
@@ -308,6 +318,26 @@ def test_next_free_and_next_set() -> None:
     assert bitmap.next_set(2**20) is None
     bitmap.acquire_ranges(2**20 - 5000)
     assert bitmap.next_free(0) is None
+
+
+def test_counts_reach_over_both_ends_and_refuse_what_they_cannot_hold() -> None:
+    bitmap = Bitmap(2**64)
+    assert bitmap.acquire_ranges(2**63 + 5) == [(0, 2**63 + 5)]
+    bitmap.reserve(2**64 - 1)
+
+    def counts(*cells: int) -> list[int]:
+        return memoryview(bitmap.counts(*cells)).cast("Q").tolist()
+
+    assert counts(0, 2**63, 2) == [2**63, 6]
+    assert counts(-3, 2**63, 3) == [2**63 - 3, 8, 1]
+    assert counts(-(2**64), 2**63, 3) == [0, 0, 2**63]
+    assert counts(2**64 - 1, 2**63, 2) == [1, 0]
+    assert counts(2**63, 1, 8) == [1] * 5 + [0] * 3
+    for wrong in ((2**64, 1, 1), (-(2**64) - 1, 1, 1), (0, 0, 1), (0, 2**63 + 1, 1), (0, 1, 0)):
+        with pytest.raises(OutOfRangeError):
+            bitmap.counts(*wrong)
+    with pytest.raises(OutOfRangeError, match="16777217 cells are not in 1 to 16777216"):
+        bitmap.counts(0, 1, 2**24 + 1)
 
 
 def test_next_block_and_previous_set() -> None:

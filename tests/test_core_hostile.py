@@ -353,6 +353,10 @@ def calls() -> Iterator[Call]:
         name = f"{make.__name__}.next_block"
         yield Call(f"{name} n", make, lambda t, v: t.next_block(v, 0), state_of)
         yield Call(f"{name} start", make, lambda t, v: t.next_block(3, v), state_of)
+        name = f"{make.__name__}.counts"
+        yield Call(f"{name} first", make, lambda t, v: t.counts(v, 8, 4), state_of)
+        yield Call(f"{name} cell", make, lambda t, v: t.counts(0, v, 4), state_of)
+        yield Call(f"{name} n", make, lambda t, v: t.counts(0, 8, v), state_of)
         yield Call(f"{make.__name__}.cursor", make, lambda t, v: setattr(t, "cursor", v), state_of)
     for make in (allocator, cooling, wide):
         for name in (

@@ -57,6 +57,9 @@ def test_leaves_agree_with_the_core(size, steps):
         for start in (0, number % size, min(number, size - 1)):
             assert core.next_free(start) == leaves.next_free(start)
             assert core.next_set(start) == leaves.next_set(start)
+            assert core.previous_set(start) == leaves.previous_set(start)
+            for cells in ((start, 7, 50), (-3, 512, 40), (start - LEAF, 2 * LEAF, 3)):
+                assert core.counts(*cells) == leaves.counts(*cells)
             for n in (1, 2, number % 300 + 1, LEAF, number + 1):
                 assert core.next_block(n, start) == leaves.next_block(n, start)
             assert (start in core) == (start in leaves)

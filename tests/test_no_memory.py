@@ -25,6 +25,7 @@ STEPS: dict[str, Callable[[Bitmap], Any]] = {
     "acquire_block": lambda b: b.acquire_block(70_000),
     "next_block": lambda b: b.next_block(70_000, 0),
     "previous_set": lambda b: b.previous_set(2**24 - 1),
+    "counts": lambda b: b.counts(-5, 300, 1000),
     "to_bytes": lambda b: b.to_bytes(),
     "from_bytes": lambda b: Bitmap.from_bytes(BYTES),
     "cursor": lambda b: setattr(b, "cursor", 7),

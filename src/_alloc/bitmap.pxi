@@ -298,6 +298,24 @@ cdef class Bitmap:
             return from_word(i)
         return None
 
+    @cython.critical_section
+    def counts(self, first, cell, n, /):
+        """How many are taken in each of n cells of `cell` ordinals, from `first` on.
+
+        As n native 64-bit words. What a cell has of numbers that are no ordinals is not counted,
+        so `first` may be negative. About 1 ms for 2**24 ordinals in cells of 256.
+
+        >>> b = Bitmap(100)
+        >>> b.acquire_ranges(10)
+        [(0, 10)]
+        >>> memoryview(b.counts(-2, 8, 3)).cast("Q").tolist()
+        [6, 4, 0]
+        """
+        first, cell, n = plain_int(first), plain_int(cell), plain_int(n)
+        cdef bytes found = cells_of(first, cell, n)
+        count_part(&self.tree, 0, first, cell, n, found)
+        return found
+
     @property
     def size(self):
         """How many ordinals there are."""
@@ -389,6 +407,38 @@ cdef class Bitmap:
             assert t.leaf == locate(t, t.base, &level), state
         if t.last_released != &EMPTY:
             assert t.last_released == locate(t, t.last_released_base, &level), state
+
+
+# ---- counting
+
+cdef enum:
+    CELLS = 1 << 24      # at most: 128 MiB of counts
+
+cdef bytes cells_of(object first, object cell, object n):
+    """Room for the counts of so many cells, all 0; these are exact ints."""
+    if not -(2**64) <= first < 2**64:
+        raise OutOfRangeError(f"first {shown(first)} is not in -2**64 to 2**64 - 1")
+    if not 1 <= cell <= 2**63:
+        raise OutOfRangeError(f"cell {shown(cell)} is not in 1 to 2**63")
+    if not 1 <= n <= CELLS:
+        raise OutOfRangeError(f"{shown(n)} cells are not in 1 to {CELLS}")
+    cdef Py_ssize_t size = 8 * <Py_ssize_t>n
+    cdef bytes counts = PyBytes_FromStringAndSize(NULL, size)
+    memset(PyBytes_AS_STRING(counts), 0, size)
+    return counts
+
+cdef int count_part(
+    Tree *t, object base, object first, object cell, object n, bytes counts
+) except -1:
+    """Add what is set in a tree, whose ordinal 0 is the number `base`, to the cells it is in."""
+    start, stop = max(first, base), min(first + cell * n, base + t.last + <object>1)
+    if start < stop:
+        which, skip = divmod(start - first, cell)
+        tree_counts(
+            t, start - base, stop - base - 1, cell, skip,
+            <word *>PyBytes_AS_STRING(counts) + <Py_ssize_t>which,
+        )
+    return 0
 
 
 cdef Bitmap decoded(bytes data):

@@ -12,14 +12,16 @@ cdef class JournaledBitmap:
 
     cdef Bitmap bits
     cdef list journal
-    cdef readonly object next_free, next_set, next_block
+    cdef readonly object next_free, next_set, previous_set, next_block, counts
 
     def __init__(self, size, list journal):
         self.bits = Bitmap(size)
         self.journal = journal
         self.next_free = self.bits.next_free
         self.next_set = self.bits.next_set
+        self.previous_set = self.bits.previous_set
         self.next_block = self.bits.next_block
+        self.counts = self.bits.counts
 
     @property
     def size(self):

@@ -130,6 +130,25 @@ cdef class StoredSpans:
             number, low = number + 1, 0
         return None
 
+    def counts(self, first, cell, n, /):
+        """How many are taken in each cell, as Bitmap.counts says it. O(spans and cells)."""
+        cdef Span span
+        cdef Tree whole
+        first, cell, n = plain_int(first), plain_int(cell), plain_int(n)
+        cdef bytes found = cells_of(first, cell, n)
+        number, stop = max(first, 0) >> SPAN_SHIFT, first + cell * n
+        while number < self._leaves and number << SPAN_SHIFT < stop:
+            span = self.at(number)
+            base = span.first << SPAN_SHIFT
+            if span.bits is not None:
+                count_part(&span.bits.tree, base, first, cell, n, found)
+            elif number < span.stop:
+                tree_init(&whole, min(span.stop << SPAN_SHIFT, self.size) - base - 1)
+                whole.root = &FULL
+                count_part(&whole, base, first, cell, n, found)
+            number = span.following
+        return found
+
     cdef int take_one(self, ordinal) except -1:
         """Take an ordinal that is free."""
         cdef Span span

@@ -515,3 +515,44 @@ cdef Status reserve_all(Tree *t, word *values, Py_ssize_t n, Refused *refused) n
     if status == OK:
         t.used += n
     return status
+
+
+# ---- counting
+
+cdef word leaf_count(Node *leaf, word i, word stop) noexcept nogil:
+    """How many of the ordinals i..stop of a leaf are set."""
+    cdef int k = <int>((i >> 6) & 63), end = <int>((stop >> 6) & 63)
+    cdef word bits = leaf.at.words[k] & ALL << (i & 63), count = 0
+    while k < end:
+        count += popcount(bits)
+        k += 1
+        bits = leaf.at.words[k]
+    return count + popcount(bits & ALL >> (63 - (stop & 63)))
+
+cdef void tree_counts(
+    Tree *t, word i, word stop, word cell, word skip, word *out
+) noexcept nogil:
+    """Add to `out` how many of i..stop are set in each cell, of which i lies `skip` into the first.
+
+    A step for each piece and each cell, and a popcount a word.
+    """
+    cdef Node *node
+    cdef word edge = i + min(stop - i, cell - skip - 1)     # the last one of the cell
+    cdef word end, until
+    while True:
+        node = piece_at(t, i, &end)
+        end = min(end, stop)
+        while True:
+            until = min(edge, end)
+            if node == &FULL:
+                out[0] += until - i + 1
+            elif node != &EMPTY:
+                out[0] += leaf_count(node, i, until)
+            if until == stop:
+                return
+            i = until + 1
+            if until == edge:
+                out += 1
+                edge = stop if stop - edge < cell else edge + cell
+            if until == end:
+                break

@@ -195,6 +195,23 @@ class Bitmap:
         (6, 0, None)
         """
 
+    def counts(self, first: SupportsIndex, cell: SupportsIndex, n: SupportsIndex, /) -> bytes:
+        """How many are taken in each of n cells of `cell` ordinals, from `first` on.
+
+        As n unsigned 64-bit words of the machine's own order. What a cell has of numbers that are
+        no ordinals is not counted, so the cells may begin before 0 (`first` is negative) and end
+        after the last. A popcount for each word: about 1 ms for 2**24 ordinals, half of them
+        taken, in cells of 256.
+
+        Raises OutOfRangeError for a cell of 0 or of more than 2**63, and for more than 2**24 cells.
+
+        >>> b = Bitmap(100)
+        >>> b.acquire_ranges(10)
+        [(0, 10)]
+        >>> memoryview(b.counts(-2, 8, 3)).cast("Q").tolist()
+        [6, 4, 0]
+        """
+
     @property
     def size(self) -> int:
         """How many ordinals there are."""
@@ -538,7 +555,9 @@ class JournaledBitmap:
 
     next_free: Callable[[int], int | None]
     next_set: Callable[[int], int | None]
+    previous_set: Callable[[int], int | None]
     next_block: Callable[[int, int], int | None]
+    counts: Callable[[int, int, int], bytes]
     def __init__(self, size: int, journal: list[tuple[Any, ...]]) -> None: ...
     def acquire(self) -> int:
         """Take the first free ordinal at or after the cursor. Raises ExhaustedError."""
@@ -923,6 +942,12 @@ class StoredSpans:
 
     def next_free(self, start: int, /) -> int | None:
         """The first free ordinal from start on."""
+
+    def counts(self, first: int, cell: int, n: int, /) -> bytes:
+        """How many are taken in each of n cells, as Bitmap.counts says it. O(spans and cells).
+
+        Raises OutOfRangeError, StoreError.
+        """
 
     def _note(self, taken: bool, start: int, stop: int, /) -> None: ...
 

@@ -72,6 +72,7 @@ class Committer:
         self._network = network
         self._desired = desired
         self.guard: Callable[[Transaction], tuple[str, ...]] | None = None
+        self.commits = self.changes = 0  # made by one caller for those that waited, and of theirs
         self._calls = Calls("the manager")
         self._queue = Queue(self._calls)
         self._process = forks.process
@@ -217,6 +218,7 @@ class Committer:
         if self._network in tx.dirty:
             self.repair(tx)
         group += self._queue.group(leader, durable)
+        self.commits, self.changes = self.commits + 1, self.changes + len(group)
         made: list[Change] = []
         try:
             self._run_all(group, made, tx)

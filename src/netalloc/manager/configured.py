@@ -47,6 +47,12 @@ class ConfiguredNetwork:
         return self._leases.read(lambda tx: find(tx, self.name)) == self._leases.network
 
     @property
+    def commits(self) -> tuple[int, int]:
+        """How many commits callers that waited for each other shared, and of how many changes."""
+        committer = self._leases.committer
+        return committer.commits, committer.changes
+
+    @property
     def closed(self) -> bool:
         """Whether close() was called."""
         return self._leases.committer.closed

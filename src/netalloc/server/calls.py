@@ -39,10 +39,14 @@ class Call(NamedTuple):
         return inspect.getdoc(getattr(HostOperations, self.method)) or ""
 
 
-_READ = ("networks", "network", "leases", "reservations", "who", "why", "history", "check", "doctor",
-         "export")  # fmt: skip
-_CHANGE = ("create_network", "remove_network", "allocate", "allocate_many", "release", "attach",
-           "detach", "publish", "unpublish", "reserve", "unreserve", "gc", "repair", "reconcile")  # fmt: skip
+_READ = (
+    "networks", "network", "leases", "reservations", "who", "why", "history", "check", "doctor",
+    "export",
+)  # fmt: skip
+_CHANGE = (
+    "create_network", "remove_network", "allocate", "allocate_many", "release", "attach", "detach",
+    "publish", "unpublish", "reserve", "unreserve", "gc", "repair", "reconcile",
+)  # fmt: skip
 
 CALLS: dict[str, Call] = {
     **{name: Call(name, name, LOOK) for name in _READ},

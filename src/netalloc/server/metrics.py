@@ -78,9 +78,8 @@ class StoreMetrics:
 
     def collect(self) -> Iterator[Any]:
         """The gauges."""
-        addresses = GaugeMetricFamily(
-            "netalloc_addresses", "Addresses of a network, by state", None, ["network", "family", "state"]
-        )  # fmt: skip
+        names = ["network", "family", "state"]
+        addresses = GaugeMetricFamily("netalloc_addresses", "Addresses, by state", None, names)
         ports = GaugeMetricFamily("netalloc_published_ports", "Published ports", None, ["network"])
         try:
             networks = self.networks()

@@ -41,7 +41,7 @@ class Service:
         self.events = Events()
         self.metrics = Metrics()
         self.store_metrics = StoreMetrics(self)
-        self.metrics.registry.register(self.store_metrics)  # type: ignore[arg-type]
+        self.metrics.registry.register(self.store_metrics)
         self.samples: deque[Sample] = deque(maxlen=int(_HOUR / _LOOK))
         self._watches: dict[str, Any] = {}
         self._managers: dict[str, Any] = {}

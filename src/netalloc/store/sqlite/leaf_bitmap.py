@@ -100,6 +100,22 @@ class LeafBitmap(Spans):
             number, low = number + 1, 0
         return None
 
+    def previous_set(self, start: int) -> int | None:
+        """The last ordinal in use up to start."""
+        start = min(start, self.size - 1)
+        number, low = start >> SHIFT, start & MASK
+        while True:
+            span = self._find(number)
+            if span.bits is None:
+                last = min(number, span.stop - 1)
+                if last < 0:  # the head
+                    return None
+                return start if last == start >> SHIFT else (last << SHIFT | MASK)
+            found = span.bits.previous_set(low if span.first == start >> SHIFT else MASK)
+            if found is not None:
+                return span.first << SHIFT | found
+            number = span.first - 1
+
     def next_block(self, n: int, start: int) -> int | None:
         """Where the first n free ordinals in a row from start on begin. O(mixed leaves)."""
         if not 0 <= start <= self.size - n:

@@ -1,0 +1,22 @@
+"""netalloc serve: the daemon, which is a program of its own and takes this process's place."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+
+@click.command(
+    context_settings={"ignore_unknown_options": True, "help_option_names": []},
+    add_help_option=False,
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def serve(arguments: tuple[str, ...]) -> None:
+    """Run the daemon: the store kept open, its networks watched and repaired, two sockets."""
+    store = click.get_current_context().find_root().params.get("store")
+    if store is not None:
+        os.environ["NETALLOC_STORE"] = os.fspath(store)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "netalloc.server", *arguments])

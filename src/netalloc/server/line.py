@@ -1,0 +1,176 @@
+"""The line protocol: a call and a JSON object on a line, an answer on a line.
+
+    allocate {"owner":"web","publish":["8080:80"]}
+    ok {"network":"lab","owner":"web","ip":"10.88.0.2",...}
+    who {"what":"tcp/80"}
+    error {"kind":"invalid-value","message":"...","status":2}
+
+A thread for each connection, so that nothing stands between a caller and its call: no event
+loop, no hand-over. The calls are those of the HTTP API, with the same names, arguments, answers
+and rights, and `ping`.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from contextlib import suppress
+from typing import Any
+
+import msgspec
+
+from netalloc.server import errors
+from netalloc.server.access import Access, refusal
+from netalloc.server.calls import CALLS, arguments_of, as_keywords
+from netalloc.server.peer import Peer, peer_of
+from netalloc.server.service import Service
+
+log = logging.getLogger(__name__)
+MOST = 1024  # connections at once
+MAX_LINE = 1 << 20  # bytes
+PATIENCE = 10.0  # seconds for the first line, and for the rest of any that has begun
+_STACK = 512 << 10  # bytes of a thread
+_encode = msgspec.json.Encoder().encode
+
+
+class LineServer:
+    """Serves a listening unix socket until it is closed."""
+
+    def __init__(self, listening: socket.socket, service: Service, access: Access) -> None:
+        self._listening = listening
+        self._service = service
+        self._access = access
+        self._connections: dict[socket.socket, threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._closing = False
+        self._decoders = {
+            name: (call, msgspec.json.Decoder(arguments_of(call)).decode)
+            for name, call in CALLS.items()
+        }
+        self._thread = threading.Thread(target=self._accept, name="netalloc-line", daemon=True)
+
+    def start(self) -> None:
+        """Begin to accept."""
+        self._thread.start()
+
+    def close(self, patience: float = 5.0) -> None:
+        """Accept no more, let calls under way end, and end the connections."""
+        self._closing = True
+        _shut(self._listening, socket.SHUT_RDWR)
+        self._thread.join()
+        with self._lock:
+            left = dict(self._connections)
+        for connection in left:
+            _shut(connection, socket.SHUT_RD)  # a call under way still gets its answer
+        for thread in left.values():
+            thread.join(patience)
+
+    def _accept(self) -> None:
+        while not self._closing:
+            try:
+                connection, _ = self._listening.accept()
+            except OSError as error:
+                if not self._closing:
+                    log.error("the line socket accepts no more: %s", error)  # noqa: TRY400
+                return
+            self._begin(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        try:
+            peer = peer_of(connection)
+        except OSError:
+            connection.close()
+            return
+        right = self._access.right_of(peer)
+        with self._lock:
+            full = len(self._connections) >= MOST
+        if right is None or full:
+            if right is None:
+                self._service.metrics.refusals.labels("read").inc()
+            text = refusal(peer, "read") if right is None else f"{MOST} connections are open"
+            connection.settimeout(0)
+            _send(connection, _failure(errors.as_json("not-permitted", text, 13)))
+            connection.close()
+            return
+        thread = threading.Thread(
+            target=self._serve, args=(connection, peer), name="netalloc-line-call", daemon=True
+        )
+        with self._lock:
+            self._connections[connection] = thread
+        before = threading.stack_size(_STACK)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads
+            with self._lock:
+                del self._connections[connection]
+            connection.close()
+        finally:
+            threading.stack_size(before)
+
+    def _serve(self, connection: socket.socket, peer: Peer) -> None:
+        rest = b""
+        try:
+            connection.settimeout(PATIENCE)
+            while True:
+                line, newline, more = rest.partition(b"\n")
+                if newline:
+                    rest = more
+                    if not _send(connection, self._answer(line, peer)):
+                        return
+                    continue
+                if len(rest) > MAX_LINE:
+                    told = errors.as_json("too-large", f"a line may have {MAX_LINE:,} bytes", 2)
+                    _send(connection, _failure(told))
+                    return
+                if rest:
+                    connection.settimeout(PATIENCE)
+                data = connection.recv(65536)
+                if not data:
+                    return
+                rest += data
+                connection.settimeout(None)  # between two lines it may wait as long as it likes
+        except OSError:
+            pass  # it is gone, or too slow
+        finally:
+            connection.close()
+            with self._lock:
+                self._connections.pop(connection, None)
+
+    def _answer(self, line: bytes, peer: Peer) -> bytes:
+        name, _, given = line.strip().partition(b" ")
+        found = self._decoders.get(name.decode("ascii", "replace"))
+        if found is None:
+            if name == b"ping":
+                return b"ok {}\n"
+            text = f"there is no call {name[:40].decode('ascii', 'replace')!r}"
+            return _failure(errors.as_json("not-found", text, 2))
+        call, decode = found
+        if not self._access.may(peer, call.right):
+            self._service.metrics.refusals.labels(call.right).inc()
+            return _failure(errors.as_json("not-permitted", refusal(peer, call.right), 13))
+        try:
+            answer = self._service.call(call, as_keywords(decode(given or b"{}")))
+            return b"ok " + _encode(answer) + b"\n"
+        except Exception as error:
+            return _failure(errors.told(error)[1])
+
+
+def _failure(told: dict[str, Any]) -> bytes:
+    return b"error " + _encode(told["error"]) + b"\n"
+
+
+def _send(connection: socket.socket, data: bytes) -> bool:
+    """Send all of it, or give up where the peer does not read."""
+    try:
+        connection.settimeout(PATIENCE)
+        connection.sendall(data)
+        connection.settimeout(None)
+    except OSError:
+        return False
+    return True
+
+
+def _shut(one: socket.socket, how: int) -> None:
+    with suppress(OSError):
+        one.shutdown(how)

@@ -1,0 +1,82 @@
+"""The map of a network, as data for the page or as a picture."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from netalloc.errors import OutOfRangeError
+
+if TYPE_CHECKING:
+    from netalloc.manager.view import NetworkView
+
+_MEDIA = {"png": "image/png", "svg": "image/svg+xml", "json": "application/json"}
+
+
+class Asked(msgspec.Struct, forbid_unknown_fields=True):
+    """What is to be drawn: `count` addresses from `first` on, an aligned power of two."""
+
+    network: str
+    form: str = "json"
+    first: int = 0
+    count: int | None = None
+    order: int | None = None
+    size: int = 1024
+    theme: str = "dark"
+
+
+def draw(view: NetworkView, query: dict[str, str]) -> tuple[bytes, str]:
+    """The map that a query asks for, and its media type."""
+    from netalloc.pictures.survey import survey
+
+    asked = msgspec.convert(query, Asked, strict=False)
+    if asked.form not in _MEDIA:
+        raise OutOfRangeError(f"form {asked.form[:40]!r} is none of {', '.join(_MEDIA)}")
+    if not 256 <= asked.size <= 4096:
+        raise OutOfRangeError(f"size {asked.size} is not within 256 to 4096")
+    if asked.order is not None and not 0 <= asked.order <= 9:
+        raise OutOfRangeError(f"order {asked.order} is not within 0 to 9")
+    found = survey(
+        view, asked.network, first=asked.first, count=asked.count, cells_order=asked.order
+    )
+    if asked.form == "png":
+        from netalloc.pictures.png import png
+
+        return png(found, size=asked.size, theme=asked.theme), _MEDIA["png"]
+    if asked.form == "svg":
+        from netalloc.pictures.svg import svg
+
+        return svg(found, theme=asked.theme).encode(), _MEDIA["svg"]
+    return _as_json(found), _MEDIA["json"]
+
+
+def _as_json(found: Any) -> bytes:
+    """Cells in the order of the addresses: what share of each is in which state, in percent."""
+    import numpy as np
+
+    total = float(found.cell)
+    shares = {
+        name: np.ceil(np.asarray(getattr(found, name), dtype=np.float64) * (100.0 / total))
+        .astype(int)
+        .tolist()
+        for name in ("used", "cooling", "reserved", "excluded")
+    }
+    return msgspec.json.encode(
+        {
+            "network": found.network,
+            "subnet": found.subnet,
+            "first": found.first,
+            "count": found.cell * 4**found.order,
+            "order": found.order,
+            "cell": found.cell,
+            "totals": {k: int(v) for k, v in _totals(found.totals).items()},
+            **shares,
+        }
+    )
+
+
+def _totals(totals: Any) -> dict[str, Any]:
+    if isinstance(totals, dict):
+        return totals
+    return dict(totals._asdict()) if hasattr(totals, "_asdict") else dict(vars(totals))
