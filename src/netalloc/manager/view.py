@@ -24,7 +24,8 @@ from netalloc.ipam.networks import (
     ports_of,
     subnets_of,
 )
-from netalloc.ipam.publications import Publications, holding
+from netalloc.ipam.publications import Publications
+from netalloc.ipam.reasons import holders, place_of_address, why, why_port
 from netalloc.ipam.reboot import AfterReboot
 from netalloc.model import PortMapping
 from netalloc.store.protocol import Store, Transaction
@@ -135,13 +136,13 @@ class NetworkView(Closing):
             ip = as_ip(what)
 
             def view(tx: Transaction) -> list[Held]:
-                network, ordinal = _place(tx, ip)
+                network, ordinal = place_of_address(tx, ip)
                 lease = None if network is None else tx.table(Lease).get(network.number, ordinal)
                 return [] if network is None or lease is None else [_held(tx, network, lease)]
         else:
 
             def view(tx: Transaction) -> list[Held]:
-                return [_held(tx, *where) for where in _holders(tx, *port)]
+                return [_held(tx, *where) for where in holders(tx, *port)]
 
         return self.read(view)
 
@@ -152,9 +153,9 @@ class NetworkView(Closing):
         """
         port = _port(what)
         if port is not None:
-            return self.read(lambda tx: _why_port(tx, *port))
+            return self.read(lambda tx: why_port(tx, *port))
         ip = as_ip(what)
-        return self.read(lambda tx: _why(tx, ip))
+        return self.read(lambda tx: why(tx, ip))
 
     def reserved(self, network: str | None = None) -> list[Kept]:
         """The reservations, of one network or of all; by network and address."""
@@ -179,7 +180,7 @@ class NetworkView(Closing):
         plain = as_ip(ip)
 
         def view(tx: Transaction) -> bool:
-            network, ordinal = _place(tx, plain)
+            network, ordinal = place_of_address(tx, plain)
             return (
                 network is not None
                 and tx.table(Lease).get(network.number, ordinal) is None
@@ -194,10 +195,18 @@ class NetworkView(Closing):
         plain = as_ip(ip)
 
         def view(tx: Transaction) -> str | None:
-            network, _ = _place(tx, plain)
+            network, _ = place_of_address(tx, plain)
             return None if network is None else network.name
 
         return self.read(view)
+
+    def counters(self) -> tuple[int, int]:
+        """How many leases were ever given, and how many have ended: constant time."""
+        return self.read(lambda tx: (tx.last("generation"), tx.last("past")))
+
+    def busiest(self, most: int) -> list[tuple[str, tuple[int, int]]]:
+        """The owners that hold most addresses, and how many, with how many ports. O(held)."""
+        return self.read(lambda tx: _busiest(tx, most))
 
     def newest(self) -> datetime | None:
         """When the newest lease began, by the wall clock; None without leases. O(held)."""
@@ -228,7 +237,7 @@ class NetworkView(Closing):
         plain, at = as_ip(ip), None if at is None else as_moment(at, "at")
 
         def view(tx: Transaction) -> list[PastLease]:
-            network, ordinal = _place(tx, plain)
+            network, ordinal = place_of_address(tx, plain)
             return [] if network is None else history(tx, network.number, ordinal, at)
 
         return self.read(view)
@@ -258,23 +267,6 @@ def _port(what: object) -> tuple[str, int] | None:
     return as_protocol(protocol), as_port(
         int(number) if number.isascii() and number.isdigit() else number
     )
-
-
-def _holders(tx: Transaction, protocol: str, port: int) -> list[tuple[Network, Lease]]:
-    """The leases that publish a host port, each with its network."""
-    by_number = {network.number: network for network in networks(tx)}
-    rows = [row for row in holding(tx, port, protocol) if row.network in by_number]
-    leases = [tx.table(Lease).get(row.network, row.ordinal) for row in rows]
-    return [(by_number[lease.network], lease) for lease in leases if lease is not None]
-
-
-def _place(tx: Transaction, ip: IP) -> tuple[Network | None, int]:
-    """The network that an address can be given by, and its ordinal there."""
-    for network in networks(tx):
-        subnets = subnets_of(network)
-        if ip in subnets:
-            return network, subnets.ordinal(ip)
-    return None, 0
 
 
 def _held(tx: Transaction, network: Network, lease: Lease) -> Held:
@@ -310,6 +302,15 @@ def _kept(tx: Transaction, network: Network) -> list[Kept]:
     ]
 
 
+def _busiest(tx: Transaction, most: int) -> list[tuple[str, tuple[int, int]]]:
+    found: dict[str, tuple[int, int]] = {}
+    for lease in tx.table(Lease).all():
+        if lease.owner is not None:
+            held, ports = found.get(lease.owner, (0, 0))
+            found[lease.owner] = (held + 1, ports + lease.publications)
+    return sorted(found.items(), key=lambda pair: (-pair[1][0], -pair[1][1], pair[0]))[:most]
+
+
 def _ended(tx: Transaction, owner: str) -> Iterator[tuple[str, IP, PastLease]]:
     by_number = {network.number: network for network in networks(tx)}
     for row in sorted(tx.table(EndedLease).all()):
@@ -317,55 +318,6 @@ def _ended(tx: Transaction, owner: str) -> Iterator[tuple[str, IP, PastLease]]:
         if row.owner == owner and network is not None:
             past = PastLease(row.owner, row.key, moment(row.start_ns), moment(row.end_ns))
             yield network.name, subnets_of(network).address(row.ordinal), past
-
-
-def _why(tx: Transaction, ip: IP) -> str:
-    for network in networks(tx):
-        subnets = subnets_of(network)
-        subnet = subnets.of_version(ip.version)
-        if subnet is None or ip not in subnet.network:
-            continue
-        if ip == subnet.gateway:
-            return f"{ip} is the gateway of network {network.name}"
-        if ip not in subnet:
-            return f"{ip} is never given by network {network.name}: it is excluded, or no host's"
-        try:
-            subnets.ordinal(ip)
-        except InvalidValueError as error:  # its counterpart is not
-            return f"{error} (network {network.name})"
-        return _state(tx, network, Addresses.of(network), ip)
-    known = ", ".join(f"{one.name} ({subnets_of(one).networks})" for one in networks(tx)) or "none"
-    return f"{ip} is of no network of this store; there are: {known}"
-
-
-def _why_port(tx: Transaction, protocol: str, port: int) -> str:
-    found = _holders(tx, protocol, port)
-    if not found:
-        return f"port {port}/{protocol} is free: no lease publishes it"
-    return "; ".join([_published(port, protocol, *where) for where in found])
-
-
-def _published(port: int, protocol: str, network: Network, lease: Lease) -> str:
-    ip = subnets_of(network).address(lease.ordinal)
-    return (
-        f"port {port}/{protocol} is published by {lease.owner or ip} ({ip} of network "
-        f"{network.name})"
-    )
-
-
-def _state(tx: Transaction, network: Network, addresses: Addresses, ip: IP) -> str:
-    ordinal, where = addresses.subnets.ordinal(ip), f"network {network.name}"
-    kept = tx.table(Reservation).get(network.number, ordinal)
-    kept_for = "" if kept is None else f", reserved for {kept.owner or 'no owner'}"
-    lease = tx.table(Lease).get(network.number, ordinal)
-    if lease is not None:
-        return f"{ip} of {where} is held by {lease.owner or 'a lease without an owner'}{kept_for}"
-    left = addresses.cooling_for(tx, ordinal)
-    if left:
-        return f"{ip} of {where} is cooling down for another {left:.1f} s{kept_for}"
-    if kept is not None:
-        return f"{ip} of {where} is{kept_for.removeprefix(',')}"
-    return f"{ip} of {where} is free"
 
 
 def _usage(tx: Transaction, network: Network) -> Usage:

@@ -110,6 +110,25 @@ class Reservation:
 
 
 @dataclass(frozen=True)
+class Owner:
+    """How much an owner holds: addresses, and ports that are published."""
+
+    owner: str
+    held: int
+    ports: int
+
+
+@dataclass(frozen=True)
+class Activity:
+    """How busy a host is: leases ever given and ended, networks, and the owners that hold most."""
+
+    allocated: int
+    released: int
+    networks: list[Network]
+    busiest: list[Owner]
+
+
+@dataclass(frozen=True)
 class Who:
     """What holds an address, a host port or what an owner holds.
 

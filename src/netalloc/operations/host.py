@@ -93,22 +93,25 @@ class HostOperations(Closing, NetworkCommands, LeaseCommands, Upkeep, Transfer, 
         InvalidValueError where none is named and there are several, NotAllocatedError.
         """
         networks = self.open()
-        if network is None:
-            names = list(networks)
-            if not names:
-                raise NotAllocatedError(
-                    f"there is no network in {self.path} yet: netalloc network create NAME SUBNET"
-                )
-            if len(names) > 1:
-                raise InvalidValueError(
-                    f"there are {len(names)} networks, {_listed(names)}: name one"
-                )
-            network = names[0]
+        network = self.only(network)
         made = self._ensure_bridge(networks, network)
         manager = networks.open(network)
         if made:
             manager.reconcile()  # what was on the old one gets back
         return manager
+
+    def only(self, network: str | None) -> str:
+        """The network that is named, or the only one there is, by its name. Raises as above."""
+        if network is not None:
+            return network
+        names = [info.name for info in self.view().networks()]
+        if not names:
+            raise NotAllocatedError(
+                f"there is no network in {self.path} yet: netalloc network create NAME SUBNET"
+            )
+        if len(names) > 1:
+            raise InvalidValueError(f"there are {len(names)} networks, {_listed(names)}: name one")
+        return names[0]
 
     def manager_of(self, ip: IP, network: str | None = None) -> NetworkManager:
         """The manager of the network that gives an address."""

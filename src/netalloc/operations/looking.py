@@ -11,7 +11,7 @@ from netalloc.errors import NotAllocatedError, StoreError
 from netalloc.manager.view import NetworkView
 from netalloc.operations import answers, describe
 from netalloc.operations.asked import Asked, asked
-from netalloc.values import as_text
+from netalloc.values import as_int, as_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -116,6 +116,18 @@ class Looking:
         view = self.view()
         name = view.network_of(plain)
         return [describe.past(name or "", plain, one) for one in view.history(plain, at)]
+
+    def activity(self, owners: int = 10) -> answers.Activity:
+        """How busy the host is, with the owners that hold most. O(held)."""
+        owners = as_int(owners, "owners", 0, 1000)
+        view = self.view()
+        allocated, released = view.counters()
+        return answers.Activity(
+            allocated,
+            released,
+            self.networks(),
+            [answers.Owner(name, *most) for name, most in view.busiest(owners)],
+        )
 
     def doctor(self) -> answers.Health:
         """Each limit of the host: now, limit, for how many more containers, and what raises it.

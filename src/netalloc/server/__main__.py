@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 
 _NEEDED = ("httptools", "msgspec", "prometheus_client", "starlette", "uvicorn", "uvloop")
-_DOC = """Run the daemon: the store kept open, its networks watched and repaired, two sockets.
+_DOC = """Run the daemon: the store kept open, its networks watched and repaired,
+two sockets.
 
 SIGTERM ends it when the calls under way are done; SIGHUP has the rules read anew."""
 

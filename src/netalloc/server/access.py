@@ -66,14 +66,15 @@ class Access:
     def may(self, peer: Peer, right: str) -> bool:
         """Whether a peer may read, or change."""
         has = self.right_of(peer)
-        return has == CHANGE or has == right
+        return has in (CHANGE, right)
 
 
 def refusal(peer: Peer, right: str) -> str:
     """Why a peer is refused, and what would let it in."""
     who = f"user {peer.uid} (process {peer.pid})"
     if peer.outside is not None:
-        return f"{who} is of another {peer.outside} namespace: a rule with the word container lets it in"
+        rule = "a rule with the word container lets it in"
+        return f"{who} is of another {peer.outside} namespace: {rule}"
     return f"{who} may not {right}: a rule `user {peer.uid} {right}` would let it"
 
 

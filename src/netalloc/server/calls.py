@@ -41,7 +41,7 @@ class Call(NamedTuple):
 
 _READ = (
     "networks", "network", "leases", "reservations", "who", "why", "history", "check", "doctor",
-    "export",
+    "activity", "export",
 )  # fmt: skip
 _CHANGE = (
     "create_network", "remove_network", "allocate", "allocate_many", "release", "attach", "detach",

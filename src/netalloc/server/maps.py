@@ -33,8 +33,8 @@ def draw(view: NetworkView, query: dict[str, str]) -> tuple[bytes, str]:
     asked = msgspec.convert(query, Asked, strict=False)
     if asked.form not in _MEDIA:
         raise OutOfRangeError(f"form {asked.form[:40]!r} is none of {', '.join(_MEDIA)}")
-    if not 256 <= asked.size <= 4096:
-        raise OutOfRangeError(f"size {asked.size} is not within 256 to 4096")
+    if not 512 <= asked.size <= 4096:
+        raise OutOfRangeError(f"size {asked.size} is not within 512 to 4096")
     if asked.order is not None and not 0 <= asked.order <= 9:
         raise OutOfRangeError(f"order {asked.order} is not within 0 to 9")
     found = survey(
@@ -67,16 +67,14 @@ def _as_json(found: Any) -> bytes:
             "network": found.network,
             "subnet": found.subnet,
             "first": found.first,
-            "count": found.cell * 4**found.order,
+            "part": found.part,
+            "count": found.count,
+            "size": found.size,
+            "lowest": str(found.lowest),
+            "family": found.family,
             "order": found.order,
             "cell": found.cell,
-            "totals": {k: int(v) for k, v in _totals(found.totals).items()},
+            "totals": found.totals._asdict(),
             **shares,
         }
     )
-
-
-def _totals(totals: Any) -> dict[str, Any]:
-    if isinstance(totals, dict):
-        return totals
-    return dict(totals._asdict()) if hasattr(totals, "_asdict") else dict(vars(totals))
