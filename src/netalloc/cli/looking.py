@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 @click.option("--leases", "-l", is_flag=True, help="What is held, in every network.")
 @click.option("--owner", metavar="OWNER", shell_complete=owner_names, help="What it holds.")
 @click.option("--label", metavar="NAME=VALUE", help="What has this label.")
+@click.option("--search", "containing", metavar="TEXT", help="What has this in owner or address.")
+@click.option("--limit", type=int, metavar="N", help="So many at most.")
 @click.option("--reserved", is_flag=True, help="The reservations instead.")
 @looking
 def ls(
@@ -28,13 +30,15 @@ def ls(
     leases: bool,
     owner: str | None,
     label: str | None,
+    containing: str | None,
+    limit: int | None,
     reserved: bool,
 ) -> list[answers.Network] | list[answers.Lease] | list[answers.Reservation]:
     """List the networks; with NETWORK, or an option, what is held."""
     if reserved:
         return host.reservations(network)
-    if leases or network or owner or label:
-        return host.leases(network, owner, label)
+    if leases or network or owner or label or containing or limit is not None:
+        return host.leases(network, owner, label, containing, limit)
     return host.networks()
 
 

@@ -7,6 +7,7 @@ from netalloc.store.records import Label, Lease
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from netalloc.ipam.subnets import Subnets
     from netalloc.store.protocol import Transaction
 
 
@@ -24,6 +25,17 @@ def leases_of(
     else:
         found = leases.where("network", equal=(number,))
     return sorted(found, key=lambda lease: lease.ordinal) if len(found) > 1 else found
+
+
+def containing_text(subnets: Subnets, leases: list[Lease], part: str) -> list[Lease]:
+    """Those whose owner or key, or an address of whom, has that text in it."""
+    return [
+        lease
+        for lease in leases
+        if part in (lease.owner or "")
+        or part in (lease.key or "")
+        or any(part in str(ip) for ip in subnets.addresses(lease.ordinal))
+    ]
 
 
 def labels_of(tx: Transaction, lease: Lease) -> dict[str, str]:

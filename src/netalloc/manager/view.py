@@ -14,7 +14,7 @@ from netalloc.errors import InvalidValueError
 from netalloc.ipam import cells
 from netalloc.ipam.addresses import Addresses
 from netalloc.ipam.history import PastLease, as_moment, history, moment
-from netalloc.ipam.lookup import labels_of, leases_of
+from netalloc.ipam.lookup import containing_text, labels_of, leases_of
 from netalloc.ipam.networks import (
     NetworkInfo,
     as_network_name,
@@ -30,7 +30,7 @@ from netalloc.ipam.reboot import AfterReboot
 from netalloc.model import PortMapping
 from netalloc.store.protocol import Store, Transaction
 from netalloc.store.records import Attachment, Cooldown, EndedLease, Lease, Network, Reservation
-from netalloc.values import as_optional_text, as_port, as_protocol, as_text, shown
+from netalloc.values import as_int, as_optional_text, as_port, as_protocol, as_text, shown
 
 T = TypeVar("T")
 
@@ -101,13 +101,22 @@ class NetworkView(Closing):
         return self.read(lambda tx: [info(network) for network in networks(tx)])
 
     def find(
-        self, owner: str | None = None, *, network: str | None = None, label: str | None = None
+        self,
+        owner: str | None = None,
+        *,
+        network: str | None = None,
+        label: str | None = None,
+        containing: str | None = None,
+        limit: int | None = None,
     ) -> list[Held]:
         """What is held: by an owner, in a network, with a label ("app=shop"), or all of it.
 
-        By network and address. O(found) for an owner or a label.
+        By network and address. With `containing` those whose owner or address has that text in
+        it, and no more than `limit`. O(found) for an owner or a label, else O(held).
         """
         owner = as_optional_text(owner, "owner")
+        part = as_optional_text(containing, "text")
+        most = None if limit is None else as_int(limit, "limit", 0, 1 << 32)
         pair: tuple[str, str] | None = None
         if label is not None:
             name, equals, value = (as_optional_text(label, "label", 5000) or "").partition("=")
@@ -117,12 +126,14 @@ class NetworkView(Closing):
         name_of = None if network is None else as_network_name(network)
 
         def view(tx: Transaction) -> list[Held]:
-            chosen = networks(tx) if name_of is None else [get(tx, name_of)]
-            return [
-                _held(tx, one, lease)
-                for one in chosen
-                for lease in leases_of(tx, one.number, owner, pair)
-            ]
+            found: list[Held] = []
+            for one in networks(tx) if name_of is None else [get(tx, name_of)]:
+                leases = leases_of(tx, one.number, owner, pair)
+                if part is not None:
+                    leases = containing_text(subnets_of(one), leases, part)
+                room = len(leases) if most is None else most - len(found)
+                found += [_held(tx, one, lease) for lease in leases[:room]]
+            return found
 
         return self.read(view)
 

@@ -50,11 +50,21 @@ class Looking:
         raise NotAllocatedError(f"there is no network {name} in this store; there are: {known}")
 
     def leases(
-        self, network: str | None = None, owner: str | None = None, label: str | None = None
+        self,
+        network: str | None = None,
+        owner: str | None = None,
+        label: str | None = None,
+        containing: str | None = None,
+        limit: int | None = None,
     ) -> list[answers.Lease]:
-        """What is held: all of it, in a network, by an owner, with a label ("app=shop")."""
-        view = self.view()
-        return describe.leases(view.find(owner, network=network, label=label), self._infos())
+        """What is held: all of it, in a network, by an owner, with a label ("app=shop").
+
+        With `containing` what has that text in its owner, key or address; `limit` at most.
+        """
+        held = self.view().find(
+            owner, network=network, label=label, containing=containing, limit=limit
+        )
+        return describe.leases(held, self._infos())
 
     def reservations(self, network: str | None = None) -> list[answers.Reservation]:
         """The addresses that are kept."""

@@ -38,7 +38,12 @@ class Transfer:
         def view(self) -> NetworkView: ...
 
         def leases(
-            self, network: str | None = None, owner: str | None = None, label: str | None = None
+            self,
+            network: str | None = None,
+            owner: str | None = None,
+            label: str | None = None,
+            containing: str | None = None,
+            limit: int | None = None,
         ) -> list[answers.Lease]: ...
 
         def reservations(self, network: str | None = None) -> list[answers.Reservation]: ...

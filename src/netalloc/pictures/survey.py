@@ -135,6 +135,14 @@ def coarser(survey: Survey, order: int) -> Survey:
     return replace(survey, order=order, cell=survey.cell * merged, **arrays)
 
 
+def percentages(survey: Survey) -> dict[str, list[int]]:
+    """The share of each cell that is in each state but free, rounded up so that one shows."""
+    return {
+        state: np.ceil(getattr(survey, state) * (100.0 / survey.cell)).astype(int).tolist()
+        for state in ("used", "cooling", "reserved", "excluded")
+    }
+
+
 def _survey(network: str, cells: Cells, blocks: tuple[Block, ...]) -> Survey:
     cell, n = cells.cell, cells.n
     if cell > 1 << 62:

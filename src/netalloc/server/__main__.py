@@ -10,7 +10,8 @@ _NEEDED = ("httptools", "msgspec", "prometheus_client", "starlette", "uvicorn", 
 _DOC = """Run the daemon: the store kept open, its networks watched and repaired,
 two sockets.
 
-SIGTERM ends it when the calls under way are done; SIGHUP has the rules read anew."""
+SIGTERM ends it when the calls under way are done; SIGHUP has the rules
+read anew."""
 
 
 def parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
-from importlib.resources import files
 from typing import Any
 
 import msgspec
@@ -21,6 +20,7 @@ from netalloc.server import errors
 from netalloc.server.access import Access, refusal
 from netalloc.server.calls import CALLS, CHANGE, LOOK, Call, arguments_of, as_keywords, list_names
 from netalloc.server.openapi import document
+from netalloc.server.page import page
 from netalloc.server.peer import Peer
 from netalloc.server.service import Service
 
@@ -181,10 +181,12 @@ def _event(event: Any) -> bytes:
 
 
 async def _page(_: Request) -> Response:
-    body = files("netalloc.server").joinpath("page.html").read_bytes()
-    policy = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    policy += "connect-src 'self'; img-src 'self' data:; frame-ancestors 'none'; base-uri 'none'"
-    headers = {"content-security-policy": policy, "x-content-type-options": "nosniff"}
+    body, policy = page()
+    headers = {
+        "content-security-policy": policy,
+        "x-content-type-options": "nosniff",
+        "referrer-policy": "no-referrer",
+    }
     return Response(body, media_type="text/html; charset=utf-8", headers=headers)
 
 

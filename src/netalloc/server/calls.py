@@ -67,7 +67,7 @@ def arguments_of(call: Call) -> type[msgspec.Struct]:
             fields.append((name, kind, msgspec.field(default_factory=list)))
         else:
             fields.append((name, kind, one.default))
-    title = "".join(part.title() for part in call.name.split("_"))
+    title = "".join(part.title() for part in call.name.split("_")) + "Arguments"
     return msgspec.defstruct(title, fields, kw_only=True, forbid_unknown_fields=True)
 
 

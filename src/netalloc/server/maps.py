@@ -53,28 +53,21 @@ def draw(view: NetworkView, query: dict[str, str]) -> tuple[bytes, str]:
 
 def _as_json(found: Any) -> bytes:
     """Cells in the order of the addresses: what share of each is in which state, in percent."""
-    import numpy as np
+    from netalloc.pictures.survey import percentages
 
-    total = float(found.cell)
-    shares = {
-        name: np.ceil(np.asarray(getattr(found, name), dtype=np.float64) * (100.0 / total))
-        .astype(int)
-        .tolist()
-        for name in ("used", "cooling", "reserved", "excluded")
-    }
     return msgspec.json.encode(
         {
             "network": found.network,
             "subnet": found.subnet,
-            "first": found.first,
+            "first": str(found.first),  # may be past 2**53, what JavaScript has
             "part": found.part,
-            "count": found.count,
-            "size": found.size,
+            "count": str(found.count),
+            "size": str(found.size),
             "lowest": str(found.lowest),
             "family": found.family,
             "order": found.order,
-            "cell": found.cell,
+            "cell": str(found.cell),
             "totals": found.totals._asdict(),
-            **shares,
+            **percentages(found),
         }
     )
