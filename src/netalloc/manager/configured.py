@@ -27,6 +27,11 @@ class ConfiguredNetwork:
         return self._leases.network.bridge
 
     @property
+    def backend(self) -> str:
+        """What makes the mappings: "nftables", "iptables" or "null"."""
+        return self._leases.network.backend
+
+    @property
     def subnet(self) -> Subnet:
         """The addresses of the network: of the first of its subnets, the IPv4 one if any."""
         return self._leases.subnets.first

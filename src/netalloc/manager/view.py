@@ -157,6 +157,18 @@ class NetworkView(Closing):
 
         return self.read(view)
 
+    def lease_of(self, network: str, ip: IP, generation: int) -> tuple[Held, NetworkInfo] | None:
+        """One lease, and how its network is configured; None where it has ended."""
+
+        def view(tx: Transaction) -> tuple[Held, NetworkInfo] | None:
+            one = get(tx, network)
+            lease = tx.table(Lease).get(one.number, subnets_of(one).ordinal(ip))
+            if lease is None or lease.generation != generation:
+                return None
+            return _held(tx, one, lease), info(one)
+
+        return self.read(view)
+
     def why(self, what: IP | str) -> str:
         """Why an address or a host port ("tcp/8080") can be had now, or cannot, in a sentence.
 

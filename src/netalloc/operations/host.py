@@ -19,6 +19,7 @@ from netalloc.errors import (
     OutOfRangeError,
     StoreError,
 )
+from netalloc.host.made_bridges import is_there
 from netalloc.locks import locked
 from netalloc.manager.networks import Networks
 from netalloc.manager.view import NetworkView
@@ -51,6 +52,7 @@ class HostOperations(Closing, NetworkCommands, LeaseCommands, Upkeep, Transfer, 
         self._networks: Networks | None = None
         self._view: NetworkView | None = None
         self._closed = False
+        self._known: dict[str, NetworkManager] = {}
 
     # ---- opening
 
@@ -94,8 +96,13 @@ class HostOperations(Closing, NetworkCommands, LeaseCommands, Upkeep, Transfer, 
         """
         networks = self.open()
         network = self.only(network)
+        known = self._known.get(network)
+        if known is not None and not known.closed and known.registered:
+            bridge = None if known.backend == "null" else known.bridge
+            if bridge is None or is_there(bridge):
+                return known
         made = self._ensure_bridge(networks, network)
-        manager = networks.open(network)
+        manager = self._known[network] = networks.open(network)
         if made:
             manager.reconcile()  # what was on the old one gets back
         return manager
@@ -170,21 +177,17 @@ class HostOperations(Closing, NetworkCommands, LeaseCommands, Upkeep, Transfer, 
 
     def answer(self, interface: NetworkInterface) -> answers.Lease:
         """All there is to say of an interface."""
-        view = self.view()
-        infos = {info.name: info for info in view.networks()}
-        for held in view.who(interface.ip):
-            if held.generation == interface.generation:
-                return describe.lease(held, infos[held.network])
+        found = self.view().lease_of(interface.network, interface.ip, interface.generation)
+        if found is not None:
+            return describe.lease(*found)
         raise NotAllocatedError(f"{interface.ip} was released meanwhile")
 
     def _ensure_bridge(self, networks: Networks, name: str) -> bool:
         """Make the bridge of a network where it is missing; whether it was."""
-        from netalloc.host import made_bridges
-
         info = networks.get(name)
         if info is None or info.bridge is None or info.backend == "null":
             return False
-        if made_bridges.is_there(info.bridge):
+        if is_there(info.bridge):
             return False
         self._make_bridge(info.bridge, name, info.subnets)
         return True

@@ -30,6 +30,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--group", metavar="NAME", help="may change, and reach the sockets")
     made.add_argument("--rules", type=Path, metavar="FILE", help="who may read and who may change")
     made.add_argument("--page", metavar="IP:PORT", help="serve the page at this loopback address")
+    made.add_argument(
+        "--patience", type=float, default=10.0, metavar="S",
+        help="seconds for a request to come whole; 10 unless given",
+    )  # fmt: skip
     made.add_argument("--log-format", choices=("auto", "json", "text"), default="auto")
     made.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     return made

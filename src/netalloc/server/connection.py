@@ -12,13 +12,13 @@ from netalloc.server.app import PEER
 from netalloc.server.peer import Peer, peer_of
 
 MOST = 2048  # connections at once
-PATIENCE = 10.0  # seconds for a request to come whole, from its first byte or the connection on
 
 
 class Connection(HttpToolsProtocol):
     """uvicorn's, with the peer's credentials in each request's scope."""
 
     peer: Peer | None = None
+    patience = 10.0  # seconds for a request to come whole, from the connection or its first byte on
     _slow: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -29,11 +29,12 @@ class Connection(HttpToolsProtocol):
             return
         found = transport.get_extra_info("socket")
         if found is not None and found.family == socket.AF_UNIX:
-            copy = socket.fromfd(found.fileno(), socket.AF_UNIX, socket.SOCK_STREAM)
             try:
-                self.peer = peer_of(copy)
-            finally:
-                copy.close()
+                with socket.fromfd(found.fileno(), socket.AF_UNIX, socket.SOCK_STREAM) as copy:
+                    self.peer = peer_of(copy)
+            except OSError:  # it is gone already, or no descriptor is left
+                transport.abort()
+                return
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -56,7 +57,7 @@ class Connection(HttpToolsProtocol):
 
     def _wait(self) -> None:
         self._done()
-        self._slow = self.loop.call_later(PATIENCE, self._give_up)
+        self._slow = self.loop.call_later(self.patience, self._give_up)
 
     def _done(self) -> None:
         if self._slow is not None:

@@ -29,15 +29,25 @@ from netalloc.server.service import Service
 log = logging.getLogger(__name__)
 MOST = 1024  # connections at once
 MAX_LINE = 1 << 20  # bytes
-PATIENCE = 10.0  # seconds for the first line, and for the rest of any that has begun
 _STACK = 512 << 10  # bytes of a thread
 _encode = msgspec.json.Encoder().encode
 
 
 class LineServer:
-    """Serves a listening unix socket until it is closed."""
+    """Serves a listening unix socket until it is closed.
 
-    def __init__(self, listening: socket.socket, service: Service, access: Access) -> None:
+    `patience` is seconds for the first line, for the rest of any that has begun, and for an answer
+    to be read.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        service: Service,
+        access: Access,
+        patience: float = 10.0,
+    ) -> None:
+        self._patience = patience
         self._listening = listening
         self._service = service
         self._access = access
@@ -74,7 +84,11 @@ class LineServer:
                 if not self._closing:
                     log.error("the line socket accepts no more: %s", error)  # noqa: TRY400
                 return
-            self._begin(connection)
+            try:
+                self._begin(connection)
+            except Exception:
+                log.exception("a connection could not be served")
+                connection.close()
 
     def _begin(self, connection: socket.socket) -> None:
         try:
@@ -89,8 +103,9 @@ class LineServer:
             if right is None:
                 self._service.metrics.refusals.labels("read").inc()
             text = refusal(peer, "read") if right is None else f"{MOST} connections are open"
-            connection.settimeout(0)
-            _send(connection, _failure(errors.as_json("not-permitted", text, 13)))
+            with suppress(OSError):
+                connection.setblocking(False)
+                connection.send(_failure(errors.as_json("not-permitted", text, 13)))
             connection.close()
             return
         thread = threading.Thread(
@@ -111,20 +126,20 @@ class LineServer:
     def _serve(self, connection: socket.socket, peer: Peer) -> None:
         rest = b""
         try:
-            connection.settimeout(PATIENCE)
+            connection.settimeout(self._patience)
             while True:
                 line, newline, more = rest.partition(b"\n")
                 if newline:
                     rest = more
-                    if not _send(connection, self._answer(line, peer)):
+                    if not self._send(connection, self._answer(line, peer)):
                         return
                     continue
                 if len(rest) > MAX_LINE:
                     told = errors.as_json("too-large", f"a line may have {MAX_LINE:,} bytes", 2)
-                    _send(connection, _failure(told))
+                    self._send(connection, _failure(told))
                     return
                 if rest:
-                    connection.settimeout(PATIENCE)
+                    connection.settimeout(self._patience)
                 data = connection.recv(65536)
                 if not data:
                     return
@@ -136,6 +151,16 @@ class LineServer:
             connection.close()
             with self._lock:
                 self._connections.pop(connection, None)
+
+    def _send(self, connection: socket.socket, data: bytes) -> bool:
+        """Send all of it, or give up where the peer does not read; whether it was sent."""
+        try:
+            connection.settimeout(self._patience)
+            connection.sendall(data)
+            connection.settimeout(None)
+        except OSError:
+            return False
+        return True
 
     def _answer(self, line: bytes, peer: Peer) -> bytes:
         name, _, given = line.strip().partition(b" ")
@@ -158,17 +183,6 @@ class LineServer:
 
 def _failure(told: dict[str, Any]) -> bytes:
     return b"error " + _encode(told["error"]) + b"\n"
-
-
-def _send(connection: socket.socket, data: bytes) -> bool:
-    """Send all of it, or give up where the peer does not read."""
-    try:
-        connection.settimeout(PATIENCE)
-        connection.sendall(data)
-        connection.settimeout(None)
-    except OSError:
-        return False
-    return True
 
 
 def _shut(one: socket.socket, how: int) -> None:

@@ -36,12 +36,18 @@ def peer_of(connection: socket.socket) -> Peer:
     handle = _handle(connection)
     try:
         outside = _outside(pid)
-        if handle is not None and select.select([handle], [], [], 0)[0]:
+        if handle is not None and _has_ended(handle):
             outside = "process that has ended"  # and its number may be another's by now
     finally:
         if handle is not None:
             os.close(handle)
     return Peer(pid, uid, gid, _groups(connection) | {gid}, outside)
+
+
+def _has_ended(handle: int) -> bool:
+    asked = select.poll()  # select() takes no descriptor past 1,023
+    asked.register(handle, select.POLLIN)
+    return bool(asked.poll(0))
 
 
 def _handle(connection: socket.socket) -> int | None:

@@ -35,7 +35,10 @@ _IDLE = 75  # seconds that a connection may be idle between two requests
 
 @dataclass
 class Settings:
-    """How the daemon is to run. `page` is an address and port of loopback for the page alone."""
+    """How the daemon is to run. `page` is an address and port of loopback for the page alone.
+
+    `patience` is seconds for a request to come whole.
+    """
 
     store: Path | None = None
     socket: Path | None = None
@@ -43,6 +46,7 @@ class Settings:
     group: str | None = None
     rules: Path | None = None
     page: str | None = None
+    patience: float = 10.0
 
 
 class _Server(uvicorn.Server):
@@ -83,7 +87,7 @@ class Daemon:
         api, line, page, token = self._listen()
         config = uvicorn.Config(
             Api(service, self._access, pool, token).app(),
-            http=Connection,
+            http=type("Connection", (Connection,), {"patience": self._settings.patience}),
             log_config=None,
             access_log=False,
             lifespan="off",
@@ -92,7 +96,7 @@ class Daemon:
             timeout_graceful_shutdown=_GRACE,
         )
         server = _Server(config)
-        lines = LineServer(line, service, self._access)
+        lines = LineServer(line, service, self._access, self._settings.patience)
         ended = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ended.set)
@@ -104,12 +108,12 @@ class Daemon:
             serving = asyncio.create_task(server.serve(sockets=sockets))
             watchdog = asyncio.create_task(_watchdog(service, pool))
             waiting = asyncio.create_task(ended.wait())
-            systemd.notify("READY=1")
             log.info("ready at %s and %s", api.getsockname(), line.getsockname())
             if page is not None:
                 host, port = page.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
                 print(f"page: http://{shown}:{port}/?token={token}", flush=True)  # noqa: T201
+            systemd.notify("READY=1")
             await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
             systemd.notify("STOPPING=1")
             log.info("stopping")

@@ -147,7 +147,7 @@ class Service:
     def _repaired(self, name: str, found: ReconcileResult) -> None:
         lines = list(found.lines())
         self.metrics.repairs.labels(name).inc(len(lines))
-        self.events.tell("repaired", {"network": name, "what": lines[:100]})
+        self.events.tell("repaired", {"network": name, "changes": lines[:100]})
         log.warning("network %s was repaired: %s", name, "; ".join(lines[:10]))
 
 
@@ -181,7 +181,7 @@ def _told(what: str, *names: str) -> Callable[[Service, dict[str, Any], Any], No
 def _mended(service: Service, _: dict[str, Any], answer: answers.Done) -> None:
     if answer.done:
         service.metrics.repairs.labels("").inc(len(answer.done))
-        service.events.tell("repaired", {"network": None, "what": answer.done[:100]})
+        service.events.tell("repaired", {"network": None, "changes": answer.done[:100]})
 
 
 def _all_allocated(service: Service, _: dict[str, Any], leases: list[answers.Lease]) -> None:
