@@ -14,7 +14,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-density test test-all test-freethreaded check bench bench-growth bench-peers bench-durable bench-attach \
-	bench-plot bench-readme density sanitize soak sdist clean
+	bench-plot bench-readme density sanitize soak sdist docs test-api test-page clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -88,6 +88,20 @@ soak: ## the tests that take minutes
 	@scripts/setup.sh --kernel test bench
 	@$(PY) -m pytest -m soak -o faulthandler_timeout=3600 $(ARGS)
 	@$(PY) -m pytest benchmarks -m soak -o faulthandler_timeout=3600 -q -s --benchmark-disable $(ARGS)
+
+docs: ## the documentation as a site, in build/docs
+	@scripts/setup.sh docs
+	@$(PY) scripts/reference.py --check
+	@$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "  build/docs/index.html"
+
+test-api: ## the daemon's API against its OpenAPI document, by schemathesis
+	@scripts/setup.sh test api
+	@$(PY) -m pytest tests/api $(ARGS)
+
+test-page: ## the daemon's page in Chromium
+	@scripts/setup.sh --chromium test page
+	@$(PY) -m pytest tests/page $(ARGS)
 
 sdist: ## build the source distribution; install and use it in an empty environment
 	@scripts/setup.sh check

@@ -3,10 +3,10 @@
 # Debian packages, a virtual environment in the checkout, the build. Does nothing, and
 # says nothing, when all of it is there already.
 #
-#   scripts/setup.sh [--kernel] [--cni] EXTRA...
+#   scripts/setup.sh [--kernel] [--cni] [--chromium] EXTRA...
 #
-# --kernel asks for the firewall tools too, --cni for CNI's plugins; EXTRA is one of the optional dependencies of
-# pyproject.toml. PYTHON chooses the interpreter, VENV another place than .venv.
+# --kernel asks for the firewall tools too, --cni for CNI's plugins, --chromium for that browser; EXTRA is one of
+# the optional dependencies of pyproject.toml. PYTHON chooses the interpreter, VENV another place than .venv.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -63,6 +63,7 @@ missing_packages() {
     command -v cc >/dev/null || echo gcc libc6-dev
     [ -n "$python" ] || python_packages
     [ "$cni" = no ] || [ -x /usr/lib/cni/bridge ] || echo containernetworking-plugins
+    [ "$chromium" = no ] || command -v chromium >/dev/null || echo chromium
     [ "$kernel" = yes ] || return 0
     command -v iptables >/dev/null || echo iptables
     command -v nft >/dev/null || echo nftables
@@ -70,6 +71,7 @@ missing_packages() {
     command -v ip >/dev/null || echo iproute2
     command -v unshare >/dev/null || echo util-linux
     command -v mount >/dev/null || echo mount
+    command -v curl >/dev/null || echo curl
 }
 
 install_packages() {
@@ -92,10 +94,12 @@ sources() {
 
 kernel=no
 cni=no
+chromium=no
 while [[ "${1:-}" == --* ]]; do
     case $1 in
         --kernel) kernel=yes ;;
         --cni) cni=yes ;;
+        --chromium) chromium=yes ;;
         *) die "no such option: $1" ;;
     esac
     shift

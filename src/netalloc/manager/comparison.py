@@ -61,7 +61,10 @@ def kernel_differences(store: Store, network: Network) -> list[str]:
         mappings = mappings_of(network, None, store, made)
         service = service_of(host, network, mappings, None)
         made.push(service.holds.close)
-        return check_kernel(service)
+        found = check_kernel(service)
+        if not found and not mappings.stands(service.survey(service.publications.desired)):
+            return [f"rules of network {network.name} are missing in the kernel"]
+        return found
     except NetallocError as error:
         return [f"network {network.name} cannot be compared with the kernel: {error}"]
     finally:

@@ -79,6 +79,15 @@ class ExclusiveMappings:
         for mapping in sorted(present - wanted, key=repr):
             yield f"the kernel has what is not desired: {mapping}"
 
+    def stands(self, desired: list[PortMapping]) -> bool:
+        """Whether the fixed part is there, as far as that can be told without making it."""
+        backend = self._kernel.backend
+        look = getattr(backend, "is_there", None)
+        if look is not None:
+            return bool(look())
+        agrees = getattr(backend, "agrees", None)
+        return agrees is None or bool(agrees(desired))
+
     @property
     def is_real(self) -> bool:
         """Whether there is a kernel behind it: not so with the null backend."""

@@ -63,14 +63,21 @@ class Upkeep:
         return answers.Done(done + self.reconcile().done)
 
     def reconcile(self, *, network: str | None = None) -> answers.Done:
-        """Make the kernel agree with what is held and published; what was repaired."""
-        return answers.Done(
-            [
-                f"network {manager.name}: {one}"
-                for manager in self._managers(network)
-                for one in manager.reconcile().lines()
-            ]
-        )
+        """Make the kernel agree with what is held and published; what was repaired.
+
+        A manager mends its part when it is opened, without a word: so what differed is looked for
+        before.
+        """
+        before = self.check().findings if _may_compare() else []
+        done = [
+            f"network {manager.name}: {one}"
+            for manager in self._managers(network)
+            for one in manager.reconcile().lines()
+        ]
+        if before:
+            still = set(self.check().findings)
+            done = [f"mended: {one}" for one in before if one not in still]
+        return answers.Done(done)
 
     def kernel_says(self, held: list[Held], question: Asked) -> str | None:
         """Whether the kernel leads a port to what holds it."""
