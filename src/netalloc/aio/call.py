@@ -59,6 +59,7 @@ class Call(Generic[T]):
         self._lost = lost
         self._pool: Executor | None = None
         self._job: Future[None] | None = None
+        self._withdrawn = False
         self._first: dict[None, str] = {}
         self._given_back: dict[None, object] = {}
         self._result: T | None = None
@@ -91,7 +92,7 @@ class Call(Generic[T]):
         if self._given_back:
             return  # or it was taken, and raised its error
         if job is None or pool is None or (self.manner.withdrawn and job.cancel()):
-            self._first.setdefault(None, _GONE)
+            self._withdrawn = True
             self._tell(self.settled)
         elif self._first.setdefault(None, _GONE) == _MADE:
             if self._undo is None or self._error is not None:
@@ -105,7 +106,7 @@ class Call(Generic[T]):
     # ---- in a thread
 
     def _run(self) -> None:
-        if self._first:
+        if self._withdrawn:
             return  # the pool has kept a job that it could not take
         try:
             self._result = self._context.run(self._work)

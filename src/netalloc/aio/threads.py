@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-SIZE = 16  # threads at most: as many changes of a file share a commit
+SIZE = 16  # threads at most for changes: as many of a file share a commit
+READERS = 4  # and for reading: it waits for no change, and must not for the threads of some
 log = Log(__name__)
 
 
@@ -39,6 +40,7 @@ class Threads:
         self._loop = loop
         self._process = os.getpid()
         self._pool = ThreadPoolExecutor(SIZE, f"netalloc-aio {self._what}")
+        self._readers = ThreadPoolExecutor(READERS, f"netalloc-aio {self._what} read")
         self._calls: set[Call[Any]] = set()
         self._last: dict[Hashable, Call[Any]] = {}
         self.closed = False
@@ -97,7 +99,7 @@ class Threads:
         try:
             if before:
                 await asyncio.wait(before)
-            call.start(self._pool)
+            call.start(self._readers if manner is READ else self._pool)
             await call.answered
             return call.take()
         except asyncio.CancelledError:
@@ -170,6 +172,7 @@ class Threads:
     def _end(self, close: Callable[[], None], closing: asyncio.Future[None]) -> None:
         failure: BaseException | None = None
         try:
+            self._readers.shutdown(wait=True)
             self._pool.shutdown(wait=True)
             close()
         except BaseException as error:
