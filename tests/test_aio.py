@@ -32,11 +32,12 @@ from netalloc.aio import call as calls
 from netalloc.aio.call import Call
 from netalloc.aio.threads import SIZE
 from netalloc.errors import ClosedError, ExhaustedError, NetallocError
+from netalloc.host import namespaces
 from netalloc.manager.attaching import AttachService
 from netalloc.model import PortRequest, ReconcileResult
 from netalloc.portmap.watch import Watch
 
-PATIENCE = 60  # seconds: what hangs fails
+PATIENCE = 20  # seconds: what hangs fails
 
 
 class Gate:
@@ -138,8 +139,11 @@ def test_each_method_has_a_twin(sync, twin, name):
         assert parameters(getattr(sync, name))[0] == parameters(getattr(twin, name))[0]
         return
     assert inspect.iscoroutinefunction(ours), f"{name} is no coroutine"
-    if sync is netalloc.Networks and name in {"get", "keys", "items", "values"}:
-        return  # a Mapping's own, without annotations
+    if name in {"get", "keys", "items", "values"}:
+        return  # a Mapping's own, some of them in C
+    if sync is netalloc.Networks:  # whose annotations are objects, not text
+        assert [one[:3] for one in parameters(theirs)[0]] == [o[:3] for o in parameters(ours)[0]]
+        return
     assert parameters(theirs) == parameters(ours)
 
 
@@ -192,7 +196,8 @@ def test_all_calls_of_a_manager_and_an_interface(tmp_path):
             assert await manager.reconcile() == ReconcileResult()
             assert await manager.gc(alive={"web"}) == []
             assert len(await manager.history("10.0.0.4")) == 1
-            assert await manager.check() == [] and await manager.repair() == []
+            assert await manager.check() == []
+            assert (await manager.repair())[0].startswith("a copy of the file")
             assert await manager.registered() is True
             assert (manager.name, manager.bridge, manager.closed) == ("br0", "br0", False)
             assert str(manager.subnet) == "10.0.0.1/24" and manager.subnets == (manager.subnet,)
@@ -339,8 +344,14 @@ class Turn:
 
 async def begun(manager):
     """Until a thread is at the one call there is."""
-    while not any(one._job and one._job.running() for one in manager._threads._calls):
+    while not _running(manager):
         await asyncio.sleep(0)
+
+
+def _running(manager):
+    """How many threads are at a call."""
+    found = [one for one in manager._threads._calls if one._job and not one.settled.done()]
+    return sum(one._job.running() for one in found)
 
 
 @pytest.mark.parametrize("name", HOLDING)
@@ -362,11 +373,9 @@ def test_a_call_that_no_thread_has_begun_is_withdrawn(path, name):
         async with opened(path, probe=Gate()) as manager:
             one = await manager.allocate("before")
             with Turn(path) as turn:
-                busy = [asyncio.ensure_future(manager.reserve("10.0.0.9")) for _ in range(1)]
+                busy = [asyncio.ensure_future(manager.reserve("10.0.200.9")) for _ in range(1)]
                 busy += [asyncio.ensure_future(manager.allocate("busy")) for _ in range(SIZE)]
-                while (
-                    sum(bool(c._job and c._job.running()) for c in manager._threads._calls) < SIZE
-                ):
+                while _running(manager) < SIZE:
                     await asyncio.sleep(0)
                 task = asyncio.ensure_future(HOLDING[name](manager, one))
                 await asyncio.sleep(0)
@@ -375,7 +384,7 @@ def test_a_call_that_no_thread_has_begun_is_withdrawn(path, name):
                 turn.end()
                 await asyncio.gather(*busy)
             await manager.release("busy")
-            await manager.unreserve("10.0.0.9")
+            await manager.unreserve("10.0.200.9")
 
     run(main())
     assert held(path) == NOTHING
@@ -431,10 +440,11 @@ def test_a_result_that_comes_with_the_cancellation_is_given_back(path, name, mon
     tasks = []
 
     def told(self, future):
-        done = tell(self, future)
-        if future is self.answered and tasks:
-            self._loop.call_soon_threadsafe(tasks.pop().cancel)  # in the very same step
-        return done
+        if future is not self.answered or not tasks:
+            return tell(self, future)
+        task = tasks.pop()
+        self._loop.call_soon_threadsafe(lambda: (future.set_result(None), task.cancel()))
+        return True
 
     monkeypatch.setattr(Call, "_tell", told)
 
@@ -576,8 +586,9 @@ def test_two_that_ask_with_one_key_do_not_take_from_each_other(path):
             await outcome(third)  # it waited for its turn only
             gate.opened.set()
             await outcome(first)
-            assert await manager.find() == [await second]
-            assert len(await (await second).ports()) == 1
+            two = await second
+            assert await manager.find() == [two]
+            assert len(await two.ports()) == 1
 
     run(main())
 
@@ -989,7 +1000,8 @@ def test_a_forked_child_goes_on_as_the_manager_does(path, kind):
 def test_attaching_that_is_cancelled_is_detached(nft_lab, tmp_path, monkeypatch, many):
     lab, gate = nft_lab, Gate()
     make = AttachService._make
-    place = lab.containers[0].name
+    place = "aio0"
+    namespaces.create(place)
 
     def stopped(self, endpoints):
         gate()
