@@ -209,8 +209,11 @@ def test_all_calls_of_a_manager_and_an_interface(tmp_path):
                 await manager.watch(1)
             with pytest.raises(InvalidValueError, match="null"):
                 await one.attach(tap="tap0")
+            with pytest.raises(InvalidValueError, match="is not an interface and a netns"):
+                await manager.attach_many([(one,)])
+            await manager.attach_many([])
             with pytest.raises(InvalidValueError, match="null"):
-                await manager.attach_many([(one, "c0")])
+                await manager.detach_many([one])
             with pytest.raises(InvalidValueError, match="open"):
                 await manager.allow(one, "10.0.0.3")
             assert await manager.allowed() == []
