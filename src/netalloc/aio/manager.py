@@ -39,10 +39,10 @@ class AsyncNetworkManager(AsyncManyInterfaces, AsyncConfiguredNetwork):
     Made by `create` or `open`; each may be awaited, or be the `async with` whose end closes it.
     It belongs to the event loop that it was made in.
 
-    Calls run in at most 20 threads of its own, which end with it: 16, and 4 for those that read. A task that is cancelled
-    within a call goes on when the call is over: one that no thread has begun is not made at all,
-    what another has taken is given back, and what releases is made in any case. A second
-    cancellation does not wait for that; `close` does.
+    Calls run in at most 20 threads of its own, which end with it: 16 for changes, 4 for those
+    that read. A task that is cancelled within a call goes on when the call is over: one that no
+    thread has begun is not made at all, what another has taken is given back, and what releases
+    is made in any case. A second cancellation does not wait for that; `close` does.
 
     >>> import asyncio
     >>> async def main():
