@@ -79,7 +79,7 @@ class AttachService:
     # ---- putting on, taking off
 
     def attach(self, pairs: Sequence[tuple[Lease, Target]]) -> list[Attachment]:
-        """Put leases where their targets say, all or none; what is there already stays.
+        """Put leases where their targets say, all or none; what was not there already.
 
         Raises StaleLeaseError, InUseError where a lease is elsewhere, InterfaceError with the
         reason, ExhaustedError where the bridge has no room.
@@ -89,15 +89,14 @@ class AttachService:
         both = zip(wanted, pairs, strict=True)
         endpoints = [self._endpoint(one, store, target) for one, (_, target) in both]
         turns = AttachTurns(record.index for record in wanted)
-        turns.held(partial(self._attach, pairs, wanted, endpoints))
-        return wanted
+        return turns.held(partial(self._attach, pairs, wanted, endpoints))
 
     def _attach(
         self,
         pairs: Sequence[tuple[Lease, Target]],
         wanted: Sequence[Attachment],
         endpoints: Sequence[Endpoint],
-    ) -> None:
+    ) -> list[Attachment]:
         self._check_room(endpoints)
         fresh: list[tuple[Attachment, Endpoint]] = []
         triples = [
@@ -108,6 +107,7 @@ class AttachService:
             self._clear(fresh)
             self._make(endpoints)
             self._confirm(wanted, endpoints, fresh)
+            return [record for record, _ in fresh]
         except BaseException:
             self._take_back(fresh)
             raise

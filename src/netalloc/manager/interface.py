@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from ipaddress import IPv4Interface, IPv6Interface
     from types import TracebackType
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
     from netalloc._alloc import Subnet
     from netalloc.address_values import IP
@@ -209,12 +209,18 @@ class NetworkInterface(InterfaceState):
         with the reason, InUseError where it is attached elsewhere, ExhaustedError where the
         bridge is full, StaleLeaseError; then nothing is left. About a millisecond.
         """
+        self._attach(netns, tap, ifname, mac, mtu, uid, gid)
+
+    def _attach(
+        self, netns: Any, tap: Any, ifname: Any, mac: Any, mtu: Any, uid: Any, gid: Any
+    ) -> bool:
+        """Whether it was not attached before."""
         from netalloc.manager.attach_targets import as_target, close_targets
 
         lease, service = self._in_force(), self._leases.attaching
         target = as_target(netns, tap, ifname, mac, mtu, uid, gid)
         try:
-            service.attach([(lease, target)])
+            return bool(service.attach([(lease, target)]))
         finally:
             close_targets((target,))
 

@@ -15,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import os
     from collections.abc import Iterable, Sequence
+    from typing import Any
 
     from netalloc.ipam.change import Change
     from netalloc.model import PortRequest
@@ -61,6 +62,10 @@ class ManyInterfaces:
         Half a millisecond each. Raises InvalidValueError for an interface of another network,
         and what `attach` raises.
         """
+        self._attach_many(pairs, ifname, mtu)
+
+    def _attach_many(self, pairs: object, ifname: Any, mtu: Any) -> list[Lease]:
+        """Those that were not attached before."""
         from netalloc.host.netns import current
         from netalloc.manager.attach_targets import Target, as_target, close_targets
 
@@ -75,8 +80,9 @@ class ManyInterfaces:
                 lease = self._own(items[0])
                 target = as_target(items[1], None, ifname, None, mtu, None, None, home)
                 targets.append((lease, target))
-            if targets:
-                self._leases.attaching.attach(targets)
+            fresh = self._leases.attaching.attach(targets) if targets else []
+            new = {one.ordinal for one in fresh}
+            return [lease for lease, _ in targets if lease.ordinal in new]
         finally:
             close_targets(target for _, target in targets)
 
