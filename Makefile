@@ -14,7 +14,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-density test test-all test-freethreaded check bench bench-growth bench-peers bench-durable bench-attach \
-	bench-plot bench-readme density sanitize soak sdist docs test-api test-page clean
+	bench-plot bench-readme density sanitize soak sdist wheels docs test-api test-page clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -106,6 +106,9 @@ test-page: ## the daemon's page in Chromium
 sdist: ## build the source distribution; install and use it in an empty environment
 	@scripts/setup.sh check
 	@scripts/prove-sdist.sh
+
+wheels: ## a wheel for each Python found, repaired and used in an empty environment
+	@scripts/wheels.sh
 
 clean: ## remove all that the above made in this folder
 	rm -rf .venv .venv-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks

@@ -1,11 +1,11 @@
 """How Sphinx makes the documentation: `make docs`."""
 
-from importlib.metadata import version
+from importlib.metadata import version as installed
 
 project = "netalloc"
 author = "The netalloc authors"
 copyright = "The netalloc authors"
-release = version("netalloc")
+release = installed("netalloc")
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
 html_title = f"netalloc {release}"

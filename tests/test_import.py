@@ -233,3 +233,14 @@ def test_a_named_tuple_is_like_those_of_the_standard_library() -> None:
             one.a = 3
     assert Ours(1).all == 6 and Ours.__doc__ == "Its text." and not hasattr(Ours(1), "__dict__")
     assert pickle.loads(pickle.dumps(WriterRecord(7))) == WriterRecord(7)
+
+
+def test_the_version_is_the_packages_and_is_looked_up_when_asked_for():
+    code = "import netalloc, sys; print(sorted(vars(netalloc))); print(netalloc.__version__)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    )
+    before, version = done.stdout.splitlines()
+    assert "__version__" not in before
+    project = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text()
+    assert f'\nversion = "{version}"\n' in project

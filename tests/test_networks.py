@@ -60,7 +60,7 @@ def test_a_network_opened_by_name_is_all_that_it_was_registered_as(path):
         assert manager.subnet == subnet
         expected = NetworkInfo(
             "web", "br0", "bridge", subnet, "null", range(8100, 8000, -2), 2.5, 60.0, True,
-            (subnet,), "open", (), (),
+            (subnet,), "open", (), ("10.88.0.5", "10.88.0.64/26"),
         )  # fmt: skip
         assert view.networks() == [expected]
         one = manager.allocate("shop", ports=(80,))

@@ -68,7 +68,7 @@ def rows_read(monkeypatch):
 
         return original(Counting(), port, protocol, limit)
 
-    monkeypatch.setattr("netalloc.manager.view.holding", counting)
+    monkeypatch.setattr("netalloc.ipam.reasons.holding", counting)
     return read
 
 

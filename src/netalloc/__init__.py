@@ -73,7 +73,16 @@ _HOME = {
 __all__ = sorted(_HOME)  # noqa: PLE0605
 
 
+if TYPE_CHECKING:
+    __version__: str
+
+
 def __getattr__(name: str) -> object:
+    if name == "__version__":  # importlib.metadata takes 10 ms to load
+        from importlib.metadata import version
+
+        globals()[name] = found = version(__name__)
+        return found
     home = _HOME.get(name)
     if home is None:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -86,4 +95,4 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, "__version__"})

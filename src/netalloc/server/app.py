@@ -107,8 +107,12 @@ class Api:
         host = request.headers.get("host", "").rpartition(":")[0].strip("[]")
         if host not in ("127.0.0.1", "localhost", "::1"):
             return False  # another name that leads here: some page's, not the operator's
-        given = request.cookies.get(_COOKIE) or request.query_params.get("token", "")
-        return self._token is not None and hmac.compare_digest(given.encode(), self._token.encode())
+        given = request.cookies.get(_COOKIE, ""), request.query_params.get("token", "")
+        token = self._token
+        # Either: a cookie may be of an earlier daemon.
+        return token is not None and any(
+            hmac.compare_digest(one.encode(), token.encode()) for one in given
+        )
 
     # ---- what is no call
 
