@@ -21,7 +21,7 @@ CHECKS = (
     "content_type_conformance",
     "response_schema_conformance",
 )
-EXAMPLES = os.environ.get("EXAMPLES", "60")
+EXAMPLES = os.environ.get("EXAMPLES", "12")
 
 
 @pytest.fixture

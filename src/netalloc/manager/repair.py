@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
+from resource import RLIMIT_NOFILE, getrlimit
 
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
@@ -33,6 +34,7 @@ __all__ = ["QUARANTINE", "make_anew", "mend", "repair"]
 
 log = Log(__name__)
 _AT_ONCE = 100  # steps in one change: some 10 ms in a file
+_DESCRIPTORS = 16  # that a repair has open at once, with some to spare
 _LOOKS = 3  # what is mended may show what else differs
 
 
@@ -55,6 +57,7 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     """
     timeout = as_seconds(timeout, "timeout")
     path = _checked(path)
+    _check_descriptors()
     kept = keep_copy(path, timeout)
     try:
         done = _mend_in_place(path, timeout)
@@ -88,6 +91,22 @@ def _checked(path: str | os.PathLike[str]) -> Path:
         raise StoreError(f"{path} is gone: put a copy back, or remove {path}.lock to begin anew")
     place.check_beside(path)
     return path
+
+
+def _check_descriptors() -> None:
+    """Raise StoreError unless there are enough: a file that cannot be opened is not damaged."""
+    opened: list[int] = []
+    try:
+        for _ in range(_DESCRIPTORS):
+            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))  # noqa: PERF401
+    except OSError as error:
+        limit = getrlimit(RLIMIT_NOFILE)[0]
+        raise StoreError(
+            f"a repair needs {_DESCRIPTORS} file descriptors: {error.strerror} (limit {limit})"
+        ) from error
+    finally:
+        for one in opened:
+            os.close(one)
 
 
 def _mend_in_place(path: Path, timeout: float) -> list[str] | None:

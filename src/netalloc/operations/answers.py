@@ -6,6 +6,7 @@ Addresses are text, moments are ISO 8601 in UTC, durations are seconds.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class Planned:
     """What a dry run found would happen; nothing was touched."""
 
     would: list[str]
-    answer: object = None
+    answer: Any = None
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from netalloc.operations import answers
 from netalloc.operations.outcomes import OUTCOMES
 from netalloc.server.calls import CALLS, CHANGE, Call, answer_of, arguments_of
 
@@ -39,14 +40,16 @@ class _Failure(msgspec.Struct):
 @cache
 def document() -> dict[str, Any]:
     """What the API is, for programs that make clients."""
-    kinds: list[Any] = [_Failure]
+    kinds: list[Any] = [_Failure, answers.Planned]
     for call in CALLS.values():
         kinds += [arguments_of(call), answer_of(call)]
     shapes, schemas = msgspec.json.schema_components(kinds, ref_template=_REF)
-    failure, rest = shapes[0], iter(shapes[1:])
+    failure, planned, rest = shapes[0], shapes[1], iter(shapes[2:])
     paths: dict[str, Any] = {}
     for call in CALLS.values():
         taken, given = next(rest), next(rest)
+        if call.right == CHANGE:  # with dry_run
+            given = {"anyOf": [given, planned]}
         paths[f"/v1/{call.name}"] = {
             call.verb.lower(): {
                 "operationId": call.name,

@@ -62,7 +62,11 @@ class Connection(SqlRunner):
         except _FAULTS as error:
             raise _translated(error, path) from error
         self._begin(raw, _FAULTS)
-        self._keep_log(True)
+        try:
+            self._keep_log(True)
+        except BaseException:  # the file was opened, and its log perhaps not
+            raw.close()
+            raise
         # Rolls back what is under way, if anything is: a function in C.
         self.abort: Callable[[], object] = self._raw.rollback
 
@@ -117,6 +121,10 @@ class Connection(SqlRunner):
         self._closed = True
         if self._log_size() > _LONG_LOG:
             self._keep_log(False)
+        try:
+            self._cursor.close()  # or a statement that failed would keep the file open
+        except sqlite3.ProgrammingError:
+            pass  # it is closed already
         try:
             self._raw.close()
         except _FAULTS as error:
