@@ -29,7 +29,7 @@ demo-density: ## 10,000 live containers, routed, each with a port over IPv4 and 
 
 test: ## the tests; as root also those on the real kernel, in private namespaces
 	@scripts/setup.sh --kernel test
-	@$(PY) -m pytest -n $$(( $$(nproc) < 2 ? 2 : 4 )) --dist worksteal $(ARGS)
+	@$(PY) -m pytest -n $$(( $$(nproc) < 2 ? 2 : 6 )) --dist worksteal $(ARGS)
 
 test-all: ## the tests that need no root, on every Python from 3.10 that is found
 	@scripts/test-all.sh

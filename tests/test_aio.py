@@ -116,7 +116,8 @@ def parameters(function):
 
 
 def public(kind):
-    return [name for name in dir(kind) if not name.startswith("_")]
+    # The store of a host's networks is for what opens them, and blocks.
+    return [name for name in dir(kind) if not name.startswith("_") and name != "store"]
 
 
 @pytest.mark.parametrize(

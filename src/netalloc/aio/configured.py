@@ -28,6 +28,16 @@ class AsyncConfiguredNetwork:
         return self._manager.bridge
 
     @property
+    def backend(self) -> str:
+        """What makes the mappings: "nftables", "iptables" or "null"."""
+        return self._manager.backend
+
+    @property
+    def commits(self) -> tuple[int, int]:
+        """How many commits callers that waited for each other shared, and of how many changes."""
+        return self._manager.commits
+
+    @property
     def subnet(self) -> Subnet:
         """The addresses of the network: of the first of its subnets, the IPv4 one if any."""
         return self._manager.subnet

@@ -77,6 +77,11 @@ class AsyncNetworkInterface:
         return self._interface.key
 
     @property
+    def network(self) -> str:
+        """What its network is called in the store."""
+        return self._interface.network
+
+    @property
     def generation(self) -> int:
         """A number that no other lease has, a later one of the same address included."""
         return self._interface.generation
