@@ -10,6 +10,7 @@ from typing import Any
 import click
 import jsonschema
 import msgspec
+import pexpect
 import pytest
 
 from command_line import RUN, CommandLine
@@ -326,7 +327,6 @@ def test_tables_fit_the_terminal(na: CommandLine, columns: int) -> None:
 
 
 def test_on_a_terminal_there_is_colour_and_no_color_is_heeded(na: CommandLine) -> None:
-    pexpect = pytest.importorskip("pexpect")
     na.well("allocate", "shop")
     for setting, coloured in (({}, True), ({"NO_COLOR": "1"}, False)):
         child = pexpect.spawn(
@@ -416,3 +416,19 @@ def test_the_store_is_found_where_the_documentation_says(
     monkeypatch.setenv("XDG_STATE_HOME", "relative")  # is to be ignored, says the specification
     monkeypatch.setenv("HOME", "/home/user")
     assert str(default_store()) == "/home/user/.local/state/netalloc/host.db"
+
+
+def test_what_takes_longer_than_a_second_says_so_on_a_terminal_alone() -> None:
+    code = (
+        "import time\nfrom netalloc.cli.progress import waiting\n"
+        "with waiting('mending'):\n    time.sleep({})\n"
+    )
+    for seconds, shown in ((1.5, True), (0.2, False)):
+        child = pexpect.spawn(sys.executable, ["-c", code.format(seconds)], timeout=30)
+        out = child.read().decode()
+        child.close()
+        assert ("mending" in out) is shown
+    done = subprocess.run(
+        [sys.executable, "-c", code.format(1.2)], capture_output=True, check=True, timeout=30
+    )
+    assert done.stderr == b""

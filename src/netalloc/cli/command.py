@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import os
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
 
 from netalloc.cli import output
+from netalloc.cli.progress import waiting
 from netalloc.operations.outcomes import is_expected, message, outcome
 
 TYPE_CHECKING = False
@@ -27,6 +29,8 @@ STORE = click.option(
 _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 _DRY_RUN = click.option("--dry-run", is_flag=True, help="Say what would happen, and touch nothing.")
 
+
+_SHOWS_PROGRESS = ("import",)  # its own
 
 # What messages say where the right to do it is missing.
 _REFUSED = ("not permitted", "ermission", "may not be read", "writable?", "CAP_", "belongs to user")
@@ -86,9 +90,12 @@ def _options(work: F, *options: Any) -> F:
         **rest: Any,
     ) -> None:
         _prepare()
-        store = store or click.get_current_context().find_root().params.get("store")
+        context = click.get_current_context()
+        store = store or context.find_root().params.get("store")
+        name = context.info_name or ""
         with host_of(store, dry_run) as host:
-            answer = work(host, *arguments, **rest)
+            with nullcontext() if name in _SHOWS_PROGRESS else waiting(f"{name} ..."):
+                answer = work(host, *arguments, **rest)
             status = output.show(answer, as_json=as_json, dry_run=dry_run)
         if status:
             raise click.exceptions.Exit(status)

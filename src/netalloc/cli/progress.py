@@ -10,7 +10,38 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rich.status import Status
+
 _QUIET = 1.0  # seconds before anything is shown
+
+
+@contextmanager
+def waiting(what: str) -> Iterator[None]:
+    """Says what takes so long, on a terminal, where it takes longer than a second."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from threading import Timer
+
+    shown: list[Status] = []
+
+    def show() -> None:
+        from rich.console import Console
+
+        status = Console(stderr=True).status(what)
+        status.start()
+        shown.append(status)
+
+    timer = Timer(_QUIET, show)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        for status in shown:
+            status.stop()
 
 
 @contextmanager
