@@ -465,6 +465,30 @@ def test_an_open_network_beside_it_is_not_reached_either(tmp_path, backend, othe
                 interface.release()
 
 
+def test_an_open_network_of_ipv6_alone_beside_it_is_not_reached_either(tmp_path):
+    """Of iptables, where bridged frames pass it: nothing is switched on for it on the host."""
+    with GuardLab("bridge", GUARDED, store=tmp_path / "host.db", bridge_nf=1) as lab:
+        run("ip", "link", "add", "br1", "type", "bridge")
+        Path("/proc/sys/net/ipv6/conf/br1/accept_dad").write_text("0")
+        run("ip", "addr", "add", "fd00:77::1/64", "dev", "br1")
+        run("ip", "link", "set", "br1", "up")
+        lab.serve_everywhere()
+        with NetworkManager(
+            "br1", network="fd00:77::1/64", store=tmp_path / "host.db", backend="iptables"
+        ) as beside:
+            lab.manager.close()
+            lab.manager = lab.enter_context(lab.open())  # after it
+            one = beside.allocate("one")
+            lab.namespace("one")
+            one.attach(netns="one")
+            lab.serve("one", socket.SOCK_DGRAM, socket.AF_INET6)
+            assert lab.asked(None, one.ip) == "one"
+            assert lab.asked("evil", one.ip, timeout=0.2) is None
+            one.release()
+        for interface in lab.manager.interfaces():
+            interface.release()
+
+
 @pytest.mark.parametrize("bridge_nf", [0, 1])
 def test_a_port_that_is_not_ours_reaches_no_container_by_the_bridge(bridge_nf):
     with GuardLab("bridge", bridge_nf=bridge_nf) as lab:
