@@ -52,8 +52,10 @@ def write(parts: list[Part]) -> None:
     for part in parts:
         if isinstance(part, str):
             click.echo(part)
-        elif isinstance(part, Table):
-            click.echo(_styled(part) if sys.stdout.isatty() else part.fitted(width()))
+        elif isinstance(part, Table) and sys.stdout.isatty():
+            click.echo(_styled(part))
+        else:
+            click.echo(part.fitted(width()))
 
 
 def width() -> int:

@@ -65,7 +65,27 @@ class Table:
         return "  ".join(aligned).rstrip()
 
 
-Part = str | Table
+@dataclass
+class Wrapped:
+    """A text that is folded between words; a command so that it may still be pasted."""
+
+    text: str
+    indent: int
+    command: bool = False
+
+    def fitted(self, width: int) -> str:
+        """As lines of that width, the first one aside behind an indent."""
+        lines = textwrap.wrap(
+            self.text,
+            max(width - 2 * self.command, self.indent + 10),
+            subsequent_indent=" " * self.indent,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        return (" \\\n" if self.command else "\n").join(lines)
+
+
+Part = str | Table | Wrapped
 
 
 @singledispatch
@@ -196,22 +216,20 @@ def _(answer: answers.Why) -> list[Part]:
 
 @parts.register
 def _(answer: answers.Health) -> list[Part]:
-    table = Table(
-        ["STATUS", "LIMIT", "NOW", "OF", "ROOM FOR", "WHAT TO DO"],
-        [False, False, True, True, True, False],
-    )
+    table = Table(["STATUS", "LIMIT", "NOW", "OF", "ROOM FOR"], [False, False, True, True, True])
     styles = {"warning": "yellow", "critical": "bold red", "unknown": "dim"}
+    rest: list[Part] = []
     for one in answer.findings:
-        table.add(
-            one.status.upper() if one.status != "ok" else one.status,
-            one.text,
-            "" if one.now is None else number(one.now),
-            "" if one.limit is None else number(one.limit),
-            "" if one.room is None else number(one.room),
-            one.fix or "",
-            style=styles.get(one.status, ""),
-        )
-    return [table, f"this host: {answer.status}"]
+        status = one.status if one.status == "ok" else one.status.upper()
+        if one.limit is not None:
+            now, limit = number(one.now or 0), number(one.limit)
+            room = "" if one.room is None else number(one.room)
+            table.add(status, one.text, now, limit, room, style=styles.get(one.status, ""))
+        if one.limit is None or one.fix:
+            rest.append(Wrapped(f"{status:<8} {one.text}", 9))
+        if one.fix:
+            rest.append(Wrapped(f"{'':<8} {one.fix}", 9, command=one.fix.startswith("sysctl ")))
+    return [table, "", *rest, "", f"this host: {answer.status}"]
 
 
 def lease_lines(lease: answers.Lease) -> list[str]:
