@@ -97,6 +97,11 @@ def test_why_says_what_is_in_the_way(na: CommandLine) -> None:
     assert "shop holds nothing; it held 10.88.0.2" in na.well("why", "shop")
 
 
+def test_a_lease_that_publishes_a_port_twice_is_told_once(na: CommandLine) -> None:
+    na.well("allocate", "shop", "-p", "127.0.0.1:81:81", "-p", "[::1]:81:81")
+    assert na.well("who", "tcp/81") == "tcp/81  held by shop (10.88.0.2:81, [fd00:88::2]:81)\n"
+
+
 def test_gc_gives_back_what_is_not_alive_at_two_looks(na: CommandLine) -> None:
     na.well("allocate", "alive")
     na.well("allocate", "dead")

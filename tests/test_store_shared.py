@@ -269,6 +269,26 @@ def test_stores_of_one_process_share_what_is_open(path):
     assert open_files(path) == []
 
 
+@pytest.mark.parametrize("another", [False, True])
+def test_a_file_that_is_gone_and_put_back_is_gone_on_with(path, another):
+    with SqliteStore(path) as store:
+        add(store, 1)
+        assert ordinals(store) == [1]
+        store.survey(lambda tx: None)
+        aside = path.with_name("aside.db")
+        path.rename(aside)
+        for call in (lambda: add(store, 2), lambda: ordinals(store)):
+            with pytest.raises(StoreError, match="is gone"):
+                call()
+        if another:
+            shutil.copy(aside, path)
+            aside.unlink()
+        else:
+            aside.rename(path)
+        add(store, 3)
+        assert ordinals(store) == [1, 3]
+
+
 def test_a_relative_path_is_the_same_file_after_a_chdir(tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

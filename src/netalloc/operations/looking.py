@@ -75,7 +75,8 @@ class Looking:
         question = asked(what)
         if question.kind == "owner":
             return self._who_owner(question)
-        held = self.view().who(question.text)
+        # A lease may publish a port more than once, on different addresses of the host.
+        held = list({one.generation: one for one in self.view().who(question.text)}.values())
         leases = describe.leases(held, self._infos())
         if question.kind == "port":
             note = None

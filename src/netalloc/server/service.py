@@ -118,6 +118,8 @@ class Service:
             begun = time.monotonic()
             try:
                 self._look()
+            except NetallocError as error:
+                log.warning("the networks cannot be looked at, and are again later: %s", error)
             except Exception:
                 log.exception("looking at the networks failed, and is tried again")
             pause = max(_LOOK, 20 * (time.monotonic() - begun))

@@ -123,11 +123,11 @@ class StoreFile:
                 f"this process was forked in the middle of a change of {self.path} by the same "
                 "thread, and cannot use it: fork before or after"
             )
+        if session is not None and session.is_current:
+            return session
+        self.check_there()  # before anything is closed: it may be put back
         if session is not None:
-            if session.is_current:
-                return session
             session.close()  # it was repaired, and another file has taken its place
-        self.check_there()
         return Session(self.path)
 
     def check_there(self) -> None:
