@@ -1,0 +1,141 @@
+"""The networks of a configuration in the store: opened, made, and what a container holds there.
+
+A lease is fenced by its owner, the container's id, and its key, the interface's name: what comes
+late for a container that is gone meets nothing of its successor.
+"""
+
+from __future__ import annotations
+
+import os
+
+from netalloc.cni.errors import ADDRESS, CONFIG, CniError
+from netalloc.errors import ExhaustedError, InUseError, NotAllocatedError, OutOfRangeError
+from netalloc.manager.manager import NetworkManager
+from netalloc.manager.undo import Teardown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from netalloc.address_values import IP
+    from netalloc.cni.configuration import Configuration, Range
+    from netalloc.manager.interface import NetworkInterface
+
+
+class Pools:
+    """The networks that a configuration means; a context manager, which closes them."""
+
+    def __init__(self, wanted: Configuration, name: str) -> None:
+        self._wanted = wanted
+        self._name = name
+        self._opened = Teardown()
+
+    def __enter__(self) -> Pools:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a store at all."""
+        return os.path.exists(self._wanted.store)  # noqa: PTH110
+
+    def named(self) -> NetworkManager:
+        """The network that the configuration names. Raises CniError where there is none."""
+        assert self._wanted.network is not None
+        try:
+            return self._kept(NetworkManager.open(self._wanted.network, self._existing()))
+        except NotAllocatedError as error:
+            raise CniError(CONFIG, str(error)) from error
+
+    def of(self, one: Range) -> NetworkManager:
+        """The network of a range, made where there is none.
+
+        Where it is there otherwise, and nothing of it is held, it is made anew.
+        """
+        os.makedirs(os.path.dirname(os.path.abspath(self._wanted.store)), 0o700, exist_ok=True)  # noqa: PTH103, PTH100, PTH120
+        try:
+            return self._kept(self._open(one))
+        except OutOfRangeError as error:
+            raise CniError(CONFIG, str(error)) from error
+        except InUseError as error:
+            if "is registered with" not in str(error) or not self._removed(one.name):
+                raise CniError(CONFIG, str(error)) from error
+        return self._kept(self._open(one))
+
+    def all_there(self) -> Iterator[NetworkManager]:
+        """Every network of the configuration that is in the store, of earlier ranges too."""
+        if not self.is_there:
+            return
+        if self._wanted.network is not None:
+            yield self.named()
+            return
+        from netalloc.manager.view import NetworkView
+
+        with NetworkView(self._existing()) as view:
+            there = [info.name for info in view.networks()]
+        names = {one.name for ranges in self._wanted.sets for one in ranges}
+        prefix = f"cni.{self._name}."
+        for name in there:
+            if name in names or (name.startswith(prefix) and _is_number(name[len(prefix) :])):
+                try:
+                    yield self._kept(NetworkManager.open(name, self._existing()))
+                except NotAllocatedError:
+                    continue  # another process has just removed it
+
+    def take(
+        self, ranges: tuple[Range, ...], owner: str, key: str, ip: IP | None
+    ) -> tuple[Range, NetworkInterface]:
+        """An address of a set: that one, or the next free one. Raises CniError."""
+        for one in ranges:
+            if ip is not None and not one.holds(ip):
+                continue
+            try:
+                return one, self.of(one).allocate(owner, ip, key=key)
+            except ExhaustedError:
+                continue
+            except (InUseError, OutOfRangeError) as error:
+                raise CniError(ADDRESS, str(error)) from error
+        shown = ", ".join(one.shown for one in ranges)
+        raise CniError(ADDRESS, f"no IP addresses available in range set: {shown}")
+
+    def _open(self, one: Range) -> NetworkManager:
+        return NetworkManager(
+            None,
+            network=one.network,
+            exclude=one.exclude,
+            backend="null",
+            mode="routed",
+            isolation="open",
+            name=one.name,
+            store=self._wanted.store,
+        )
+
+    def _removed(self, name: str) -> bool:
+        from netalloc.manager.networks import Networks
+
+        with Networks(self._wanted.store) as networks:
+            try:
+                networks.remove(name)
+            except (InUseError, NotAllocatedError):
+                return False
+        return True
+
+    def _existing(self) -> str:
+        return self._wanted.store
+
+    def _kept(self, manager: NetworkManager) -> NetworkManager:
+        self._opened.push(manager.close)
+        return manager
+
+
+def held_by(manager: NetworkManager, owner: str, key: str) -> list[NetworkInterface]:
+    """What an interface of a container holds of a network."""
+    return [one for one in manager.find(owner) if one.key == key]
+
+
+def _is_number(text: str) -> bool:
+    """Whether it is the place of a range: its set, and which of it."""
+    first, dot, second = text.partition(".")
+    return bool(dot) and first.isdigit() and second.isdigit()
