@@ -42,6 +42,9 @@ if TYPE_CHECKING:
     T = TypeVar("T")
 
 
+_TRIES = 100  # at a file that other processes open and close all the time
+
+
 class SqliteView(Closing):
     """The store in the file at `path`, to read alone; each read() is one consistent state.
 
@@ -99,6 +102,20 @@ class SqliteView(Closing):
         self._closed = True
 
     def _open(self, file: StoreFile, user: object) -> SqliteTransaction:
+        """What is there is looked at, then opened: the last writer may take the log away between.
+
+        So where that went or came meanwhile, it is done again.
+        """
+        for _ in range(_TRIES):
+            beside = _beside(self.path)
+            try:
+                return self._open_once(file, user)
+            except StoreError:
+                if _beside(self.path) == beside:
+                    raise
+        return self._open_once(file, user)
+
+    def _open_once(self, file: StoreFile, user: object) -> SqliteTransaction:
         found = place.look_at(self.path, owner=False)
         if found is None:
             raise StoreError(f"{self.path} is not there: no store was made yet, or it is gone")
@@ -170,6 +187,17 @@ def _is_whole(path: str) -> bool:
         f"{path} has a log whose index {path}-shm is missing or may not be read by user "
         f"{os.geteuid()}: opening the store to write makes it"
     )
+
+
+def _beside(path: str) -> list[int]:
+    """Which files SQLite has beside the store, 0 where there is none."""
+    found = []
+    for suffix in ("", *place.SIDE_FILES):
+        try:
+            found.append(os.stat(path + suffix).st_ino)
+        except OSError:
+            found.append(0)
+    return found
 
 
 def _readable(path: str) -> bool:
