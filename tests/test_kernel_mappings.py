@@ -181,7 +181,7 @@ def test_a_backend_has_one_master():
 @pytest.mark.root
 def test_a_thread_in_another_namespace_builds_nothing_there(kernel, nft_lab):
     kernel.close()  # so that sockets have to be opened again
-    here = nft_lab.run("nft", "list", "ruleset")
+    here = nft_lab.run("nft", "-s", "list", "ruleset")
     found = []
 
     def elsewhere():
@@ -200,13 +200,13 @@ def test_a_thread_in_another_namespace_builds_nothing_there(kernel, nft_lab):
                 except NetallocError as error:
                     if "network namespace net:[" not in str(error):
                         found.append(error)
-            found.extend(nft_lab.run("nft", "list", "ruleset").splitlines())
+            found.extend(nft_lab.run("nft", "-s", "list", "ruleset").splitlines())
 
     thread = threading.Thread(target=elsewhere)
     thread.start()
     thread.join()
     assert not found
-    assert nft_lab.run("nft", "list", "ruleset") == here
+    assert nft_lab.run("nft", "-s", "list", "ruleset") == here
     kernel.apply([TWO])
     assert set(kernel.present()) == {ONE, TWO}
 

@@ -177,3 +177,33 @@ def test_a_file_that_is_no_store_or_is_not_there_is_a_store_error(tmp_path):
         with pytest.raises(StoreError), NetworkView(tmp_path / name) as view:
             view.networks()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["text"]
+
+
+def test_a_file_whose_writers_come_and_go_is_looked_at_all_the_while(path):
+    """The last writer to leave takes the log away, at whatever moment of a look."""
+    with NetworkManager("br0", network="10.88.0.1/24", backend="null", store=path):
+        pass
+
+    def come_and_go():
+        for _ in range(150):
+            with NetworkManager.open("br0", path) as manager:
+                manager.allocate("x").release()
+
+    child = os.fork()
+    if not child:
+        try:
+            come_and_go()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    looks, status = 0, None
+    with NetworkView(path) as view:
+        while status is None:
+            try:
+                assert view.networks()[0].name == "br0"
+                looks += 1
+            finally:
+                pid, code = os.waitpid(child, os.WNOHANG)
+                status = code if pid else None
+    assert status == 0
+    assert looks > 50

@@ -45,6 +45,10 @@ if TYPE_CHECKING:
 _TRIES = 100  # at a file that other processes open and close all the time
 
 
+class _Moved(StoreError):
+    """The file that was read without its log has changed meanwhile."""
+
+
 class SqliteView(Closing):
     """The store in the file at `path`, to read alone; each read() is one consistent state.
 
@@ -66,8 +70,17 @@ class SqliteView(Closing):
         """What `work` makes of what was committed last. Costs some 0.3 ms to open the file.
 
         Raises StoreError for a file that is not there, cannot be read, is damaged or of
-        another version, and within another view of the same thread.
+        another version, and within another view of the same thread. Where a writer comes in the
+        middle, `work` is called again.
         """
+        for _ in range(_TRIES):
+            try:
+                return self._viewed(work)
+            except _Moved:  # noqa: PERF203
+                continue
+        return self._viewed(work)
+
+    def _viewed(self, work: Callable[[SqliteTransaction], T]) -> T:
         tx = self.read()
         try:
             return work(tx)
@@ -107,11 +120,11 @@ class SqliteView(Closing):
         So where that went or came meanwhile, it is done again.
         """
         for _ in range(_TRIES):
-            beside = _beside(self.path)
+            before = _files(self.path)
             try:
                 return self._open_once(file, user)
             except StoreError:
-                if _beside(self.path) == beside:
+                if _files(self.path) == before:
                     raise
         return self._open_once(file, user)
 
@@ -155,7 +168,7 @@ class SqliteView(Closing):
         try:
             connection.close()
             if before is not None and _fingerprint(os.stat(self.path)) != _fingerprint(before):
-                raise StoreError(f"{self.path} was written to while it was read: read it again")
+                raise _Moved(f"{self.path} was written to while it was read: read it again")
         finally:
             file.look.release()
             files.leave(file, user)
@@ -189,15 +202,17 @@ def _is_whole(path: str) -> bool:
     )
 
 
-def _beside(path: str) -> list[int]:
-    """Which files SQLite has beside the store, 0 where there is none."""
-    found = []
-    for suffix in ("", *place.SIDE_FILES):
-        try:
-            found.append(os.stat(path + suffix).st_ino)
-        except OSError:
-            found.append(0)
-    return found
+def _files(path: str) -> list[tuple[int, int] | None]:
+    """What tells the store's file, and those that SQLite has beside it, from later ones."""
+    return [_file(f"{path}{suffix}") for suffix in ("", *place.SIDE_FILES)]
+
+
+def _file(path: str) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns  # a number may be given again at once
 
 
 def _readable(path: str) -> bool:
