@@ -14,7 +14,7 @@ export PATH := $(PATH):/usr/sbin:/sbin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-density test test-all test-freethreaded check bench bench-growth bench-peers bench-durable bench-attach \
-	bench-plot bench-readme density sanitize soak sdist wheels docs test-api test-page clean
+	bench-plot bench-readme density sanitize soak sdist wheels docs test-api test-clients test-page clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -98,6 +98,10 @@ docs: ## the documentation as a site, in build/docs
 test-api: ## the daemon's API against its OpenAPI document, by schemathesis
 	@scripts/setup.sh test api
 	@$(PY) -m pytest tests/api $(ARGS)
+
+test-clients: ## the CNI plugins under Debian's bridge and ptp, beside host-local
+	@scripts/setup.sh --kernel --cni test
+	@$(PY) -m pytest tests/clients -n $$(( $$(nproc) < 2 ? 2 : 4 )) --dist worksteal $(ARGS)
 
 test-page: ## the daemon's page in Chromium
 	@scripts/setup.sh --chromium test page

@@ -67,18 +67,20 @@ def _command(command: click.Command, context: click.Context) -> Iterator[str]:
     from inspect import cleandoc
 
     rows: list[tuple[str, str]]
-    if context.info_name == "serve":
-        from netalloc.server.__main__ import parser
+    if context.info_name in ("serve", "cni"):
+        from importlib import import_module
 
-        made = parser()
-        usage, text = "[OPTIONS]", str(made.description)
+        name = {"serve": "server"}.get(context.info_name, context.info_name)
+        made = import_module(f"netalloc.{name}.__main__").parser()
+        usage = "[OPTIONS]" if context.info_name == "serve" else "install [FOLDER] | import CONFIG"
+        text = str(made.description)
         rows = [
             (
                 f"{' '.join(one.option_strings)} {one.metavar or _choices(one.choices)}",
                 one.help or "",
             )
             for one in made._actions
-            if one.dest != "help"
+            if one.dest not in ("help", "command")
         ]
     else:
         taken = [one for one in command.params if isinstance(one, click.Argument)]

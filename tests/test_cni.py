@@ -3,6 +3,7 @@
 import json
 import random
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -200,7 +201,7 @@ def test_a_wish_that_fits_none_is_refused_and_nothing_kept(both: Plugin) -> None
 
 
 def test_args_that_are_not_known_are_refused_unless_told_otherwise(both: Plugin) -> None:
-    _, text = both.refused("ADD", CNI_ARGS="K8S_POD_NAME=x")
+    code, text = both.refused("ADD", CNI_ARGS="K8S_POD_NAME=x")
     assert (code, "K8S_POD_NAME" in text) == (4, True)
     both.refused("ADD", CNI_ARGS="nonsense")
     both.well("ADD", CNI_ARGS="K8S_POD_NAME=x;IgnoreUnknown=true")
@@ -219,7 +220,7 @@ def test_a_resolver_is_read(tmp_path: Path) -> None:
         "options": ["ndots:5"],
     }
     plugin.config["ipam"]["resolvConf"] = str(tmp_path / "missing")
-    _, text = plugin.refused("ADD", "c1")
+    code, text = plugin.refused("ADD", "c1")
     assert (code, "missing" in text) == (5, True)
     assert len(held(plugin)) == 1
 
@@ -277,7 +278,7 @@ def test_a_range_that_is_changed_takes_effect_when_nothing_is_held(tmp_path: Pat
     plugin = Plugin(config(tmp_path, **FOUR))
     plugin.well("ADD")
     plugin.config["ipam"]["rangeStart"] = "10.1.2.100"
-    _, text = plugin.refused("ADD", "c1")
+    code, text = plugin.refused("ADD", "c1")
     assert (code, "is registered with" in text) == (7, True)
     plugin.well("DEL")
     assert addresses(plugin.well("ADD", "c1")) == ["10.1.2.100/24"]
@@ -339,7 +340,7 @@ def test_status_says_when_nothing_can_be_given(tmp_path: Path) -> None:
     plugin = Plugin(config(tmp_path, subnet="10.1.2.0/30"))
     plugin.well("STATUS")
     plugin.well("ADD")
-    _, text = plugin.refused("STATUS")
+    code, text = plugin.refused("STATUS")
     assert (code, "10.1.2.1-10.1.2.2" in text) == (51, True)
     (tmp_path / "netalloc.db").write_bytes(b"not a store" * 1000)
     assert plugin.refused("STATUS")[0] == 50
@@ -446,3 +447,81 @@ def test_whatever_comes_a_cni_error_goes_out(tmp_path: Path) -> None:
         assert "defect" not in told["msg"], (told, variables, data[:500])
         codes.add(told["code"])
     assert {1, 2, 4, 6, 7} <= codes
+
+
+# ---- coming from host-local
+
+
+def host_local(folder: Path, *leases: tuple[str, str]) -> None:
+    """The files that host-local keeps."""
+    made = folder / "net"
+    made.mkdir(parents=True)
+    for ip, text in leases:
+        (made / ip).write_text(text)
+    (made / "last_reserved_ip.0").write_text("10.1.2.9")
+    (made / "lock").write_text("")
+
+
+def cni(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "netalloc.cni", *arguments],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_what_host_local_gave_is_taken_over_as_it_stands(tmp_path: Path) -> None:
+    host_local(
+        tmp_path, ("10.1.2.7", "c7\r\neth0"), ("10.1.2.9", "c9\r\nnet1"), ("fd00:1::7", "c7\neth0"),
+        ("10.1.2.5", "old"),
+    )  # fmt: skip
+    conflist = {
+        "cniVersion": "1.0.0",
+        "name": "net",
+        "plugins": [
+            {
+                "type": "bridge",
+                "ipam": {"type": "host-local", "dataDir": str(tmp_path), "ranges": [[FOUR], [SIX]]},
+            },
+            {"type": "portmap"},
+        ],
+    }
+    path = tmp_path / "net.conflist"
+    path.write_text(json.dumps(conflist))
+    status, out = cni("import", str(path))
+    assert (status, len(out.splitlines())) == (0, 4), out
+    plugin = Plugin(config(tmp_path, "1.0.0", ranges=[[FOUR], [SIX]]))
+    assert set(held(plugin)) == {
+        ("c7", "eth0", "10.1.2.7"),
+        ("c7", "eth0", "fd00:1::7"),
+        ("c9", "net1", "10.1.2.9"),
+        ("old", "eth0", "10.1.2.5"),
+    }
+    assert cni("import", str(path)) == (0, "nothing to take over\n")
+    given = {"ips": [{"address": "10.1.2.7/24"}, {"address": "fd00:1::7/64"}]}
+    plugin.well("CHECK", "c7", prevResult={"cniVersion": "1.0.0", **given})
+    plugin.well("DEL", "c7")
+    assert addresses(plugin.well("ADD", "new"))[0] == "10.1.2.2/24"
+
+
+def test_a_takeover_is_all_or_nothing(tmp_path: Path) -> None:
+    host_local(tmp_path, ("10.1.2.7", "c7\neth0"), ("10.9.9.9", "c8\neth0"))
+    path = tmp_path / "net.conf"
+    path.write_text(json.dumps(config(tmp_path, **FOUR)))
+    status, out = cni("import", str(path))
+    assert status == 1
+    assert "10.9.9.9 of c8 eth0 is in no range" in out
+    assert held(Plugin(config(tmp_path, **FOUR))) == []
+    path.write_text("{}")
+    assert cni("import", str(path))[0] == 1
+
+
+def test_an_installed_plugin_is_a_program_that_works(tmp_path: Path) -> None:
+    status, out = cni("install", str(tmp_path / "bin"), "--example", str(tmp_path / "net.d"))
+    assert status == 0, out
+    plugin = Plugin(config(tmp_path, **FOUR), [str(tmp_path / "bin" / "netalloc-ipam")])
+    assert addresses(plugin.well("ADD")) == ["10.1.2.2/24"]
+    example = json.loads((tmp_path / "net.d" / "10-netalloc.conflist.example").read_text())
+    section = {**example["plugins"][0]["ipam"], "dataDir": str(tmp_path / "other")}
+    named = {"cniVersion": example["cniVersion"], "name": example["name"], "ipam": section}
+    assert addresses(Plugin(named).well("ADD")) == ["10.87.0.2/16"]

@@ -8,6 +8,7 @@ COMMANDS = {
     "allocate": ("leases", "Give an owner an address, ports, and an interface."),
     "attach": ("leases", "Put an address into a network namespace, or make a tap."),
     "check": ("upkeep", "Say what is wrong with the store and the kernel."),
+    "cni": ("serving", "Install the CNI plugins; take over host-local's addresses."),
     "completion": ("completion", "Print what a shell needs to complete commands."),
     "detach": ("leases", "Take an address off the machine; it stays held."),
     "doctor": ("health", "Say which limit of this host is near."),

@@ -11,11 +11,12 @@ import os
 from netalloc.cni.errors import ADDRESS, CONFIG, CniError
 from netalloc.errors import ExhaustedError, InUseError, NotAllocatedError, OutOfRangeError
 from netalloc.manager.manager import NetworkManager
-from netalloc.manager.undo import Teardown
+from netalloc.manager.networks import Networks
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Any
 
     from netalloc.address_values import IP
     from netalloc.cni.configuration import Configuration, Range
@@ -23,29 +24,46 @@ if TYPE_CHECKING:
 
 
 class Pools:
-    """The networks that a configuration means; a context manager, which closes them."""
+    """The networks that a configuration means; a context manager, which closes them.
+
+    The store is opened to write, for what looks on alone may have to wait for that: after a kill.
+    """
 
     def __init__(self, wanted: Configuration, name: str) -> None:
         self._wanted = wanted
         self._name = name
-        self._opened = Teardown()
+        self._host: Networks | None = None
 
     def __enter__(self) -> Pools:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._opened.close()
+        if self._host is not None:
+            self._host.close()
 
     @property
     def is_there(self) -> bool:
         """Whether there is a store at all."""
         return os.path.exists(self._wanted.store)  # noqa: PTH110
 
+    def host(self) -> Networks:
+        """All networks of the store, which is made where there is none."""
+        if self._host is None:
+            folder = os.path.dirname(os.path.abspath(self._wanted.store))  # noqa: PTH100, PTH120
+            os.makedirs(folder, 0o700, exist_ok=True)  # noqa: PTH103
+            self._host = Networks(self._wanted.store)
+        return self._host
+
     def named(self) -> NetworkManager:
         """The network that the configuration names. Raises CniError where there is none."""
         assert self._wanted.network is not None
+        if not self.is_there:
+            raise CniError(
+                CONFIG,
+                f"there is no network {self._wanted.network}: {self._wanted.store} is not there",
+            )
         try:
-            return self._kept(NetworkManager.open(self._wanted.network, self._existing()))
+            return self.host().open(self._wanted.network)
         except NotAllocatedError as error:
             raise CniError(CONFIG, str(error)) from error
 
@@ -54,33 +72,28 @@ class Pools:
 
         Where it is there otherwise, and nothing of it is held, it is made anew.
         """
-        os.makedirs(os.path.dirname(os.path.abspath(self._wanted.store)), 0o700, exist_ok=True)  # noqa: PTH103, PTH100, PTH120
         try:
-            return self._kept(self._open(one))
+            return self._stated(one)
         except OutOfRangeError as error:
             raise CniError(CONFIG, str(error)) from error
         except InUseError as error:
             if "is registered with" not in str(error) or not self._removed(one.name):
                 raise CniError(CONFIG, str(error)) from error
-        return self._kept(self._open(one))
+        return self._stated(one)
 
     def all_there(self) -> Iterator[NetworkManager]:
         """Every network of the configuration that is in the store, of earlier ranges too."""
-        if not self.is_there:
-            return
         if self._wanted.network is not None:
             yield self.named()
             return
-        from netalloc.manager.view import NetworkView
-
-        with NetworkView(self._existing()) as view:
-            there = [info.name for info in view.networks()]
+        if not self.is_there:
+            return
         names = {one.name for ranges in self._wanted.sets for one in ranges}
         prefix = f"cni.{self._name}."
-        for name in there:
+        for name in self.host():
             if name in names or (name.startswith(prefix) and _is_number(name[len(prefix) :])):
                 try:
-                    yield self._kept(NetworkManager.open(name, self._existing()))
+                    yield self.host().open(name)
                 except NotAllocatedError:
                     continue  # another process has just removed it
 
@@ -100,34 +113,31 @@ class Pools:
         shown = ", ".join(one.shown for one in ranges)
         raise CniError(ADDRESS, f"no IP addresses available in range set: {shown}")
 
-    def _open(self, one: Range) -> NetworkManager:
-        return NetworkManager(
-            None,
-            network=one.network,
-            exclude=one.exclude,
-            backend="null",
-            mode="routed",
-            isolation="open",
-            name=one.name,
-            store=self._wanted.store,
-        )
+    def _stated(self, one: Range) -> NetworkManager:
+        """The manager of a range, which is to be as it is stated."""
+        host = self.host()
+        stated: dict[str, Any] = {
+            "network": one.network,
+            "exclude": one.exclude,
+            "backend": "null",
+            "mode": "routed",
+            "isolation": "open",
+        }
+        if one.name not in host:
+            try:
+                return host.create(one.name, **stated)
+            except InUseError:
+                if one.name not in host:
+                    raise  # it is in the way of another one
+        with NetworkManager(None, name=one.name, store=host.store, **stated):
+            return host.open(one.name)
 
     def _removed(self, name: str) -> bool:
-        from netalloc.manager.networks import Networks
-
-        with Networks(self._wanted.store) as networks:
-            try:
-                networks.remove(name)
-            except (InUseError, NotAllocatedError):
-                return False
+        try:
+            self.host().remove(name)
+        except (InUseError, NotAllocatedError):
+            return False
         return True
-
-    def _existing(self) -> str:
-        return self._wanted.store
-
-    def _kept(self, manager: NetworkManager) -> NetworkManager:
-        self._opened.push(manager.close)
-        return manager
 
 
 def held_by(manager: NetworkManager, owner: str, key: str) -> list[NetworkInterface]:

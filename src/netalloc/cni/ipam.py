@@ -223,7 +223,7 @@ def _full(wanted: Configuration, pools: Pools) -> str:
         pools.named()
     if not pools.is_there:
         return ""
-    with NetworkView(wanted.store) as view:
+    with NetworkView(pools.host().store) as view:
         free = {one.network: one.free for one in view.usage()}
     if wanted.network is not None:
         return "" if free.get(wanted.network) else f"network {wanted.network}"

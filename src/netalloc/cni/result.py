@@ -59,11 +59,13 @@ def _old(
         entry: dict[str, Any] = {"ip": f"{one.ip}/{one.prefixlen}"}
         if one.gateway is not None:
             entry["gateway"] = str(one.gateway)
-        entry["routes"] = [
+        own = [
             {key: route[key] for key in ("dst", "gw") if route.get(key) is not None}
             for route in routes
             if (":" in route["dst"]) == (one.ip.version == 6)
         ]
+        if own:
+            entry["routes"] = own
         found[name] = entry
     found["dns"] = dns
     return found

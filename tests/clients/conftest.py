@@ -1,0 +1,6 @@
+"""Beside the other tests: their helpers are found."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
