@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 
+from netalloc._alloc import Subnet
 from netalloc.cni.errors import ADDRESS, CONFIG, CniError
 from netalloc.errors import ExhaustedError, InUseError, NotAllocatedError, OutOfRangeError
-from netalloc.manager.manager import NetworkManager
 from netalloc.manager.networks import Networks
 
 TYPE_CHECKING = False
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from netalloc.address_values import IP
     from netalloc.cni.configuration import Configuration, Range
     from netalloc.manager.interface import NetworkInterface
+    from netalloc.manager.manager import NetworkManager
 
 
 class Pools:
@@ -116,6 +117,8 @@ class Pools:
     def _stated(self, one: Range) -> NetworkManager:
         """The manager of a range, which is to be as it is stated."""
         host = self.host()
+        if one.name in host:
+            return self._as_stated(one)
         stated: dict[str, Any] = {
             "network": one.network,
             "exclude": one.exclude,
@@ -123,14 +126,21 @@ class Pools:
             "mode": "routed",
             "isolation": "open",
         }
-        if one.name not in host:
-            try:
-                return host.create(one.name, **stated)
-            except InUseError:
-                if one.name not in host:
-                    raise  # it is in the way of another one
-        with NetworkManager(None, name=one.name, store=host.store, **stated):
-            return host.open(one.name)
+        try:
+            return host.create(one.name, **stated)
+        except InUseError:
+            if one.name not in host:
+                raise  # it is in the way of another one
+        return self._as_stated(one)
+
+    def _as_stated(self, one: Range) -> NetworkManager:
+        host = self.host()
+        there, wanted = host[one.name].subnet, Subnet(one.network, exclude=one.exclude)
+        if there != wanted:
+            raise InUseError(
+                f"network {one.name} is registered with subnet {there!r}, not {wanted!r}"
+            )
+        return host.open(one.name)
 
     def _removed(self, name: str) -> bool:
         try:

@@ -100,13 +100,15 @@ def configuration(request: Request) -> Configuration:
 
 
 def _store(ipam: dict[str, Any]) -> str:
-    from netalloc.operations.place import default_store
-
     named = field(ipam, "store", str, None)
     if named is not None:
         return str(named)
     folder = field(ipam, "dataDir", str, None)
-    return str(default_store()) if folder is None else os.path.join(folder, "netalloc.db")  # noqa: PTH118
+    if folder is not None:
+        return os.path.join(folder, "netalloc.db")  # noqa: PTH118
+    from netalloc.operations.place import default_store  # it takes 4 ms to load
+
+    return str(default_store())
 
 
 def _sets(ipam: dict[str, Any], name: str) -> list[tuple[Range, ...]]:

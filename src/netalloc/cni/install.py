@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+import netalloc.errors
 from netalloc.errors import NetallocError
 
 BINARIES = Path("/opt/cni/bin")
@@ -57,7 +58,12 @@ def _program(module: str) -> str:
     python = sys.executable
     if len(python) > 120 or " " in python:  # what the kernel takes of a first line
         raise NetallocError(f"the path of this Python cannot be in a first line: {python}")
-    return f"#!{python} -I\nfrom {module} import main\n\nmain()\n"
+    # Without `site`, which takes as long to load as all else: the one folder that is needed.
+    packages = os.path.dirname(os.path.dirname(netalloc.__file__))  # noqa: PTH120
+    return (
+        f"#!{python} -IS\nimport sys\n\nsys.path.append({packages!r})\n"
+        f"from {module} import main\n\nmain()\n"
+    )
 
 
 def _put(path: Path, text: str, mode: int) -> None:
