@@ -112,9 +112,9 @@ def parse_rule(words: list[str], where: str) -> Rule:
 
 
 def _number(kind: str, name: str, where: str) -> int:
-    if name.isascii() and name.isdigit():
+    if name.isascii() and name.isdigit() and len(name) <= 10:
         return int(name)
     try:
         return pwd.getpwnam(name).pw_uid if kind == "user" else grp.getgrnam(name).gr_gid
-    except KeyError:
-        raise InvalidValueError(f"{where}: there is no {kind} {name}") from None
+    except (KeyError, ValueError):  # the latter with a NUL in it
+        raise InvalidValueError(f"{where}: there is no {kind} {name[:40]}") from None

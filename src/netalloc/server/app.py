@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
+from ipaddress import ip_address
 from typing import Any
 
 import msgspec
@@ -35,14 +37,23 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Api:
-    """The paths, over one service. `token` opens the page over TCP, to look alone."""
+    """The paths, over one service. `token` opens the page over TCP, to look alone.
+
+    Changes are made in `pool`, where all may wait for the store's lock, and the rest in `looks`.
+    """
 
     def __init__(
-        self, service: Service, access: Access, pool: Executor, token: str | None = None
+        self,
+        service: Service,
+        access: Access,
+        pool: Executor,
+        looks: Executor,
+        token: str | None = None,
     ) -> None:
         self._service = service
         self._access = access
         self._pool = pool
+        self._looks = looks
         self._token = token
 
     def app(self) -> Starlette:
@@ -76,10 +87,11 @@ class Api:
         else:
             limit = MAX_IMPORT if call.name == "import" else MAX_BODY
             body = await _body(request, limit)
-            arguments = msgspec.json.decode(body or b"{}", type=kind)
+            arguments = errors.decoded(body or b"{}", msgspec.json.Decoder(kind))
         dry_run = call.right == CHANGE and _flag(request, "dry_run")
         work = partial(self._service.call, call, as_keywords(arguments), dry_run=dry_run)
-        answer = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        pool = self._looks if call.right == LOOK else self._pool
+        answer = await asyncio.get_running_loop().run_in_executor(pool, work)
         return _json(answer)
 
     def _guarded(self, right: str, handler: Handler) -> Handler:
@@ -104,8 +116,7 @@ class Api:
         return handle
 
     def _has_token(self, request: Request) -> bool:
-        host = request.headers.get("host", "").rpartition(":")[0].strip("[]")
-        if host not in ("127.0.0.1", "localhost", "::1"):
+        if not _is_loopback(request.headers.get("host", "")):
             return False  # another name that leads here: some page's, not the operator's
         given = request.cookies.get(_COOKIE, ""), request.query_params.get("token", "")
         token = self._token
@@ -127,12 +138,12 @@ class Api:
         return await self._guarded(LOOK, _page)(request)
 
     async def _health(self, _: Request) -> Response:
-        well = await asyncio.get_running_loop().run_in_executor(self._pool, self._service.is_well)
+        well = await asyncio.get_running_loop().run_in_executor(self._looks, self._service.is_well)
         return _json({"well": well}, 200 if well else 503)
 
     async def _metrics(self, _: Request) -> Response:
         loop = asyncio.get_running_loop()
-        text = await loop.run_in_executor(self._pool, self._service.metrics.text)
+        text = await loop.run_in_executor(self._looks, self._service.metrics.text)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def _openapi(self, _: Request) -> Response:
@@ -147,16 +158,20 @@ class Api:
         query = dict(request.query_params)
         query.pop("token", None)
         work = partial(draw, self._service.host.view(), query)
-        body, media_type = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        body, media_type = await asyncio.get_running_loop().run_in_executor(self._looks, work)
         return Response(body, media_type=media_type)
 
     async def _events(self, request: Request) -> Response:
         given = request.headers.get("last-event-id") or request.query_params.get("after")
-        after = int(given) if given and given.isascii() and given.isdigit() else None
+        number = given is not None and given.isascii() and given.isdigit()
+        after = int(given[:20]) if given and number else None
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        if request.method == "HEAD":  # its stream would never end, unseen
+            return Response(headers=headers, media_type="text/event-stream")
         return StreamingResponse(
             self._stream(after),
             media_type="text/event-stream",
-            headers={"cache-control": "no-store", "x-accel-buffering": "no"},
+            headers=headers,
         )
 
     async def _stream(self, after: int | None) -> AsyncIterator[bytes]:
@@ -177,6 +192,17 @@ class Api:
                 yield _event(told)
         finally:
             events.leave(listener)
+
+
+def _is_loopback(host: str) -> bool:
+    """Whether a Host header names this machine, with a port or, as of port 80, without."""
+    name = re.sub(r":[0-9]*$", "", host) if not host.endswith("]") else host
+    if name.lower() == "localhost":
+        return True
+    try:
+        return ip_address(name[1:-1] if name[:1] == "[" else name).is_loopback
+    except ValueError:
+        return False
 
 
 def _event(event: Any) -> bytes:

@@ -58,6 +58,7 @@ class Events:
         self._kept: deque[Event] = deque(maxlen=_KEPT)
         self._listeners: set[Listener] = set()
         self._number = 0
+        self._closed = False
 
     def tell(self, what: str, about: dict[str, Any]) -> None:
         """Something happened."""
@@ -74,6 +75,10 @@ class Events:
         listener = Listener(asyncio.get_running_loop())
         with self._lock:
             self._listeners.add(listener)
+            if self._closed:
+                listener.tell(None)
+            if after is not None and after > self._number:
+                after = 0  # it counts the events of an earlier daemon: all of these are new to it
             missed = [] if after is None else [one for one in self._kept if one.number > after]
         return listener, missed
 
@@ -90,5 +95,6 @@ class Events:
     def close(self) -> None:
         """There will be none any more."""
         with self._lock:
+            self._closed = True
             for one in self._listeners:
                 one.tell(None)

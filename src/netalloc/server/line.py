@@ -12,9 +12,11 @@ and rights, and `ping`.
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 MOST = 1024  # connections at once
 MAX_LINE = 1 << 20  # bytes
 _STACK = 512 << 10  # bytes of a thread
+_SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)  # of what others may give back
+_PAUSE = 0.05  # seconds until it is asked for again
 _encode = msgspec.json.Encoder().encode
 
 
@@ -54,9 +58,10 @@ class LineServer:
         self._connections: dict[socket.socket, threading.Thread] = {}
         self._lock = threading.Lock()
         self._closing = False
+        self._short = False  # of descriptors or memory
+        self._closed = threading.Event()
         self._decoders = {
-            name: (call, msgspec.json.Decoder(arguments_of(call)).decode)
-            for name, call in CALLS.items()
+            name: (call, msgspec.json.Decoder(arguments_of(call))) for name, call in CALLS.items()
         }
         self._thread = threading.Thread(target=self._accept, name="netalloc-line", daemon=True)
 
@@ -67,22 +72,31 @@ class LineServer:
     def close(self, patience: float = 5.0) -> None:
         """Accept no more, let calls under way end, and end the connections."""
         self._closing = True
+        self._closed.set()
         _shut(self._listening, socket.SHUT_RDWR)
-        self._thread.join()
+        if self._thread.ident is not None:  # else it was never started
+            self._thread.join()
         with self._lock:
             left = dict(self._connections)
         for connection in left:
             _shut(connection, socket.SHUT_RD)  # a call under way still gets its answer
+        end = time.monotonic() + patience  # for all of them together
         for thread in left.values():
-            thread.join(patience)
+            thread.join(max(0.0, end - time.monotonic()))
 
     def _accept(self) -> None:
         while not self._closing:
             try:
                 connection, _ = self._listening.accept()
             except OSError as error:
-                if not self._closing:
-                    log.error("the line socket accepts no more: %s", error)  # noqa: TRY400
+                if self._closing:
+                    return
+                if error.errno in _SHORT:
+                    self._wait_for_more(error)
+                    continue
+                if error.errno == errno.ECONNABORTED:
+                    continue  # that one went away before its turn
+                log.error("the line socket accepts no more: %s", error)  # noqa: TRY400
                 return
             try:
                 self._begin(connection)
@@ -90,12 +104,29 @@ class LineServer:
                 log.exception("a connection could not be served")
                 connection.close()
 
+    def _peer_of(self, connection: socket.socket) -> Peer:
+        """Who connected, as soon as there is what it takes to tell."""
+        while True:
+            try:
+                return peer_of(connection)
+            except OSError as error:  # noqa: PERF203
+                if error.errno not in _SHORT or self._closing:
+                    raise
+                self._wait_for_more(error)
+
+    def _wait_for_more(self, error: OSError) -> None:
+        if not self._short:
+            log.error("the line socket accepts none for now: %s", error)
+        self._short = True
+        self._closed.wait(_PAUSE)
+
     def _begin(self, connection: socket.socket) -> None:
         try:
-            peer = peer_of(connection)
+            peer = self._peer_of(connection)
         except OSError:
             connection.close()
             return
+        self._short = False
         right = self._access.right_of(peer)
         with self._lock:
             full = len(self._connections) >= MOST
@@ -170,12 +201,12 @@ class LineServer:
                 return b"ok {}\n"
             text = f"there is no call {name[:40].decode('ascii', 'replace')!r}"
             return _failure(errors.as_json("not-found", text, 2))
-        call, decode = found
+        call, decoder = found
         if not self._access.may(peer, call.right):
             self._service.metrics.refusals.labels(call.right).inc()
             return _failure(errors.as_json("not-permitted", refusal(peer, call.right), 13))
         try:
-            answer = self._service.call(call, as_keywords(decode(given or b"{}")))
+            answer = self._service.call(call, as_keywords(errors.decoded(given or b"{}", decoder)))
             return b"ok " + _encode(answer) + b"\n"
         except Exception as error:
             return _failure(errors.told(error)[1])

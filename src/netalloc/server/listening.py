@@ -11,6 +11,7 @@ from pathlib import Path
 from netalloc.errors import InUseError, InvalidValueError, NetallocError
 
 _BACKLOG = 1024
+_NO_ID = (1 << 32) - 1  # what chown(2) takes for: as it was
 
 
 def default_folder() -> Path:
@@ -30,14 +31,15 @@ def listen(path: Path, group: str | None = None) -> socket.socket:
 
     Raises InUseError where another process serves it, and NetallocError for what is no socket.
     """
+    number = None if group is None else group_number(group)
     _clear(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     before = os.umask(0o177)
     try:
         made.bind(os.fspath(path))
         made.listen(_BACKLOG)
-        if group is not None:
-            os.chown(path, -1, group_number(group))
+        if number is not None:
+            os.chown(path, -1, number)
             path.chmod(0o660)
     except OSError as error:
         made.close()
@@ -80,9 +82,9 @@ def _clear(path: Path) -> None:
 
 
 def group_number(name: str) -> int:
-    if name.isascii() and name.isdigit():
+    if name.isascii() and name.isdigit() and len(name) <= 10 and int(name) < _NO_ID:
         return int(name)
     try:
         return grp.getgrnam(name).gr_gid
     except KeyError:
-        raise InvalidValueError(f"there is no group {name}") from None
+        raise InvalidValueError(f"there is no group {name[:40]}") from None

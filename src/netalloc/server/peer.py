@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import os
 import select
 import socket
 import struct
-from contextlib import suppress
 from typing import NamedTuple
 
 _CREDENTIALS = struct.Struct("=iII")  # struct ucred
 _SO_PEERGROUPS, _SO_PEERPIDFD = 59, 77  # asm-generic/socket.h; the latter since Linux 6.5
 _MOST_GROUPS = 65536  # NGROUPS_MAX
 _KINDS = ("user", "pid", "net")
+_ENDED = "process that has ended"  # and its number may be another's by now
 
 
 class Peer(NamedTuple):
@@ -33,11 +35,14 @@ def peer_of(connection: socket.socket) -> Peer:
     """The process that connected; of one that has ended since, nothing can be told: outside."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     pid, uid, gid = _CREDENTIALS.unpack(raw)
-    handle = _handle(connection)
+    try:
+        handle = _handle(connection)
+    except ProcessLookupError:
+        return Peer(pid, uid, gid, _groups(connection) | {gid}, _ENDED)
     try:
         outside = _outside(pid)
         if handle is not None and _has_ended(handle):
-            outside = "process that has ended"  # and its number may be another's by now
+            outside = _ENDED
     finally:
         if handle is not None:
             os.close(handle)
@@ -51,16 +56,29 @@ def _has_ended(handle: int) -> bool:
 
 
 def _handle(connection: socket.socket) -> int | None:
-    with suppress(OSError):
+    """A handle of the process; None where the kernel has none to give, before Linux 6.5.
+
+    Raises ProcessLookupError where the process has ended and was waited for.
+    """
+    try:
         return connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
-    return None
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return None
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENODATA):
+            raise ProcessLookupError(errno.ESRCH, "the process has ended") from error
+        raise
 
 
 def _groups(connection: socket.socket) -> frozenset[int]:
-    with suppress(OSError):
-        raw = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * 256)
-        return frozenset(struct.unpack(f"={len(raw) // 4}I", raw))
-    return frozenset()
+    """The supplementary groups; socket.getsockopt() takes no more than 256 of them."""
+    length = ctypes.c_uint32(4 * _MOST_GROUPS)
+    found = (ctypes.c_uint32 * _MOST_GROUPS)()
+    libc = ctypes.CDLL(None, use_errno=True)
+    given = libc.getsockopt(
+        connection.fileno(), socket.SOL_SOCKET, _SO_PEERGROUPS, found, ctypes.byref(length)
+    )
+    return frozenset(found[: length.value // 4]) if given == 0 else frozenset()
 
 
 def _outside(pid: int) -> str | None:

@@ -29,7 +29,9 @@ from netalloc.server.service import Service
 
 log = logging.getLogger(__name__)
 _CALLS = 64  # calls of the HTTP API that are made at once
+_LOOKS = 8  # that look, beside them
 _GRACE = 10  # seconds that calls under way have at the end
+_LONGEST = 3600  # seconds of patience
 _IDLE = 75  # seconds that a connection may be idle between two requests
 
 
@@ -61,6 +63,10 @@ class Daemon:
     """One service with its two sockets."""
 
     def __init__(self, settings: Settings) -> None:
+        if not 0 < settings.patience <= _LONGEST:
+            raise InvalidValueError(
+                f"patience {settings.patience:g} is not above 0 and at most {_LONGEST:,} s"
+            )
         given = (
             [Rule("group", listening.group_number(settings.group), "change", False)]
             if settings.group
@@ -84,9 +90,10 @@ class Daemon:
         loop = asyncio.get_running_loop()
         service = Service(self._settings.store)
         pool = ThreadPoolExecutor(_CALLS, thread_name_prefix="netalloc-call")
+        looks = ThreadPoolExecutor(_LOOKS, thread_name_prefix="netalloc-look-call")
         api, line, page, token = self._listen()
         config = uvicorn.Config(
-            Api(service, self._access, pool, token).app(),
+            Api(service, self._access, pool, looks, token).app(),
             http=type("Connection", (Connection,), {"patience": self._settings.patience}),
             log_config=None,
             access_log=False,
@@ -106,7 +113,7 @@ class Daemon:
             lines.start()
             sockets = [api] if page is None else [api, page]
             serving = asyncio.create_task(server.serve(sockets=sockets))
-            watchdog = asyncio.create_task(_watchdog(service, pool))
+            watchdog = asyncio.create_task(_watchdog(service, looks))
             waiting = asyncio.create_task(ended.wait())
             log.info("ready at %s and %s", api.getsockname(), line.getsockname())
             if page is not None:
@@ -125,6 +132,7 @@ class Daemon:
         finally:
             await loop.run_in_executor(None, lines.close)
             await loop.run_in_executor(None, pool.shutdown)
+            await loop.run_in_executor(None, looks.shutdown)
             await loop.run_in_executor(None, service.close)
             for one in self._sockets:
                 one.close()
@@ -156,16 +164,16 @@ class Daemon:
         try:
             self._access.reload()
             log.info("read the rules anew")
-        except InvalidValueError as error:
+        except Exception as error:  # or the service manager would wait for READY=1
             log.error("the rules stay as they were: %s", error)  # noqa: TRY400
         systemd.notify("READY=1")
 
 
-async def _watchdog(service: Service, pool: ThreadPoolExecutor) -> None:
-    """Signs of life as long as the store answers and calls are made."""
+async def _watchdog(service: Service, looks: ThreadPoolExecutor) -> None:
+    """Signs of life as long as the store can be looked at: not where changes wait for its lock."""
     interval = systemd.watchdog_interval()
     while interval is not None:
-        if await asyncio.get_running_loop().run_in_executor(pool, service.is_well):
+        if await asyncio.get_running_loop().run_in_executor(looks, service.is_well):
             systemd.notify("WATCHDOG=1")
         await asyncio.sleep(interval)
 
@@ -176,11 +184,15 @@ def _page_socket(where: str) -> socket.socket:
         ip = ip_address(host.strip("[]"))
     except ValueError:
         ip = None
-    if not colon or ip is None or not ip.is_loopback or not port.isdigit() or int(port) > 65535:
+    if not colon or ip is None or not ip.is_loopback or not _is_port(port):
         raise InvalidValueError(f"page {where!r} is not an address of loopback and a port")
     return socket.create_server(
         (str(ip), int(port)), family=socket.AF_INET6 if ip.version == 6 else socket.AF_INET
     )
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= 65535
 
 
 def _raise_limit() -> None:

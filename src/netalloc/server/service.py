@@ -78,15 +78,16 @@ class Service:
             answer = getattr(self.host, call.method)(**arguments)
         except Exception as error:
             self.metrics.failures.labels(call.name, outcome(error).kind).inc()
-            if not is_expected(error):
-                log.exception("%s failed", call.name)
-            elif log.isEnabledFor(logging.INFO):
+            if is_expected(error) and log.isEnabledFor(logging.INFO):
                 log.info("%s refused: %s", call.name, message(error))
             raise
         finally:
             self.metrics.durations.labels(call.name).observe(time.perf_counter() - begun)
         if call.right == CHANGE:
-            self.tell(call, arguments, answer)
+            try:
+                self.tell(call, arguments, answer)
+            except Exception:  # the change is made: its caller must not take it for refused
+                log.exception("%s was done, but could not be told", call.name)
         return answer
 
     def tell(self, call: Call, arguments: dict[str, Any], answer: Any) -> None:
@@ -108,7 +109,8 @@ class Service:
         """Whether the store answers, for the watchdog."""
         try:
             self.host.view().networks()
-        except NetallocError:
+        except Exception:
+            log.debug("the store does not answer", exc_info=True)
             return False
         return True
 
@@ -129,21 +131,28 @@ class Service:
         networks = {one.name: one for one in self.store_metrics.networks()}
         with self._lock:
             there = set(self.host.open())
-            for name in set(self._watches) - there:
-                self._watches.pop(name).close()
-                self._managers.pop(name, None)
+            for name, manager in list(self._managers.items()):
+                # Another process may have removed it, and made one of the same name.
+                if name not in there or manager.closed or not manager.registered:
+                    self._leave(name)
             for name in there - set(self._managers):
                 self._open(name)
         full = {name: (one.held, one.capacity) for name, one in networks.items()}
         self.samples.append(Sample(time.time(), full))
 
+    def _leave(self, name: str) -> None:
+        del self._managers[name]
+        watch = self._watches.pop(name, None)
+        if watch is not None:
+            watch.close()
+
     def _open(self, name: str) -> None:
         try:
             manager = self.host.manager(name)
-            self._managers[name] = manager
-            if self.host.network(name).backend != "null":
+            if manager.backend != "null":
                 self._watches[name] = manager.watch(partial(self._repaired, name))
-        except NetallocError as error:
+            self._managers[name] = manager  # where it is not watched, that is tried again
+        except (NetallocError, OSError) as error:
             log.warning("network %s is not watched: %s", name, error)
 
     def _repaired(self, name: str, found: ReconcileResult) -> None:
