@@ -298,3 +298,26 @@ def paged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[int, str]]
         found = re.search(r":(\d+)/\?token=(\S+)", daemon.out.read_text())
         assert found is not None
         yield int(found[1]), found[2]
+
+
+def test_sockets_of_another_name_are_refused(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as one:
+        one.bind(str(folder / "given.sock"))
+        one.listen()
+        code = (
+            f"import os, sys; os.dup2({one.fileno()}, 3); os.set_inheritable(3, True); "
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); "
+            "os.environ.update(LISTEN_FDNAMES='http'); "
+            "os.execv(sys.executable, [sys.executable, '-m', 'netalloc.server', *sys.argv[1:]])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--store", str(folder / "host.db")],
+            capture_output=True, text=True, timeout=60, check=False, pass_fds=[one.fileno()],
+        )  # fmt: skip
+    assert done.returncode == 2
+    assert "handed over as http, not as api and line" in done.stderr
+
+
+def test_a_daemon_is_ready_when_it_serves(daemon: Daemon) -> None:
+    assert daemon.get("networks")[0] == 200  # at once: nothing is waited for
+    assert "stopping" not in daemon.errors.read_text()

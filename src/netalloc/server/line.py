@@ -31,7 +31,6 @@ from netalloc.server.service import Service
 log = logging.getLogger(__name__)
 MOST = 1024  # connections at once
 MAX_LINE = 1 << 20  # bytes
-_STACK = 512 << 10  # bytes of a thread
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)  # of what others may give back
 _PAUSE = 0.05  # seconds until it is asked for again
 _encode = msgspec.json.Encoder().encode
@@ -144,15 +143,12 @@ class LineServer:
         )
         with self._lock:
             self._connections[connection] = thread
-        before = threading.stack_size(_STACK)
         try:
             thread.start()
         except RuntimeError:  # no more threads
             with self._lock:
                 del self._connections[connection]
             connection.close()
-        finally:
-            threading.stack_size(before)
 
     def _serve(self, connection: socket.socket, peer: Peer) -> None:
         rest = b""

@@ -10,6 +10,7 @@ import resource
 import secrets
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pathlib import Path
 import uvicorn
 import uvloop
 
-from netalloc.errors import InvalidValueError
+from netalloc.errors import InvalidValueError, NetallocError
 from netalloc.server import listening, systemd
 from netalloc.server.access import Access, Rule
 from netalloc.server.app import Api
@@ -29,6 +30,7 @@ from netalloc.server.service import Service
 
 log = logging.getLogger(__name__)
 _CALLS = 64  # calls of the HTTP API that are made at once
+_STACK = 16 << 20  # bytes of a thread, of which what is used counts: nested JSON takes 3 MB
 _LOOKS = 8  # that look, beside them
 _GRACE = 10  # seconds that calls under way have at the end
 _LONGEST = 3600  # seconds of patience
@@ -80,6 +82,7 @@ class Daemon:
     def run(self) -> None:
         """Serve until a signal ends it: SIGTERM and SIGINT; SIGHUP has the rules read anew."""
         _raise_limit()
+        threading.stack_size(_STACK)  # whatever `ulimit -s` says
         try:
             uvloop.run(self._run())
         finally:
@@ -113,6 +116,7 @@ class Daemon:
             lines.start()
             sockets = [api] if page is None else [api, page]
             serving = asyncio.create_task(server.serve(sockets=sockets))
+            await _started(server, serving)
             watchdog = asyncio.create_task(_watchdog(service, looks))
             waiting = asyncio.create_task(ended.wait())
             log.info("ready at %s and %s", api.getsockname(), line.getsockname())
@@ -141,6 +145,12 @@ class Daemon:
     def _listen(self) -> tuple[socket.socket, socket.socket, socket.socket | None, str | None]:
         """The sockets of the API and the line protocol, and of the page with its token."""
         handed, settings = systemd.inherited(), self._settings
+        unknown = set(handed) - {"api", "line", "0", "1"}
+        if unknown:
+            raise InvalidValueError(
+                f"sockets were handed over as {', '.join(sorted(unknown))[:80]}, not as api and "
+                "line: FileDescriptorName= in the .socket unit says it"
+            )
         api = handed.get("api") or handed.get("0")
         line = handed.get("line") or handed.get("1")
         api = api or self._make(settings.socket or listening.default_folder() / "netalloc.sock")
@@ -167,6 +177,15 @@ class Daemon:
         except Exception as error:  # or the service manager would wait for READY=1
             log.error("the rules stay as they were: %s", error)  # noqa: TRY400
         systemd.notify("READY=1")
+
+
+async def _started(server: uvicorn.Server, serving: asyncio.Task[None]) -> None:
+    """Wait until it serves. Raises what kept it from that."""
+    while not server.started:
+        done, _ = await asyncio.wait((serving,), timeout=0.01)
+        if done:
+            serving.result()
+            raise NetallocError("the API's socket could not be served")
 
 
 async def _watchdog(service: Service, looks: ThreadPoolExecutor) -> None:
