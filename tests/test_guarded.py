@@ -31,6 +31,7 @@ pytestmark = pytest.mark.root
 
 GUARDED, OPENED = "guarded", "open"
 MODES = ("bridge", "routed")
+FRAMES = (("bridge", 0), ("bridge", 1), ("routed", 1))  # a routed network has no bridged ones
 BY_IPTABLES = (
     ("bridge", GUARDED, "iptables-nft"),
     ("routed", GUARDED, "iptables-nft"),
@@ -73,9 +74,12 @@ def to_gateway(lab, packet):
 # ---- sources
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_what_is_sent_as_another_gets_nowhere(lab, version):
-    at = version == 6
+def test_what_is_sent_as_another_gets_nowhere(lab):
+    for at in (0, 1):
+        _is_sent_as_another(lab, at)
+
+
+def _is_sent_as_another(lab, at):
     own, sibling = lab.evil.ips[at], lab.victim.ips[at]
     sent = {
         name: to_gateway(lab, f.udp(source, OUTSIDE[at], b"sent as " + name))
@@ -92,7 +96,7 @@ def test_what_is_sent_as_another_gets_nowhere(lab, version):
     assert b"itself" in seen
     if lab.isolation == GUARDED:
         assert seen == {b"itself"}
-    elif lab.mode == "bridge" or version == 6:  # of IPv4 rp_filter knows better where it is routed
+    elif lab.mode == "bridge" or at:  # of IPv4 rp_filter knows better where it is routed
         assert b"a sibling" in seen
 
 
@@ -203,20 +207,23 @@ def test_twenty_thousand_mac_addresses_are_not_learned(lab):
 # ---- who is reached
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["udp", "tcp"])
-@pytest.mark.parametrize("version", [4, 6])
-def test_siblings_reach_each_other_in_an_open_network_alone(lab, version, kind):
-    to = lab.victim.ips[version == 6]
+def test_siblings_reach_each_other_in_an_open_network_alone(lab):
     expected = None if lab.isolation == GUARDED else "victim"
-    assert lab.asked("evil", to, kind, timeout=0.3) == expected
-    assert lab.asked("outside", to, kind) == "victim"  # who has a route, as the outside of IPv6
-    assert lab.asked(None, to, kind) == "victim"
-    assert lab.asked("evil", OUTSIDE[version == 6], kind) == "outside"
+    for at, kind in product((0, 1), KINDS):
+        to = lab.victim.ips[at]
+        assert lab.asked("evil", to, kind, timeout=0.3) == expected, (to, kind)
+        # Who has a route, as the outside of IPv6.
+        assert lab.asked("outside", to, kind) == "victim", (to, kind)
+        assert lab.asked(None, to, kind) == "victim", (to, kind)
+        assert lab.asked("evil", OUTSIDE[at], kind) == "outside", (to, kind)
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_the_hosts_services_are_reached_by_no_address_of_it(lab, version):
-    at = version == 6
+def test_the_hosts_services_are_reached_by_no_address_of_it(lab):
+    for at in (0, 1):
+        _services_are_reached(lab, at)
+
+
+def _services_are_reached(lab, at):
     tcp = socket.SOCK_STREAM
     for to in (GATEWAYS[at], UPLINK[at]):
         assert lab.asked("evil", to, tcp, OPEN) == "host"
@@ -303,8 +310,7 @@ def test_who_asks_for_the_gateway_is_answered_and_heard_by_nobody_else():
 # ---- what is allowed
 
 
-@pytest.mark.parametrize("bridge_nf", [0, 1])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "bridge_nf"), FRAMES)
 def test_an_allowance_opens_that_pair_and_no_other(mode, bridge_nf):
     with GuardLab(mode, bridge_nf=bridge_nf) as lab:
         lab.serve_everywhere()
@@ -345,9 +351,12 @@ def test_who_is_allowed_may_not_say_it_is_another():
         assert told(f.icmpv6(own, friend, f.RA, f.router(own, evil)[44:])) == 0
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_what_is_open_ends_with_the_allowance(guarded, version):
-    lab, at = guarded, version == 6
+def test_what_is_open_ends_with_the_allowance(guarded):
+    for at in (0, 1):
+        _is_open_ends(guarded, at)
+
+
+def _is_open_ends(lab, at):
     lab.manager.allow(lab.victim, lab.friend)
     with namespaces.inside("victim"):
         client = socket.socket(FAMILIES[at], socket.SOCK_DGRAM)
@@ -408,9 +417,8 @@ def test_an_open_network_needs_no_allowance():
 # ---- ports
 
 
-@pytest.mark.parametrize("bridge_nf", [0, 1])
+@pytest.mark.parametrize(("mode", "bridge_nf"), FRAMES)
 @pytest.mark.parametrize("backend", ["nftables", "iptables-nft", "iptables-legacy"])
-@pytest.mark.parametrize("mode", MODES)
 def test_published_ports_work_by_every_path(mode, backend, bridge_nf):
     """a outside, b host, c loopback, d itself, e a sibling; over both families."""
     with GuardLab(mode, GUARDED, backend, bridge_nf=bridge_nf) as lab:
@@ -756,8 +764,13 @@ def test_a_refused_change_changes_nothing(guarded, monkeypatch):
     assert lab.asked("victim", lab.friend.ip, timeout=0.2) is None
 
 
-def test_an_element_costs_the_same_however_many_there_are(guarded):
-    lab, manager = guarded, guarded.manager
+@pytest.mark.parametrize("way", [("bridge",), *BY_IPTABLES[::2]], ids="-".join)
+def test_an_element_costs_the_same_however_many_there_are(way):
+    with GuardLab(*way) as lab:
+        _costs_the_same(lab, lab.manager)
+
+
+def _costs_the_same(lab, manager):
     many = manager.allocate_many(300)
 
     def best():
