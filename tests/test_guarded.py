@@ -473,83 +473,6 @@ def test_an_open_network_beside_it_is_not_reached_either(tmp_path, backend, othe
                 interface.release()
 
 
-class Later(GuardLab):
-    """The guarded network comes to a host that has a network on br1 and no guard as yet."""
-
-    def __init__(self, first, backend="nftables", **options):
-        super().__init__("bridge", GUARDED, backend, **options)
-        self.first = first
-        self.beside = None
-
-    def open(self):
-        if self.beside is None:
-            run("ip", "link", "add", "br1", "type", "bridge")
-            Path("/proc/sys/net/ipv6/conf/br1/accept_dad").write_text("0")
-            for gateway in self.first["network"]:
-                run("ip", "addr", "add", gateway, "dev", "br1")
-            run("ip", "link", "set", "br1", "up")
-            self.prepare()
-            options = {"ports": range(21000, 22000), "store": self._options["store"]}
-            self.beside = self.enter_context(NetworkManager("br1", **options | self.first))
-            guarded = self.first.get("isolation") == GUARDED
-            assert ("netalloc-guard" in run("nft", "list", "tables")) == guarded
-        return super().open()
-
-    def prepare(self):
-        """What is to be done before there is any network."""
-
-    def check(self):
-        """Neither of them reaches the other, and the host both."""
-        self.serve_everywhere()
-        with self.beside.allocate("one") as one:
-            self.namespace("one")
-            one.attach(netns="one")
-            for ip in one.ips:
-                at = ip.version == 6
-                self.serve("one", socket.SOCK_DGRAM, FAMILIES[at])
-                assert self.asked(None, ip) == "one"
-                assert self.asked("evil", ip, timeout=0.2) is None
-                assert self.asked("one", self.victim.ips[at], timeout=0.2) is None
-        for interface in self.manager.interfaces():
-            interface.release()
-
-
-BESIDE = ("10.77.0.1/24", "fd00:77::1/64")
-
-
-@pytest.mark.parametrize("bridge_nf", [0, 1])
-@pytest.mark.parametrize("others", ["nftables", "iptables"])
-@pytest.mark.parametrize("family", ["v4", "v6"])
-def test_an_open_network_that_was_there_before_any_guard_is_not_reached(
-    tmp_path, family, others, bridge_nf
-):
-    """Of iptables nothing need be switched on for it on the host."""
-    first = {"network": [BESIDE[family == "v6"]], "backend": others}
-    with Later(first, store=tmp_path / "host.db", bridge_nf=bridge_nf) as lab:
-        lab.check()
-
-
-class OpenAlready(Later):
-    """Another program has route_localnet on, and a place for filters at the bridge."""
-
-    def prepare(self):
-        Path("/proc/sys/net/ipv4/conf/br1/route_localnet").write_text("1")
-        run("tc", "qdisc", "add", "dev", "br1", "clsact")
-
-
-def test_nor_is_one_for_which_nothing_had_to_be_switched_on(tmp_path):
-    first = {"network": BESIDE[:1], "backend": "iptables"}
-    with OpenAlready(first, store=tmp_path / "host.db") as lab:
-        lab.check()
-
-
-@pytest.mark.parametrize(("one", "other"), [("nftables", "iptables"), ("iptables", "nftables")])
-def test_guarded_networks_of_two_backends_do_not_reach_each_other(tmp_path, one, other):
-    first = {"network": BESIDE, "backend": one, "isolation": GUARDED}
-    with Later(first, other, store=tmp_path / "host.db") as lab:
-        lab.check()
-
-
 @pytest.mark.parametrize("bridge_nf", [0, 1])
 def test_a_port_that_is_not_ours_reaches_no_container_by_the_bridge(bridge_nf):
     with GuardLab("bridge", bridge_nf=bridge_nf) as lab:
@@ -698,6 +621,83 @@ def test_two_guarded_networks_on_one_host(tmp_path):
             lab.manager.close()
             host.remove("br0")
         assert "netalloc" not in run("nft", "list", "tables")
+
+
+class Later(GuardLab):
+    """The guarded network comes to a host that has a network on br1 and no guard as yet."""
+
+    def __init__(self, first, backend="nftables", **options):
+        super().__init__("bridge", GUARDED, backend, **options)
+        self.first = first
+        self.beside = None
+
+    def open(self):
+        if self.beside is None:
+            run("ip", "link", "add", "br1", "type", "bridge")
+            Path("/proc/sys/net/ipv6/conf/br1/accept_dad").write_text("0")
+            for gateway in self.first["network"]:
+                run("ip", "addr", "add", gateway, "dev", "br1")
+            run("ip", "link", "set", "br1", "up")
+            self.prepare()
+            options = {"ports": range(21000, 22000), "store": self._options["store"]}
+            self.beside = self.enter_context(NetworkManager("br1", **options | self.first))
+            guarded = self.first.get("isolation") == GUARDED
+            assert ("netalloc-guard" in run("nft", "list", "tables")) == guarded
+        return super().open()
+
+    def prepare(self):
+        """What is to be done before there is any network."""
+
+    def check(self):
+        """Neither of them reaches the other, and the host both."""
+        self.serve_everywhere()
+        with self.beside.allocate("one") as one:
+            self.namespace("one")
+            one.attach(netns="one")
+            for ip in one.ips:
+                at = ip.version == 6
+                self.serve("one", socket.SOCK_DGRAM, FAMILIES[at])
+                assert self.asked(None, ip) == "one"
+                assert self.asked("evil", ip, timeout=0.2) is None
+                assert self.asked("one", self.victim.ips[at], timeout=0.2) is None
+        for interface in self.manager.interfaces():
+            interface.release()
+
+
+BESIDE = ("10.77.0.1/24", "fd00:77::1/64")
+
+
+@pytest.mark.parametrize("bridge_nf", [0, 1])
+@pytest.mark.parametrize("others", ["nftables", "iptables"])
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_an_open_network_that_was_there_before_any_guard_is_not_reached(
+    tmp_path, family, others, bridge_nf
+):
+    """Of iptables nothing need be switched on for it on the host."""
+    first = {"network": [BESIDE[family == "v6"]], "backend": others}
+    with Later(first, store=tmp_path / "host.db", bridge_nf=bridge_nf) as lab:
+        lab.check()
+
+
+class OpenAlready(Later):
+    """Another program has route_localnet on, and a place for filters at the bridge."""
+
+    def prepare(self):
+        Path("/proc/sys/net/ipv4/conf/br1/route_localnet").write_text("1")
+        run("tc", "qdisc", "add", "dev", "br1", "clsact")
+
+
+def test_nor_is_one_for_which_nothing_had_to_be_switched_on(tmp_path):
+    first = {"network": BESIDE[:1], "backend": "iptables"}
+    with OpenAlready(first, store=tmp_path / "host.db") as lab:
+        lab.check()
+
+
+@pytest.mark.parametrize(("one", "other"), [("nftables", "iptables"), ("iptables", "nftables")])
+def test_guarded_networks_of_two_backends_do_not_reach_each_other(tmp_path, one, other):
+    first = {"network": BESIDE, "backend": one, "isolation": GUARDED}
+    with Later(first, other, store=tmp_path / "host.db") as lab:
+        lab.check()
 
 
 @pytest.mark.parametrize("mode", MODES)
