@@ -28,6 +28,16 @@ def na(tmp_path: Path) -> CommandLine:
     return made
 
 
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> tuple[CommandLine, str]:
+    """One of which something is, for calls that change nothing; and its export."""
+    made = CommandLine(tmp_path_factory.mktemp("held") / "state" / "host.db")
+    made.well("network", "create", "web", "10.88.0.1/24", "fd00:88::1/64", "--backend", "null")
+    made.well("allocate", "shop", "-p", "8080:80")
+    made.well("allocate", "twice", "--count", "2")
+    return made, made.well("export")
+
+
 def check_schema(value: Any, kind: Any) -> None:
     """JSON is what the answer's type says, with nothing else in it."""
     schema = msgspec.json.schema(kind)
@@ -200,11 +210,9 @@ def test_an_import_is_all_or_nothing(na: CommandLine, tmp_path: Path) -> None:
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_what_is_refused_says_why_on_one_line(
-    na: CommandLine, arguments: list[str], status: int, says: str
+    held: tuple[CommandLine, str], arguments: list[str], status: int, says: str
 ) -> None:
-    na.well("allocate", "shop", "-p", "8080:80")
-    na.well("allocate", "twice", "--count", "2")
-    before = na.well("export")
+    na, before = held
     answer = na(*arguments)
     assert (answer.status, answer.out) == (status, "")
     assert says in answer.err

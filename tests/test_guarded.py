@@ -31,6 +31,7 @@ pytestmark = pytest.mark.root
 
 GUARDED, OPENED = "guarded", "open"
 MODES = ("bridge", "routed")
+FRAMES = (("bridge", 0), ("bridge", 1), ("routed", 1))  # a routed network has no bridged ones
 BY_IPTABLES = (
     ("bridge", GUARDED, "iptables-nft"),
     ("routed", GUARDED, "iptables-nft"),
@@ -73,9 +74,12 @@ def to_gateway(lab, packet):
 # ---- sources
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_what_is_sent_as_another_gets_nowhere(lab, version):
-    at = version == 6
+def test_what_is_sent_as_another_gets_nowhere(lab):
+    for at in (0, 1):
+        _is_sent_as_another(lab, at)
+
+
+def _is_sent_as_another(lab, at):
     own, sibling = lab.evil.ips[at], lab.victim.ips[at]
     sent = {
         name: to_gateway(lab, f.udp(source, OUTSIDE[at], b"sent as " + name))
@@ -92,7 +96,7 @@ def test_what_is_sent_as_another_gets_nowhere(lab, version):
     assert b"itself" in seen
     if lab.isolation == GUARDED:
         assert seen == {b"itself"}
-    elif lab.mode == "bridge" or version == 6:  # of IPv4 rp_filter knows better where it is routed
+    elif lab.mode == "bridge" or at:  # of IPv4 rp_filter knows better where it is routed
         assert b"a sibling" in seen
 
 
@@ -203,20 +207,23 @@ def test_twenty_thousand_mac_addresses_are_not_learned(lab):
 # ---- who is reached
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=["udp", "tcp"])
-@pytest.mark.parametrize("version", [4, 6])
-def test_siblings_reach_each_other_in_an_open_network_alone(lab, version, kind):
-    to = lab.victim.ips[version == 6]
+def test_siblings_reach_each_other_in_an_open_network_alone(lab):
     expected = None if lab.isolation == GUARDED else "victim"
-    assert lab.asked("evil", to, kind, timeout=0.3) == expected
-    assert lab.asked("outside", to, kind) == "victim"  # who has a route, as the outside of IPv6
-    assert lab.asked(None, to, kind) == "victim"
-    assert lab.asked("evil", OUTSIDE[version == 6], kind) == "outside"
+    for at, kind in product((0, 1), KINDS):
+        to = lab.victim.ips[at]
+        assert lab.asked("evil", to, kind, timeout=0.3) == expected, (to, kind)
+        # Who has a route, as the outside of IPv6.
+        assert lab.asked("outside", to, kind) == "victim", (to, kind)
+        assert lab.asked(None, to, kind) == "victim", (to, kind)
+        assert lab.asked("evil", OUTSIDE[at], kind) == "outside", (to, kind)
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_the_hosts_services_are_reached_by_no_address_of_it(lab, version):
-    at = version == 6
+def test_the_hosts_services_are_reached_by_no_address_of_it(lab):
+    for at in (0, 1):
+        _services_are_reached(lab, at)
+
+
+def _services_are_reached(lab, at):
     tcp = socket.SOCK_STREAM
     for to in (GATEWAYS[at], UPLINK[at]):
         assert lab.asked("evil", to, tcp, OPEN) == "host"
@@ -303,8 +310,7 @@ def test_who_asks_for_the_gateway_is_answered_and_heard_by_nobody_else():
 # ---- what is allowed
 
 
-@pytest.mark.parametrize("bridge_nf", [0, 1])
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("mode", "bridge_nf"), FRAMES)
 def test_an_allowance_opens_that_pair_and_no_other(mode, bridge_nf):
     with GuardLab(mode, bridge_nf=bridge_nf) as lab:
         lab.serve_everywhere()
@@ -345,9 +351,12 @@ def test_who_is_allowed_may_not_say_it_is_another():
         assert told(f.icmpv6(own, friend, f.RA, f.router(own, evil)[44:])) == 0
 
 
-@pytest.mark.parametrize("version", [4, 6])
-def test_what_is_open_ends_with_the_allowance(guarded, version):
-    lab, at = guarded, version == 6
+def test_what_is_open_ends_with_the_allowance(guarded):
+    for at in (0, 1):
+        _is_open_ends(guarded, at)
+
+
+def _is_open_ends(lab, at):
     lab.manager.allow(lab.victim, lab.friend)
     with namespaces.inside("victim"):
         client = socket.socket(FAMILIES[at], socket.SOCK_DGRAM)
@@ -408,9 +417,8 @@ def test_an_open_network_needs_no_allowance():
 # ---- ports
 
 
-@pytest.mark.parametrize("bridge_nf", [0, 1])
+@pytest.mark.parametrize(("mode", "bridge_nf"), FRAMES)
 @pytest.mark.parametrize("backend", ["nftables", "iptables-nft", "iptables-legacy"])
-@pytest.mark.parametrize("mode", MODES)
 def test_published_ports_work_by_every_path(mode, backend, bridge_nf):
     """a outside, b host, c loopback, d itself, e a sibling; over both families."""
     with GuardLab(mode, GUARDED, backend, bridge_nf=bridge_nf) as lab:
@@ -639,6 +647,83 @@ def test_two_guarded_networks_on_one_host(tmp_path):
         assert "netalloc" not in run("nft", "list", "tables")
 
 
+class Later(GuardLab):
+    """The guarded network comes to a host that has a network on br1 and no guard as yet."""
+
+    def __init__(self, first, backend="nftables", **options):
+        super().__init__("bridge", GUARDED, backend, **options)
+        self.first = first
+        self.beside = None
+
+    def open(self):
+        if self.beside is None:
+            run("ip", "link", "add", "br1", "type", "bridge")
+            Path("/proc/sys/net/ipv6/conf/br1/accept_dad").write_text("0")
+            for gateway in self.first["network"]:
+                run("ip", "addr", "add", gateway, "dev", "br1")
+            run("ip", "link", "set", "br1", "up")
+            self.prepare()
+            options = {"ports": range(21000, 22000), "store": self._options["store"]}
+            self.beside = self.enter_context(NetworkManager("br1", **options | self.first))
+            guarded = self.first.get("isolation") == GUARDED
+            assert ("netalloc-guard" in run("nft", "list", "tables")) == guarded
+        return super().open()
+
+    def prepare(self):
+        """What is to be done before there is any network."""
+
+    def check(self):
+        """Neither of them reaches the other, and the host both."""
+        self.serve_everywhere()
+        with self.beside.allocate("one") as one:
+            self.namespace("one")
+            one.attach(netns="one")
+            for ip in one.ips:
+                at = ip.version == 6
+                self.serve("one", socket.SOCK_DGRAM, FAMILIES[at])
+                assert self.asked(None, ip) == "one"
+                assert self.asked("evil", ip, timeout=0.2) is None
+                assert self.asked("one", self.victim.ips[at], timeout=0.2) is None
+        for interface in self.manager.interfaces():
+            interface.release()
+
+
+BESIDE = ("10.77.0.1/24", "fd00:77::1/64")
+
+
+@pytest.mark.parametrize("bridge_nf", [0, 1])
+@pytest.mark.parametrize("others", ["nftables", "iptables"])
+@pytest.mark.parametrize("family", ["v4", "v6"])
+def test_an_open_network_that_was_there_before_any_guard_is_not_reached(
+    tmp_path, family, others, bridge_nf
+):
+    """Of iptables nothing need be switched on for it on the host."""
+    first = {"network": [BESIDE[family == "v6"]], "backend": others}
+    with Later(first, store=tmp_path / "host.db", bridge_nf=bridge_nf) as lab:
+        lab.check()
+
+
+class OpenAlready(Later):
+    """Another program has route_localnet on, and a place for filters at the bridge."""
+
+    def prepare(self):
+        Path("/proc/sys/net/ipv4/conf/br1/route_localnet").write_text("1")
+        run("tc", "qdisc", "add", "dev", "br1", "clsact")
+
+
+def test_nor_is_one_for_which_nothing_had_to_be_switched_on(tmp_path):
+    first = {"network": BESIDE[:1], "backend": "iptables"}
+    with OpenAlready(first, store=tmp_path / "host.db") as lab:
+        lab.check()
+
+
+@pytest.mark.parametrize(("one", "other"), [("nftables", "iptables"), ("iptables", "nftables")])
+def test_guarded_networks_of_two_backends_do_not_reach_each_other(tmp_path, one, other):
+    first = {"network": BESIDE, "backend": one, "isolation": GUARDED}
+    with Later(first, other, store=tmp_path / "host.db") as lab:
+        lab.check()
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_an_open_routed_network_reaches_published_ports_alone(tmp_path, mode):
     with GuardLab(mode, store=tmp_path / "host.db") as lab:
@@ -780,8 +865,13 @@ def test_a_refused_change_changes_nothing(guarded, monkeypatch):
     assert lab.asked("victim", lab.friend.ip, timeout=0.2) is None
 
 
-def test_an_element_costs_the_same_however_many_there_are(guarded):
-    lab, manager = guarded, guarded.manager
+@pytest.mark.parametrize("way", [("bridge",), *BY_IPTABLES[::2]], ids="-".join)
+def test_an_element_costs_the_same_however_many_there_are(way):
+    with GuardLab(*way) as lab:
+        _costs_the_same(lab, lab.manager)
+
+
+def _costs_the_same(lab, manager):
     many = manager.allocate_many(300)
 
     def best():

@@ -24,17 +24,28 @@ from netalloc.server.calls import CALLS, CHANGE, LOOK
 from netalloc.server.openapi import document
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    CommandLine(tmp_path / "host.db").well(
+def made_in(folder: Path) -> Path:
+    CommandLine(folder / "host.db").well(
         "network", "create", "web", "10.88.0.1/16", "fd00:88::1/64", "--backend", "null"
     )
-    return tmp_path
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return made_in(tmp_path)
 
 
 @pytest.fixture
 def daemon(folder: Path) -> Iterator[Daemon]:
     with Daemon(folder) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="module")
+def unchanged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    """One for all calls that change nothing."""
+    with Daemon(made_in(tmp_path_factory.mktemp("unchanged"))) as daemon:
         yield daemon
 
 
@@ -170,8 +181,9 @@ def test_a_dry_run_touches_nothing(daemon: Daemon) -> None:
     ],
 )
 def test_what_is_wrong_is_refused_and_changes_nothing(
-    daemon: Daemon, verb: str, path: str, body: bytes | None, status: int, kind: str
+    unchanged: Daemon, verb: str, path: str, body: bytes | None, status: int, kind: str
 ) -> None:
+    daemon = unchanged
     before = daemon.get("export")
     found, answer = daemon.ask(verb, path, body)
     assert (found, answer["error"]["kind"]) == (status, kind), answer
@@ -186,9 +198,9 @@ def test_what_is_wrong_is_refused_and_changes_nothing(
      b'allocate {"owner":"a","nosuch":1}\n'],
 )  # fmt: skip
 def test_a_line_that_is_wrong_is_refused_and_the_next_one_served(
-    daemon: Daemon, sent: bytes
+    unchanged: Daemon, sent: bytes
 ) -> None:
-    with daemon.connect(daemon.line) as one:
+    with unchanged.connect(unchanged.line) as one:
         one.sendall(sent + b"ping\n")
         with one.makefile("rb") as lines:
             assert lines.readline().startswith(b"error {")

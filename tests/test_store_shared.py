@@ -1,7 +1,6 @@
 """One file, many who have it open: stores, threads, forks and processes, and a view beside."""
 
 import os
-import resource
 import shutil
 import signal
 import sqlite3
@@ -212,44 +211,6 @@ def test_death_at_any_step_of_a_repair_loses_nothing(path, tmp_path):
         shutil.rmtree(copy.parent)
         step += 1 if step >= 70 else 10  # the file is made anew, and then put in its place
     assert step > 75
-
-
-@pytest.mark.parametrize("free", range(20))
-def test_without_file_descriptors_it_is_an_error_and_then_goes_on(path, free):
-    def work():
-        def highest():
-            return max(int(one.name) for one in Path("/proc/self/fd").iterdir())
-
-        kept = SqliteStore(path)
-        add(kept, 1)
-        views = (kept, open_view(path))
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        fillers, top = [], highest()  # in what this process has open there may be gaps
-        while not fillers or fillers[-1] < top:
-            fillers.append(os.open(os.devnull, os.O_RDONLY))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 1 + free, hard))
-        calls = [
-            lambda: open_view(path).close(),
-            lambda: SqliteStore(path).close(),
-            lambda: add(kept, 2),
-            lambda: repair(path),
-        ]
-        for call in (*calls, *(lambda one=one: ordinals(one) for one in views)):
-            try:
-                call()
-            except StoreError as error:
-                assert "damaged (" not in str(error), error
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for one in fillers:
-            os.close(one)
-        add(kept, 3)
-        assert set(ordinals(kept)) in ({1, 3}, {1, 2, 3})
-        assert ordinals(views[1]) == ordinals(kept)
-        assert kept.check() == []
-        kept.close()
-        assert open_files(path) == []
-
-    assert in_child(work) == 0
 
 
 def test_stores_of_one_process_share_what_is_open(path):

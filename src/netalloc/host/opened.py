@@ -22,9 +22,10 @@ _SO_NETNS_COOKIE = 71
 class Entry(NamedTuple):
     """Something that is on: what, where, for which user.
 
-    `what` is "ip_forward", "ip6_forward", "accept_ra", "route_localnet", "clsact", "loopback6",
-    "answers6", "gateway", "unreachable" or "way6". `ifindex` and `interface` are 0 and "" where
-    it is of the whole namespace; of the last three `interface` is the address, or the network.
+    `what` is "ip_forward", "ip6_forward", "accept_ra", "bridge", "route_localnet", "clsact",
+    "loopback6", "answers6", "gateway", "unreachable" or "way6". `ifindex` and `interface` are 0
+    and "" where it is of the whole namespace; of the last three `interface` is the address, or
+    the network.
     """
 
     what: str

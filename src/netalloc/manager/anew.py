@@ -6,9 +6,9 @@ import os
 import shutil
 import time
 from collections import Counter
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
@@ -34,6 +34,7 @@ from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
 from netalloc.store.sqlite.alone import alone, held
 from netalloc.store.sqlite.connection import Connection
+from netalloc.store.sqlite.refusals import raise_refusal
 from netalloc.store.sqlite.salvage import Salvage, copy, lost_generations, salvage
 from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.transaction import SqliteTransaction
@@ -44,7 +45,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SALVAGE = ".salvage-"
+_SALVAGE, _REPAIRED = ".salvage-", "repaired"
 
 
 def keep_copy(path: Path, timeout: float) -> Path:
@@ -65,8 +66,8 @@ def make_anew(path: Path, timeout: float) -> list[str]:
     """Put a new file, of all that can be read, in the place of one; every other call waits."""
     with _shut(path, timeout) as (lock, mark):
         sweep(path)
-        with TemporaryDirectory(dir=path.parent, prefix=path.name + _SALVAGE) as folder:
-            fresh = Path(folder) / path.name
+        with _folder_beside(path) as folder:
+            fresh = folder / path.name
             copy(path, fresh)
             found = salvage(fresh)
             if not found.records[Network]:
@@ -75,13 +76,26 @@ def make_anew(path: Path, timeout: float) -> list[str]:
                     f"nothing of it is in use any more, remove it and {lock.path} to begin anew"
                 )
             done = [f"lost: {what}" for what in found.lost]
-            return done + _replace(path, Path(folder) / "repaired", found, lock, mark)
+            return done + _replace(path, folder / _REPAIRED, found, lock, mark)
 
 
 def sweep(path: Path) -> None:
     """Remove what a repair that died has left; while no other is under way."""
     for left in [one for one in path.parent.iterdir() if one.name.startswith(path.name + _SALVAGE)]:
         shutil.rmtree(left, ignore_errors=True)
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """A folder for the copy and the new file. To remove it takes no descriptors."""
+    folder = Path(mkdtemp(dir=path.parent, prefix=path.name + _SALVAGE))
+    try:
+        yield folder
+    finally:
+        for name in (path.name, _REPAIRED):
+            place.remove(folder / name)
+            place.unlink(folder / f"{name}.lock")
+        folder.rmdir()
 
 
 @contextmanager
@@ -127,8 +141,11 @@ def _replace(
         store.write_back()
     # A log that stayed would be played into the new file. Death between the two must not
     # leave the old one without what was in it.
-    with suppress(StoreError), closing(Connection(path)) as connection:
-        connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    try:
+        with closing(Connection(path)) as connection:
+            connection.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+    except StoreError as error:
+        raise_refusal(error, path)
     lock.write(record._replace(sequence=before))
     for suffix in place.SIDE_FILES:
         Path(f"{path}{suffix}").unlink(missing_ok=True)

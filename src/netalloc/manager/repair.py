@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from functools import partial
 from pathlib import Path
-from resource import RLIMIT_NOFILE, getrlimit
 
 from netalloc.errors import StoreError
 from netalloc.host.boot import boot_id
@@ -17,6 +16,7 @@ from netalloc.manager.upkeep import reconcile
 from netalloc.store.protocol import Transaction
 from netalloc.store.sqlite import file as files
 from netalloc.store.sqlite import place
+from netalloc.store.sqlite.refusals import raise_refusal
 from netalloc.store.sqlite.schema import version_of
 from netalloc.store.sqlite.store import SqliteStore
 from netalloc.store.sqlite.transaction import SqliteTransaction
@@ -34,7 +34,6 @@ __all__ = ["QUARANTINE", "make_anew", "mend", "repair"]
 
 log = Log(__name__)
 _AT_ONCE = 100  # steps in one change: some 10 ms in a file
-_DESCRIPTORS = 16  # that a repair has open at once, with some to spare
 _LOOKS = 3  # what is mended may show what else differs
 
 
@@ -52,12 +51,12 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     microseconds a lease, of every record that can be read and has the right checksum. Other
     processes, and this one, go on with that at their next call.
 
-    Raises StoreError when a writer does not give way, or when nothing can be read: then the
-    file stays as it is.
+    Raises StoreError when a writer does not give way, when nothing can be read, or when the
+    system refuses what a repair needs (descriptors, memory, rights, room): then the file stays
+    as it is.
     """
     timeout = as_seconds(timeout, "timeout")
     path = _checked(path)
-    _check_descriptors()
     kept = keep_copy(path, timeout)
     try:
         done = _mend_in_place(path, timeout)
@@ -93,22 +92,6 @@ def _checked(path: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _check_descriptors() -> None:
-    """Raise StoreError unless there are enough: a file that cannot be opened is not damaged."""
-    opened: list[int] = []
-    try:
-        for _ in range(_DESCRIPTORS):
-            opened.append(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))  # noqa: PERF401
-    except OSError as error:
-        limit = getrlimit(RLIMIT_NOFILE)[0]
-        raise StoreError(
-            f"a repair needs {_DESCRIPTORS} file descriptors: {error.strerror} (limit {limit})"
-        ) from error
-    finally:
-        for one in opened:
-            os.close(one)
-
-
 def _mend_in_place(path: Path, timeout: float) -> list[str] | None:
     """What was mended; None where the file has to be made anew."""
     try:
@@ -122,7 +105,10 @@ def _mend_in_place(path: Path, timeout: float) -> list[str] | None:
             agrees = _take_all(steps, store.survey, lambda some: run(partial(_mend, some)), done)
             run(lambda tx: sweep(path))
             return done if agrees else None
+    except OSError as error:
+        raise StoreError(f"{path} could not be repaired: {error.strerror}") from error
     except StoreError as error:
+        raise_refusal(error, path)
         log.info("%s is made anew: %s", path, error)
         return None
 

@@ -37,7 +37,8 @@ logger = logging.getLogger(__name__)
 
 _LOOPBACK6: Final = "loopback6"  # ::1 is local to a bridge, in the record
 _LOCALNET: Final = "route_localnet"
-_OF_BRIDGES: Final = (_LOOPBACK6, _LOCALNET)
+_SERVED: Final = "bridge"  # it has a network, whether or not anything is switched on for it
+_OF_BRIDGES: Final = (_LOOPBACK6, _LOCALNET, _SERVED)
 _GET_NAME, _REQUEST = 0x8910, struct.Struct("16si20x")  # SIOCGIFNAME, struct ifreq
 
 
@@ -59,6 +60,8 @@ class BridgeSettings:
       several users on a bridge the last one does it. A bridge that was renamed meanwhile is
       closed at the next set-up, reconciliation or clean-up of any user. Without a guard,
       where the kernel has no cls_bpf, it stays off and there is no way from 127.0.0.1.
+    - The bridge is entered into the host's record, so that a network that is guarded later knows
+      whom its containers may not reach (netalloc.portmap.nftables.guard_bridges).
     - Where iptables or ip6tables sees bridged frames (bridge-nf-call-iptables=1), all ports of
       the bridge are put into hairpin mode, without which a container does not reach its own
       published port. Those that join later are at the next reconciliation, which a watch makes
@@ -168,6 +171,7 @@ class BridgeSettings:
             with opened() as record:
                 _close_renamed(netlink, record)
                 _open_networks(record, self._user)
+                record.add(Entry(_SERVED, self._user, ifindex, bridge))
                 if V4 in self._families:
                     found += self._restore_localnet(netlink, ifindex, bridge, record)
                 self._warn_of_no_way(netlink, ifindex, bridge)
@@ -271,6 +275,7 @@ def _open_networks(record: set[Entry], user: str) -> None:
 
 
 def _withdraw_all(netlink: NetlinkSocket, user: str, record: set[Entry]) -> None:
+    record -= {entry for entry in record if entry[:2] == (_SERVED, user)}
     for entry in [e for e in record if e[:2] == (_LOOPBACK6, user)]:
         _withdraw_loopback6(netlink, entry.ifindex, user, record)
     for entry in [e for e in record if e[:2] == (_LOCALNET, user)]:
@@ -323,7 +328,8 @@ def _close_renamed(netlink: NetlinkSocket, record: set[Entry]) -> None:
             for guard in guards(netlink, entry.ifindex):
                 _withdraw_guard(netlink, entry.ifindex, guard.number, record)
         record.discard(entry)
-    record -= {e for e in record if e.what == "clsact" and names[e.ifindex] is None}
+    # One that is called otherwise has its containers still.
+    record -= {e for e in record if e.what in ("clsact", _SERVED) and names[e.ifindex] is None}
 
 
 def _close(ifindex: int) -> None:

@@ -8,13 +8,14 @@ from netalloc.host.netlink import NetlinkError, NetlinkSocket
 from netalloc.host.opened import opened
 from netalloc.portmap.nftables import batch, elements, members
 
-_OF_BRIDGES: Final = ("route_localnet", "clsact", "loopback6")  # in the host's record
+# In the host's record. One that was written before there was "bridge" in it has the others.
+_OF_BRIDGES: Final = ("bridge", "route_localnet", "clsact", "loopback6")
 
 
 def bridges_of_all(netlink: NetlinkSocket, registry: str) -> set[bytes]:
     """Their indexes, as keys of a set; `registry` is the table of all mappings of nftables.
 
-    Of networks of iptables the host's record says what was switched on for them.
+    Those of networks of iptables are in the host's record.
     """
     with opened() as record:
         known = {entry.ifindex for entry in record if entry.what in _OF_BRIDGES}

@@ -8,6 +8,7 @@ import sys
 
 from netalloc._alloc import FilePlace, SqlRunner
 from netalloc.errors import StoreError
+from netalloc.store.sqlite.refusals import is_refusal
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,8 +62,8 @@ class Connection(SqlRunner):
             )
         except _FAULTS as error:
             raise _translated(error, path) from error
-        self._begin(raw, _FAULTS)
         try:
+            self._begin(raw, _FAULTS)
             self._keep_log(True)
         except BaseException:  # the file was opened, and its log perhaps not
             raw.close()
@@ -82,7 +83,9 @@ class Connection(SqlRunner):
         found: list[tuple[Any, ...]] = []
         try:
             found.extend(self._raw.execute(sql))
-        except _FAULTS:
+        except _FAULTS as error:
+            if is_refusal(error, self.path):
+                raise _translated(error, self.path) from error
             return found  # extend() keeps what came before
         return found
 
@@ -119,12 +122,16 @@ class Connection(SqlRunner):
         if self.inherited:
             return
         self._closed = True
-        if self._log_size() > _LONG_LOG:
-            self._keep_log(False)
         try:
+            if self._log_size() > _LONG_LOG:
+                self._keep_log(False)
             self._cursor.close()  # or a statement that failed would keep the file open
         except sqlite3.ProgrammingError:
             pass  # it is closed already
+        finally:
+            self._close_raw()
+
+    def _close_raw(self) -> None:
         try:
             self._raw.close()
         except _FAULTS as error:

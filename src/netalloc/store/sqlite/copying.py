@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import closing
 from functools import partial
 
 from netalloc.errors import StoreError
@@ -32,8 +33,7 @@ def copy_of(path: StrPath, to: StrPath) -> None:
 
 def _copy(to: StrPath, tx: SqliteTransaction) -> None:
     try:
-        with sqlite3.connect(to, isolation_level=None) as target:
+        with closing(sqlite3.connect(to, isolation_level=None)) as target:
             tx.copy_to(target)
-        target.close()
     except (sqlite3.Error, OSError) as error:
         raise StoreError(f"{to} cannot be written: {error}") from error

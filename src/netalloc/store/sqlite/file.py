@@ -78,7 +78,11 @@ class StoreFile:
         if known is not None and known.is_current:
             return known
         session = self._current(known if known is not None else self._idle_reader())
-        session.execute(f"PRAGMA wal_autocheckpoint = {_log_pages(self.path)}")
+        try:
+            session.execute(f"PRAGMA wal_autocheckpoint = {_log_pages(self.path)}")
+        except BaseException:  # it is not ours yet, and nothing else would close it
+            session.close()
+            raise
         abort = session.abort
         self._writer = session
         self.abort = abort
@@ -175,14 +179,14 @@ class StoreFile:
         self.abort = self.abort_view = int
         sessions = self._surveyor, self._reader, self._writer
         self._surveyor = self._reader = self._writer = None
-        for session in sessions:
-            if session is not None:
-                session.close()
+        _close_all([session for session in sessions if session is not None])
 
     def close(self) -> None:
         """Close everything; no thread is at it any more."""
-        self.close_connections()
-        self.lock.close()
+        try:
+            self.close_connections()
+        finally:
+            self.lock.close()
 
     def while_viewing(self, operation: str, timeout: float, work: Callable[[], T]) -> T:
         """What `work` returns, while no other thread reads, and this one only here."""
@@ -246,6 +250,15 @@ class StoreFile:
         self._surveyor = self._reader = self._writer = None
         self.surveying = 0
         self.lock.close()
+
+
+def _close_all(sessions: list[Session]) -> None:
+    """Close each, whatever becomes of the others."""
+    if sessions:
+        try:
+            sessions[0].close()
+        finally:
+            _close_all(sessions[1:])
 
 
 def _log_pages(path: str) -> int:

@@ -14,6 +14,7 @@ from netalloc.store.sqlite import place
 from netalloc.store.sqlite.bitmaps import SqliteBitmaps
 from netalloc.store.sqlite.connection import Connection
 from netalloc.store.sqlite.migrations import OLD_TABLES, parse_network
+from netalloc.store.sqlite.refusals import raise_refusal
 from netalloc.store.sqlite.salvage_bitmaps import read_marks
 from netalloc.store.sqlite.schema import APPLICATION, checksum, counters_of, table_name
 from netalloc.store.sqlite.table import COUNTED, SqliteTable, counter_of
@@ -81,6 +82,7 @@ def damage(connection: Connection) -> list[str]:
     try:
         rows = [str(row[0]) for row in connection.rows("PRAGMA integrity_check")]
     except StoreError as error:
+        raise_refusal(error, connection.path)
         return [str(error)]
     return [] if rows == ["ok"] else rows
 
@@ -106,7 +108,7 @@ def damaged_rows(connection: Connection) -> list[str]:
     if expected != len(names):
         found.append(f"{len(names)} bitmaps are there of {expected}")
     for name, size in names:
-        found += _miscounted(bitmaps, name, size)
+        found += _miscounted(connection, bitmaps, name, size)
     for kind in COUNTED:
         ((n,),) = connection.rows(f"SELECT count(*) FROM {table_name(kind)}")
         if n != counters.get(counter_of(kind), 0):
@@ -116,11 +118,12 @@ def damaged_rows(connection: Connection) -> list[str]:
     return found
 
 
-def _miscounted(bitmaps: SqliteBitmaps, name: str, size: str) -> list[str]:
+def _miscounted(connection: Connection, bitmaps: SqliteBitmaps, name: str, size: str) -> list[str]:
     try:
         bitmap = bitmaps.bitmap(name, int(size))
         held = sum([bitmap.taken_by(span) for span in bitmap.spans()])
     except (StoreError, ValueError, TypeError) as error:
+        raise_refusal(error, connection.path)
         return [f"bitmap {name}: {error}"]
     return [] if held == len(bitmap) else [f"bitmap {name} counts {len(bitmap)} but has {held}"]
 
@@ -169,6 +172,7 @@ def _read_records(
     try:
         good, bad = _split(connection, name, parse)
     except StoreError as error:
+        raise_refusal(error, connection.path)
         # From both ends up to the page that cannot be read.
         found.lost.append(f"{name}: {error}")
         ends = [
@@ -189,6 +193,7 @@ def _read_state(connection: Connection, found: Salvage) -> str:
                 return str(row[4]) if len(row) > 5 else ""
         found.lost.append("the state row")
     except StoreError as error:
+        raise_refusal(error, connection.path)
         found.lost.append(f"the state row: {error}")
     return ""
 

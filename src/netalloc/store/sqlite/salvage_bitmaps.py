@@ -7,6 +7,7 @@ from typing import Any
 from netalloc._alloc import Bitmap
 from netalloc.errors import NetallocError, StoreError
 from netalloc.store.sqlite.connection import Connection
+from netalloc.store.sqlite.refusals import raise_refusal
 from netalloc.store.sqlite.schema import checksum
 from netalloc.store.sqlite.spans import LEAF, leaves_of
 
@@ -24,6 +25,7 @@ def read_marks(connection: Connection, marked: Marked, lost: list[str], journals
         names = {row[0] for row in connection.rows_until_damage(_TABLES)}
         heads = connection.rows("SELECT * FROM bitmap")
     except StoreError as error:
+        raise_refusal(error, connection.path)
         lost.append(f"the bitmaps: {error}")
         return
     rows = _rows(connection, "span" if "span" in names else "leaf")
