@@ -101,8 +101,7 @@ class Api:
             peer: Peer | None = request.scope.get(PEER)
             if peer is not None and not self._access.may(peer, right):
                 self._service.metrics.refusals.labels(right).inc()
-                told = errors.as_json("not-permitted", refusal(peer, right), 13)
-                return _json(told, 403, {"connection": "close"})  # it takes no place
+                return _json(errors.as_json("not-permitted", refusal(peer, right), 13), 403)
             if peer is None and (right != LOOK or not self._has_token(request)):
                 text = "over TCP one looks alone, with the token that netalloc serve has printed"
                 return _json(errors.as_json("not-permitted", text, 13), 403)
