@@ -52,8 +52,8 @@ def repair(path: str | os.PathLike[str], *, timeout: float = 10.0) -> list[str]:
     processes, and this one, go on with that at their next call.
 
     Raises StoreError when a writer does not give way, when nothing can be read, or when the
-    system refuses what a repair needs (descriptors, memory, rights, room): then the file stays
-    as it is.
+    system refuses what a repair needs (descriptors, memory, rights, room): then the file stays,
+    with what was mended in it so far.
     """
     timeout = as_seconds(timeout, "timeout")
     path = _checked(path)
