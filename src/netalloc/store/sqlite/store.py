@@ -198,7 +198,10 @@ class SqliteStore(FileTurn, Closing):
             try:
                 file.end_survey()
             finally:
-                file.surveying = 0
+                try:
+                    file.surveying = 0
+                finally:
+                    pass  # a `try` comes first: see locks.py
 
     def begin(self, operation: str, *, durable: bool = False) -> SqliteTransaction:
         """A change step by step; see Store."""
